@@ -1,0 +1,32 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The benchmark photographs, which are not part of the repository."""
+    root = Path(os.environ.get("CABM_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no test photographs at {root}; set CABM_TEST_DATA")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Outputs of the released modules, by backbone name."""
+
+    def load(backbone: str) -> dict[str, np.ndarray]:
+        with np.load(REPOSITORY / "tests" / "golden" / f"{backbone}_x4.npz") as archive:
+            return dict(archive)
+
+    return load
