@@ -1,0 +1,172 @@
+"""Symmetric fake quantization as integer codes with straight-through gradients.
+
+A quantized tensor is kept as whole numbers ("codes") and a scale, never as their product: codes up to
+256 are exact in bfloat16, so a convolution on low-precision matrix units loses nothing, and the
+float simulation does the very integer arithmetic that the engine does.
+
+Shapes: B samples, C channels, H x W pixels, K widths of the search space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def num_levels(bits: int) -> int:
+    """Return n = 2^(b-1) - 1, the largest code of a signed symmetric b-bit quantizer (PAMS, eq. 2)."""
+    return 2 ** (bits - 1) - 1
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _code_dtype(x: Tensor) -> torch.dtype:
+    """Codes take the type that autocast would cast them to anyway, to save it the pass."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return round(clip(x, -alpha, alpha) * n / alpha), rounding half to even, without gradient.
+
+    Args:
+        x: (B,C,H,W), any range.
+        alpha: (B,) or (1,) clip values, > 0.
+        levels: (B,) or (1,) whole n as float.
+        dtype: type of the codes; must hold n exactly.
+    """
+    bound = _per_sample(levels)
+    # float32 for the product: bfloat16 has half a code of error above 64
+    codes = x * _per_sample(levels / alpha)
+    return codes.round_().clamp_(-bound, bound).to(dtype)
+
+
+class _AssignedCodes(torch.autograd.Function):
+    """Codes of samples whose bits are given; gradients of METHOD section 1 (straight-through)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, alpha, levels)
+        return quantize_to_codes(x, alpha, levels, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, alpha, levels = ctx.saved_tensors
+        # d codes / d value = n / alpha; the caller multiplies by the detached scale alpha / n
+        grad_value = grad * _per_sample(levels / alpha)
+        grad_alpha = None
+        clipped = x.abs() >= _per_sample(alpha)
+        if ctx.needs_input_grad[1]:
+            per_element = (grad_value * x.sign()).masked_fill_(~clipped, 0)
+            grad_alpha = per_element.sum(dim=(1, 2, 3), dtype=torch.float32)
+            if alpha.numel() == 1:
+                grad_alpha = grad_alpha.sum().view(1)
+        grad_x = grad_value.masked_fill_(clipped, 0).to(x.dtype)
+        return grad_x, grad_alpha, None, None
+
+
+class _SelectedCodes(torch.autograd.Function):
+    """Codes of the selected width forward, softmax mixture of all widths backward (CADyQ, eq. 5).
+
+    Backward sees value = sum_k p_k Q_k(x): only x, alphas and probabilities are kept, the
+    K quantized tensors are made again one at a time, so memory does not grow with K.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alphas: Tensor,
+        probabilities: Tensor,
+        selected: Tensor,
+        levels: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x, alphas, probabilities, selected, levels)
+        return quantize_to_codes(x, alphas[selected], levels[selected], dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        x, alphas, probabilities, selected, levels = ctx.saved_tensors
+        grad_value = grad * _per_sample((levels / alphas)[selected])
+        passed = torch.zeros_like(grad_value)
+        magnitude = x.abs()
+        signed = grad_value * x.sign()
+        grad_alphas, grad_probabilities = [], []
+        for k in range(alphas.numel()):
+            alpha, level = alphas[k], levels[k]
+            probability = probabilities[:, k]
+            inside = (magnitude < alpha).to(grad_value.dtype)
+            passed.addcmul_(inside, _per_sample(probability).expand_as(passed))
+            step = alpha / level
+            # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
+            value = (magnitude * (1 / step).view(1)).round_().clamp_(max=level)
+            total = signed.flatten(1).mul(value.flatten(1)).sum(1, dtype=torch.float32) * step
+            grad_probabilities.append(total)
+            outside = (signed - signed * inside).flatten(1).sum(1, dtype=torch.float32)
+            grad_alphas.append((outside * probability).sum())
+        grad_x = (grad_value * passed).to(x.dtype)
+        return grad_x, torch.stack(grad_alphas), torch.stack(grad_probabilities, 1), None, None, None
+
+
+def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor) -> Tensor:
+    """Quantize each sample with its own clip value and width, straight-through.
+
+    The value of the result is ``codes * (alpha / levels).detach()``. With that, the gradient of the
+    value is 1 for x inside the clip and sign(x) for alpha outside or on it (PAMS, eq. 4).
+
+    Args:
+        x: (B,C,H,W), any range.
+        alpha: (B,) or (1,) clip values, > 0.
+        levels: (B,) or (1,) n of each sample's width.
+    """
+    return _AssignedCodes.apply(x, alpha, levels, _code_dtype(x))
+
+
+def selected_codes(
+    x: Tensor, alphas: Tensor, probabilities: Tensor, selected: Tensor, levels: Tensor
+) -> Tensor:
+    """Quantize each sample at its selected width; gradients are those of the softmax mixture.
+
+    Args:
+        x: (B,C,H,W), any range.
+        alphas: (K,) clip value per width, > 0.
+        probabilities: (B,K) softmax of the selector's scores.
+        selected: (B,) index of the width used forward.
+        levels: (K,) n per width.
+    """
+    return _SelectedCodes.apply(x, alphas, probabilities, selected, levels, _code_dtype(x))
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Quantize a weight per tensor: codes = round(w n / max|w|), scale = max|w| / n.
+
+    Gradient reaches the weight as if the value were the weight itself; the scale is a constant.
+
+    Args:
+        weight: any shape and range.
+        bits: width, 2..8.
+
+    Returns:
+        Codes in -n..n (with gradient) and the scale (0-dim, without). A weight of zeros has codes of zero.
+    """
+    levels = num_levels(bits)
+    scale = weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny * levels) / levels
+    return _RoundStraightThrough.apply(weight / scale), scale

@@ -1,0 +1,196 @@
+"""Activation quantizers and the quantized convolution that a backbone is given.
+
+Every quantizer is called as ``quantizer(x, context)`` and returns a `Quantized` (or, in full precision and
+during calibration, the tensor itself); `values` makes a tensor of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cabm.quant.context import PrecisionContext
+from cabm.quant.functional import assigned_codes, num_levels, selected_codes, weight_codes
+
+
+@dataclass
+class Quantized:
+    """A quantized activation: value = codes * scale.
+
+    Attributes:
+        codes: (B,C,H,W) whole numbers in -n..n, in a float type.
+        scale: (B,1,1,1) or (1,1,1,1) alpha / n, without gradient.
+        bits: (B,) widths, or one int for all samples.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bits: Tensor | int
+
+    def values(self) -> Tensor:
+        """Return codes * scale (B,C,H,W)."""
+        return self.codes * self.scale
+
+
+def values(x: Tensor | Quantized) -> Tensor:
+    """Return the tensor that a quantizer's result stands for."""
+    return x.values() if isinstance(x, Quantized) else x
+
+
+class FloatActivation(nn.Module):
+    """Full precision: the input itself."""
+
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor:
+        """Return ``x``."""
+        return x
+
+
+class PamsActivation(nn.Module):
+    """One width, one learned clip value (PAMS)."""
+
+    def __init__(self, bits: int = 8) -> None:
+        super().__init__()
+        self.bits = bits
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.register_buffer("levels", torch.tensor([float(num_levels(bits))]), persistent=False)
+
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+        """Quantize ``x`` (B,C,H,W) at the fixed width."""
+        if context.observer is not None:
+            context.observer.record(self, x)
+            return x
+        scale = (self.alpha.detach() / self.levels).view(1, 1, 1, 1)
+        return Quantized(assigned_codes(x, self.alpha, self.levels), scale, self.bits)
+
+    def extra_repr(self) -> str:
+        """Name the width."""
+        return f"bits={self.bits}"
+
+
+class _SearchSpaceActivation(nn.Module):
+    """What selector and table positions share: one clip value per width of the search space."""
+
+    def __init__(self, search_space: Sequence[int], position: int) -> None:
+        super().__init__()
+        self.search_space = tuple(search_space)
+        self.position = position
+        self.alpha = nn.Parameter(torch.ones(len(self.search_space)))
+        levels = [float(num_levels(bits)) for bits in self.search_space]
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("widths", torch.tensor(self.search_space), persistent=False)
+
+    def _scale(self, index: Tensor) -> Tensor:
+        return (self.alpha.detach() / self.levels)[index].view(-1, 1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Name the search space and the position."""
+        return f"search_space={self.search_space}, position={self.position}"
+
+
+class SelectedActivation(_SearchSpaceActivation):
+    """Width chosen per sample by a linear selector (CADyQ, section 3.2)."""
+
+    def __init__(self, search_space: Sequence[int], position: int, channels: int) -> None:
+        super().__init__(search_space, position)
+        self.selector = nn.Linear(channels + 2, len(self.search_space))
+        with torch.no_grad():  # all scores equal but for the last bias: training starts at the widest
+            self.selector.weight.fill_(1.0)
+            self.selector.bias.zero_()
+            self.selector.bias[-1] = 1.0
+
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+        """Select a width for each sample of ``x`` (B,C,H,W) and quantize it."""
+        if context.observer is not None:
+            context.observer.record(self, x)
+            return x
+        assert context.gradient is not None, "a selector needs the image gradient"
+        with torch.autocast(x.device.type, enabled=False):
+            deviation = x.detach().float().flatten(2).std(dim=2)
+            scores = self.selector(torch.cat([context.gradient, deviation], dim=1))
+            probabilities = scores.softmax(dim=1)
+            selected = scores.argmax(dim=1)
+            expected = probabilities @ self.widths.to(probabilities.dtype)
+            used = self.widths[selected]
+            straight_through = expected + (used - expected).detach()
+        context.chosen.append(used)
+        context.bit_cost.append(straight_through / expected.detach())
+        codes = selected_codes(x, self.alpha, probabilities, selected, self.levels)
+        return Quantized(codes, self._scale(selected), used)
+
+
+class AssignedActivation(_SearchSpaceActivation):
+    """Width given per sample from outside: a look-up table's row (CABM)."""
+
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+        """Quantize each sample of ``x`` (B,C,H,W) at ``context.bits[:, position]``."""
+        if context.observer is not None:
+            context.observer.record(self, x)
+            return x
+        assert context.bits is not None, "table-assigned bits are missing"
+        used = context.bits[:, self.position]
+        matches = used[:, None] == self.widths[None, :]
+        if not bool(matches.any(dim=1).all()):
+            raise ValueError(
+                f"bits {sorted(set(used.tolist()))} at position {self.position} are not all in the "
+                f"search space {list(self.search_space)}"
+            )
+        index = matches.int().argmax(dim=1)
+        context.chosen.append(used)
+        codes = assigned_codes(x, self.alpha[index], self.levels[index])
+        return Quantized(codes, self._scale(index), used)
+
+
+class QuantConv2d(nn.Conv2d):
+    """Convolution with weights quantized per tensor, on integer codes where its input has them.
+
+    Args:
+        weight_bits: 2..8, or "same": the weights take each sample's activation width, which is what the
+            BitOPs of the CABM paper count (the released code keeps 8).
+    """
+
+    def __init__(self, *args: object, weight_bits: int | str = 8, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.weight_bits = weight_bits
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """Convolve (B,C,H,W); the result is a float tensor."""
+        if not isinstance(x, Quantized):
+            codes, scale = weight_codes(self.weight, 8 if self.weight_bits == "same" else self.weight_bits)
+            return self._conv(x, codes) * scale + self._bias()
+        if self.weight_bits != "same" or isinstance(x.bits, int):
+            bits = x.bits if self.weight_bits == "same" else self.weight_bits
+            codes, scale = weight_codes(self.weight, bits)
+            return self._rescale(self._conv(x.codes, codes), x.scale * scale)
+        return self._forward_by_width(x)
+
+    def _forward_by_width(self, x: Quantized) -> Tensor:
+        """Run each width's samples together: every sample is convolved once, whatever the mix."""
+        order = torch.argsort(x.bits, stable=True)
+        widths, counts = torch.unique_consecutive(x.bits[order], return_counts=True)
+        parts = []
+        sorted_codes = x.codes[order]
+        sorted_scale = x.scale[order]
+        start = 0
+        for width, count in zip(widths.tolist(), counts.tolist(), strict=True):
+            codes, scale = weight_codes(self.weight, width)
+            chunk = slice(start, start + count)
+            parts.append(self._rescale(self._conv(sorted_codes[chunk], codes), sorted_scale[chunk] * scale))
+            start += count
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def _bias(self) -> Tensor | float:
+        return 0.0 if self.bias is None else self.bias.view(1, -1, 1, 1)
+
+    def _rescale(self, y: Tensor, scale: Tensor) -> Tensor:
+        return y * scale if self.bias is None else y * scale + self._bias()
+
+    def extra_repr(self) -> str:
+        """Add the weights' width."""
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"

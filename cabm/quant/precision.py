@@ -1,0 +1,72 @@
+"""The four kinds of precision, as choices of quantizer (DESIGN: one backbone, four precisions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from cabm.quant.layers import (
+    AssignedActivation,
+    FloatActivation,
+    PamsActivation,
+    QuantConv2d,
+    SelectedActivation,
+)
+
+Kind = Literal["float", "pams", "cadyq", "cabm"]
+KINDS: tuple[Kind, ...] = ("float", "pams", "cadyq", "cabm")
+FIXED_BITS = 8
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the quantized positions of a backbone compute.
+
+    Attributes:
+        kind: float, pams (one learned width), cadyq (selector per position), cabm (bits given).
+        search_space: ascending widths for adaptive positions, each 2..8.
+        weight_bits: 2..8, or "same" as the activation that the convolution reads.
+        quantize_ends: 8-bit head and tail convolutions too ("fully" quantized rows of the tables).
+    """
+
+    kind: Kind = "float"
+    search_space: tuple[int, ...] = (4, 6, 8)
+    weight_bits: int | Literal["same"] = 8
+    quantize_ends: bool = False
+
+
+class Quantizers:
+    """Hands a backbone its quantizers while it is built, and numbers the adaptive positions."""
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+        self.num_adaptive = 0
+
+    def adaptive(self, channels: int) -> nn.Module:
+        """Quantizer of the next adaptive position, whose input has ``channels`` channels."""
+        position = self.num_adaptive
+        self.num_adaptive += 1
+        match self.precision.kind:
+            case "float":
+                return FloatActivation()
+            case "pams":
+                return PamsActivation(FIXED_BITS)
+            case "cadyq":
+                return SelectedActivation(self.precision.search_space, position, channels)
+            case "cabm":
+                return AssignedActivation(self.precision.search_space, position)
+        raise ValueError(f"unknown kind of precision {self.precision.kind!r}; one of {KINDS}")
+
+    def fixed(self) -> nn.Module:
+        """Quantizer of a position that is 8-bit in every quantized kind."""
+        return FloatActivation() if self.precision.kind == "float" else PamsActivation(FIXED_BITS)
+
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int, **options: object) -> nn.Conv2d:
+        """Convolution that reads a quantized position; "same" padding unless told otherwise."""
+        options.setdefault("padding", kernel_size // 2)
+        if self.precision.kind == "float":
+            return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
+        bits = self.precision.weight_bits
+        return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=bits, **options)
