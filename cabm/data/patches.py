@@ -1,0 +1,182 @@
+"""Random training patches from a packed store, as a pure function of seed and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cabm.data.store import PackedStore
+from cabm.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class PatchSampler:
+    """Draws batches of aligned low- and high-resolution patches.
+
+    Every patch position of every image is equally likely (so an image is drawn in proportion to its
+    number of positions), or every row of ``positions`` when given. With ``augment`` each pair is
+    flipped or turned by one of the eight symmetries of the square, all equally likely.
+
+    A batch depends on nothing but the seed and the step (a counter-based generator), so training
+    resumes exactly, and processes share a batch without talking.
+    """
+
+    def __init__(
+        self,
+        store: PackedStore,
+        *,
+        batch_size: int,
+        lr_patch: int,
+        seed: int,
+        augment: bool = True,
+        positions: np.ndarray | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Plan the positions; reads no pixels.
+
+        Args:
+            store: the image pairs.
+            batch_size: patches in the batch of all processes together.
+            lr_patch: side of a low-resolution patch in pixels.
+            seed: 0 or more.
+            augment: flip and turn at random.
+            positions: (N, 3) integers: image, top row, left column in low-resolution pixels.
+            rank: which share of the batch to draw, 0..world - 1.
+            world: number of equal shares that the batch is cut into.
+
+        Raises:
+            InputError: no image is as large as a patch, a position is outside its image, or the
+                batch cannot be shared equally.
+        """
+        assert batch_size >= 1 and lr_patch >= 1 and seed >= 0 and 0 <= rank < world
+        if batch_size % world:
+            raise InputError(
+                f"a batch of {batch_size} patches cannot be shared by {world} processes; make it a multiple"
+            )
+        self.store = store
+        self.batch_size = batch_size
+        self.lr_patch = lr_patch
+        self.seed = seed
+        self.augment = augment
+        self._shard = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+        shapes = np.array([store.lr_shape(i) for i in range(len(store))], np.int64)
+        self._grid = np.maximum(shapes - lr_patch + 1, 0)
+        self._ends = np.cumsum(self._grid.prod(axis=1))
+        if self._ends[-1] == 0:
+            raise InputError(
+                f"{store.directory}: no image is as large as a patch of {lr_patch}x{lr_patch}"
+                f" low-resolution pixels (the largest has {shapes.min(axis=1).max()});"
+                " use a smaller patch or larger images"
+            )
+        self._positions = positions
+        if positions is not None:
+            self._check_positions(positions)
+
+    @property
+    def num_positions(self) -> int:
+        """How many different patches there are to draw, before augmentation."""
+        return int(self._ends[-1]) if self._positions is None else len(self._positions)
+
+    def batch(self, step: int) -> Batch:
+        """Return the patches of one step.
+
+        Args:
+            step: 0 or more.
+
+        Returns:
+            lr (B, 3, p, p) and hr (B, 3, p * scale, p * scale), uint8 RGB, 0..255; B is the batch
+            size divided by ``world``.
+        """
+        images, tops, lefts, symmetries = (a[self._shard] for a in self.draw(step))
+        scale, patch = self.store.scale, self.lr_patch
+        lr = np.empty((len(images), 3, patch, patch), np.uint8)
+        hr = np.empty((len(images), 3, patch * scale, patch * scale), np.uint8)
+        for row, (image, top, left, symmetry) in enumerate(
+            zip(images.tolist(), tops.tolist(), lefts.tolist(), symmetries.tolist(), strict=True)
+        ):
+            _copy(lr[row], self.store.lr(image), top, left, symmetry)
+            _copy(hr[row], self.store.hr(image), top * scale, left * scale, symmetry)
+        return torch.from_numpy(lr), torch.from_numpy(hr)
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return image, top, left (low-resolution pixels) and symmetry (0..7) of the whole batch."""
+        generator = np.random.Philox(key=self.seed, counter=[0, 0, 0, step])
+        # Raw words: unlike Generator's methods their stream is guaranteed by NumPy. The modulo is
+        # biased by less than 2**-30 for any data set that fits on a disk.
+        raw = generator.random_raw(2 * self.batch_size)
+        chosen = (raw[: self.batch_size] % np.uint64(self.num_positions)).astype(np.int64)
+        symmetry = (raw[self.batch_size :] >> np.uint64(61)).astype(np.int64)
+        if not self.augment:
+            symmetry[:] = 0
+        if self._positions is not None:
+            images, tops, lefts = np.asarray(self._positions[chosen], np.int64).T
+            return images, tops, lefts, symmetry
+        images = np.searchsorted(self._ends, chosen, side="right")
+        columns = self._grid[images, 1]
+        within = chosen - (self._ends[images] - self._grid[images].prod(axis=1))
+        return images, within // columns, within % columns, symmetry
+
+    def batches(self, first: int, stop: int, *, prefetch: int = 2) -> Iterator[Batch]:
+        """Yield ``batch(first)`` to ``batch(stop - 1)``, made ahead by one background thread.
+
+        Args:
+            first: step to begin at.
+            stop: step to end before.
+            prefetch: how many batches to keep ready; 0 makes each when it is asked for.
+        """
+        if prefetch < 1:
+            yield from map(self.batch, range(first, stop))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="patches") as worker:
+            steps = iter(range(first, stop))
+            ready = [
+                worker.submit(self.batch, step) for step, _ in zip(steps, range(prefetch), strict=False)
+            ]
+            try:
+                while ready:
+                    done = ready.pop(0).result()
+                    if (step := next(steps, None)) is not None:
+                        ready.append(worker.submit(self.batch, step))
+                    yield done
+            finally:
+                for future in ready:
+                    future.cancel()
+
+    def _check_positions(self, positions: np.ndarray) -> None:
+        if positions.ndim != 2 or positions.shape[1] != 3 or positions.dtype.kind not in "iu":
+            raise InputError(
+                f"positions of shape {positions.shape} and type {positions.dtype} cannot be used;"
+                " (N, 3) integers are needed: run the prepare stage again"
+            )
+        if len(positions) == 0:
+            raise InputError(f"{self.store.directory}: no positions to sample from")
+        for first in range(0, len(positions), 1 << 20):
+            image, top, left = positions[first : first + (1 << 20)].T.astype(np.int64)
+            inside = (image >= 0) & (image < len(self.store)) & (top >= 0) & (left >= 0)
+            rows, columns = self._grid[np.where(inside, image, 0)].T
+            if not (inside & (top < rows) & (left < columns)).all():
+                raise InputError(
+                    f"{self.store.directory}: a sampling position lies outside its image for"
+                    f" patches of {self.lr_patch}: run the prepare stage again"
+                )
+
+
+def _copy(target: np.ndarray, image: np.ndarray, top: int, left: int, symmetry: int) -> None:
+    """Copy a patch of (H, W, 3) into the (3, p, p) target, turned by one of the 8 symmetries."""
+    size = target.shape[1]
+    patch = image[top : top + size, left : left + size].transpose(2, 0, 1)
+    if symmetry & 1:
+        patch = patch[:, :, ::-1]
+    if symmetry & 2:
+        patch = patch[:, ::-1]
+    if symmetry & 4:
+        patch = patch.transpose(0, 2, 1)
+    np.copyto(target, patch)
