@@ -25,6 +25,21 @@ def _per_sample(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
+def _sample_sums(x: Tensor) -> Tensor:
+    """Sum (B,C,H,W) over each sample, in float32."""
+    return x.sum(dim=(1, 2, 3), dtype=torch.float32)
+
+
+def channel_deviation(x: Tensor) -> Tensor:
+    """Unbiased standard deviation of each channel over space, (B,C,H,W) -> (B,C) float32.
+
+    Two passes; torch's own one-pass std is several times slower on channels-last tensors.
+    """
+    x = x.float()
+    centred = x - x.mean(dim=(2, 3), keepdim=True)
+    return (centred.square_().sum(dim=(2, 3)) / (x[0, 0].numel() - 1)).sqrt_()
+
+
 def _code_dtype(x: Tensor) -> torch.dtype:
     """Codes take the type that autocast would cast them to anyway, to save it the pass."""
     device = x.device.type
@@ -64,7 +79,7 @@ class _AssignedCodes(torch.autograd.Function):
         clipped = x.abs() >= _per_sample(alpha)
         if ctx.needs_input_grad[1]:
             per_element = (grad_value * x.sign()).masked_fill_(~clipped, 0)
-            grad_alpha = per_element.sum(dim=(1, 2, 3), dtype=torch.float32)
+            grad_alpha = _sample_sums(per_element)
             if alpha.numel() == 1:
                 grad_alpha = grad_alpha.sum().view(1)
         grad_x = grad_value.masked_fill_(clipped, 0).to(x.dtype)
@@ -108,9 +123,8 @@ class _SelectedCodes(torch.autograd.Function):
             step = alpha / level
             # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
             value = (magnitude * (1 / step).view(1)).round_().clamp_(max=level)
-            total = signed.flatten(1).mul(value.flatten(1)).sum(1, dtype=torch.float32) * step
-            grad_probabilities.append(total)
-            outside = (signed - signed * inside).flatten(1).sum(1, dtype=torch.float32)
+            grad_probabilities.append(_sample_sums(value.mul_(signed)) * step)
+            outside = _sample_sums(signed - signed * inside)
             grad_alphas.append((outside * probability).sum())
         grad_x = (grad_value * passed).to(x.dtype)
         return grad_x, torch.stack(grad_alphas), torch.stack(grad_probabilities, 1), None, None, None

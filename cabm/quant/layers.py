@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.quant.context import PrecisionContext
-from cabm.quant.functional import assigned_codes, num_levels, selected_codes, weight_codes
+from cabm.quant.functional import (
+    assigned_codes,
+    channel_deviation,
+    num_levels,
+    selected_codes,
+    weight_codes,
+)
 
 
 @dataclass
@@ -109,7 +115,7 @@ class SelectedActivation(_SearchSpaceActivation):
             return x
         assert context.gradient is not None, "a selector needs the image gradient"
         with torch.autocast(x.device.type, enabled=False):
-            deviation = x.detach().float().flatten(2).std(dim=2)
+            deviation = channel_deviation(x.detach())
             scores = self.selector(torch.cat([context.gradient, deviation], dim=1))
             probabilities = scores.softmax(dim=1)
             selected = scores.argmax(dim=1)
