@@ -1,0 +1,216 @@
+"""A bounded queue and one background thread, to write to a store that must not be waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+Session = TypeVar("Session")
+Trouble = Literal["unreachable", "refused", "rejected", "full"]
+
+BATCH_RECORDS = 1000  # MLflow refuses more metrics than this in one request
+RECORD_BYTES = 400  # what one waiting record costs, roughly
+FIRST_RETRY_S = 0.2
+LAST_RETRY_S = 30.0
+CLOSING_RETRY_S = 0.5
+GRACE_S = 3.0  # how long a store that does not answer may hold up the end of a run
+NUM_TRIES = 3
+
+
+@dataclass
+class _Parcel(Generic[Session]):
+    """One job, or some records that go out together."""
+
+    size: int
+    job: Callable[[Session], None] | None = None
+    records: list[Any] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.records) if self.job is None else 1
+
+
+class Outbox(Generic[Session]):
+    """Send records and jobs, in order, from one background thread.
+
+    Putting never waits and never raises. What fails for a reason that may pass is kept and tried
+    again with growing pauses, so a store that comes back receives what it missed; what fails for
+    good is dropped. What does not fit into ``max_bytes`` is dropped and counted.
+
+    Args:
+        connect: opens the session, in the thread. When it raises something that will not pass,
+            the outbox gives up.
+        send: sends up to ``BATCH_RECORDS`` records through the session.
+        is_transient: whether an exception may pass by itself.
+        probe: raises when the store does not answer. It tells a store that is gone (wait for
+            it) from one request that the store cannot digest (drop that).
+        warn: called at most once for each kind of trouble.
+        max_bytes: the memory that waiting parcels may hold.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Session],
+        send: Callable[[Session, list[Any]], None],
+        is_transient: Callable[[Exception], bool],
+        probe: Callable[[Session], Any],
+        warn: Callable[[Trouble, Exception | None], None],
+        *,
+        max_bytes: int = 64 * 2**20,
+    ) -> None:
+        self._connect = connect
+        self._send = send
+        self._is_transient = is_transient
+        self._probe = probe
+        self._warn = warn
+        self._max_bytes = max_bytes
+        self._parcels: deque[_Parcel[Session]] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._given_up = False
+        self._failing = False
+        self._deadline: float | None = None  # set once the outbox is closing
+        self._warned: set[Trouble] = set()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put_records(self, records: Sequence[Any]) -> bool:
+        """Queue records; returns False when they were dropped."""
+        for start in range(0, len(records), BATCH_RECORDS):
+            batch = list(records[start : start + BATCH_RECORDS])
+            if not self._put(_Parcel(RECORD_BYTES * len(batch), records=batch)):
+                return False
+        return True
+
+    def put_job(self, job: Callable[[Session], None], size: int = RECORD_BYTES) -> bool:
+        """Queue a function of the session that holds ``size`` bytes; False when it was dropped."""
+        return self._put(_Parcel(size, job=job))
+
+    def close(self, wait_s: float) -> int:
+        """Send what is waiting, for ``wait_s`` seconds at most; returns how much never went out.
+
+        A store that does not answer is given ``GRACE_S`` seconds, whatever ``wait_s`` says.
+        """
+        with self._changed:
+            self._deadline = time.monotonic() + (min(wait_s, GRACE_S) if self._failing else wait_s)
+            self._changed.notify_all()
+        self._thread.join(self._deadline - time.monotonic())
+        self._give_up()
+        return self._dropped
+
+    def _put(self, parcel: _Parcel[Session]) -> bool:
+        with self._changed:
+            full = self._bytes + parcel.size > self._max_bytes
+            if self._given_up or full:
+                self._dropped += parcel.count
+            else:
+                self._bytes += parcel.size
+                # The first parcel may be on its way already: never add to that one.
+                last = self._parcels[-1] if len(self._parcels) > 1 else None
+                if last and last.records and 0 < len(parcel.records) <= BATCH_RECORDS - last.count:
+                    last.records += parcel.records
+                    last.size += parcel.size
+                else:
+                    self._parcels.append(parcel)
+                self._changed.notify_all()
+                return True
+        if full:
+            self._warn_once("full")
+        return False
+
+    def _work(self) -> None:
+        session = self._open()
+        while session is not None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._parcels or self._deadline is not None)
+                if not self._parcels:
+                    return
+                parcel = self._parcels[0]
+            if not self._deliver(session, parcel):
+                return
+            with self._changed:
+                if self._given_up:
+                    return
+                self._parcels.popleft()
+                self._bytes -= parcel.size
+
+    def _open(self) -> Session | None:
+        pause = FIRST_RETRY_S
+        while True:
+            try:
+                session = self._connect()
+            except Exception as error:
+                if not self._is_transient(error):
+                    self._warn_once("refused", error)
+                    self._give_up()
+                    return None
+                if not self._pause(error, pause):
+                    return None
+                pause = min(2 * pause, LAST_RETRY_S)
+            else:
+                self._failing = False
+                return session
+
+    def _deliver(self, session: Session, parcel: _Parcel[Session]) -> bool:
+        """Send one parcel, or drop it; False when the time to send anything is over."""
+        pause = FIRST_RETRY_S
+        num_refusals = 0
+        while True:
+            try:
+                if parcel.job is None:
+                    self._send(session, parcel.records)
+                else:
+                    parcel.job(session)
+            except Exception as error:
+                transient = self._is_transient(error)
+                num_refusals += transient and self._answers(session)
+                if not transient or num_refusals == NUM_TRIES:
+                    self._warn_once("rejected", error)
+                    with self._changed:
+                        self._dropped += parcel.count
+                    return True
+                if not self._pause(error, pause):
+                    return False
+                pause = min(2 * pause, LAST_RETRY_S)
+            else:
+                self._failing = False
+                return True
+
+    def _answers(self, session: Session) -> bool:
+        try:
+            self._probe(session)
+        except Exception:
+            return False
+        return True
+
+    def _pause(self, error: Exception, seconds: float) -> bool:
+        """Wait before the next try; False when the outbox is closing and its time is over."""
+        self._warn_once("unreachable", error)
+        with self._changed:
+            self._failing = True
+            if self._deadline is None:
+                self._changed.wait_for(lambda: self._deadline is not None, timeout=seconds)
+                return True
+            now = time.monotonic()
+            self._deadline = min(self._deadline, now + GRACE_S)
+            if now + CLOSING_RETRY_S >= self._deadline:
+                return False
+        time.sleep(CLOSING_RETRY_S)
+        return True
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._given_up = True
+            self._dropped += sum(parcel.count for parcel in self._parcels)
+            self._parcels.clear()
+            self._bytes = 0
+
+    def _warn_once(self, kind: Trouble, error: Exception | None = None) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._warn(kind, error)

@@ -1,0 +1,73 @@
+"""What names an experiment: its params, the revision of its code, and the files beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def project_root() -> Path:
+    """Return the repository's directory.
+
+    Under DVC this is DVC_ROOT, which names the real repository also where ``dvc exp run --temp`` or
+    ``--queue`` works in a copy; else the nearest parent of the working directory that has
+    ``.dvc`` or ``.git``, else the working directory.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir() or (folder / ".git").exists():
+            return folder
+    return here
+
+
+def params_hash(params: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that are equal for equal params, whatever the order of their keys."""
+    text = json.dumps(params, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested params as ``section.name`` -> text; lists, numbers and booleans as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten_params(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def code_tags() -> dict[str, str]:
+    """Return ``baseline`` (the commit that the code started from) and ``dirty`` (``true`` when the
+    tree differs from it, so that the commit alone does not name the code).
+
+    ``dvc.lock`` is left out: DVC writes it after every stage. Without git the dict is empty.
+    """
+    head = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)dvc.lock")
+    if head is None or changes is None:
+        return {}
+    return {"baseline": head, "dirty": "true" if changes else "false"}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # never in the way of the user's git
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
