@@ -1,0 +1,103 @@
+"""Losses of the training steps (METHOD section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cabm.models.base import Backbone, SROutput
+
+
+def attention_map(feature: Tensor) -> Tensor:
+    """Spatial attention of a feature: mean over channels of its square, to unit length.
+
+    Args:
+        feature: (B,C,h,w).
+
+    Returns:
+        (B,h*w) float32 of unit length (Zagoruyko and Komodakis, attention transfer).
+    """
+    return F.normalize(feature.float().square().mean(dim=1).flatten(1), dim=1)
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two features' attention maps, (B,C,h,w) each."""
+    return (attention_map(student) - attention_map(teacher.detach())).square().mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms beside L1.
+
+    Attributes:
+        feature: on the attention transfer of the tail's input (w_kd; 1000 in the release).
+        blocks: on its sum over blocks (0.1 w_kd).
+        bits: on the bit loss at step 0 (w0).
+        bits_per_step: growth of that weight with every step.
+        border: outermost output pixels that L1 leaves out.
+    """
+
+    feature: float = 0.0
+    blocks: float = 0.0
+    bits: float = 0.0
+    bits_per_step: float = 0.0
+    border: int = 0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Computes the loss of a batch.
+
+    Attributes:
+        weights: weights of the terms.
+        teacher: model to distil from; needed where a distillation weight is not zero.
+        bits: gives the student's bits (B,L) for a low-resolution batch (B,3,h,w) in 0..255 (CABM).
+    """
+
+    weights: LossWeights
+    teacher: Backbone | None = None
+    bits: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(
+        self, model: Backbone, low_resolution: Tensor, high_resolution: Tensor, step: int
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """Return the loss to minimise and its parts for the record.
+
+        Args:
+            model: the student.
+            low_resolution: (B,3,h,w) in 0..255.
+            high_resolution: (B,3,h*scale,w*scale) in 0..255.
+            step: counts from 0; the bit loss's weight grows with it.
+        """
+        bits = None if self.bits is None else self.bits(low_resolution)
+        collapse = model.tail_border is not None and self.weights.border >= model.tail_border
+        output = model(low_resolution, bits, collapse_tail=collapse)
+        crop = slice(self.weights.border, -self.weights.border or None)
+        terms = {"l1": F.l1_loss(output.sr.float()[..., crop, crop], high_resolution[..., crop, crop])}
+        if self.teacher is not None and (self.weights.feature or self.weights.blocks):
+            terms |= self._distillation(output, low_resolution, collapse)
+        parts: dict[str, float] = {}
+        if output.bit_cost is not None:
+            weight = self.weights.bits + self.weights.bits_per_step * step
+            terms["bits"] = weight * output.bit_cost.sum()
+        if output.bits is not None:
+            parts["fab"] = output.bits.double().mean().item()
+        total = torch.stack(list(terms.values())).sum()
+        parts |= {name: term.item() for name, term in terms.items()}
+        return total, parts
+
+    def _distillation(self, output: SROutput, low_resolution: Tensor, collapse: bool) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = self.teacher(low_resolution, collapse_tail=collapse)
+        terms = {}
+        if self.weights.feature:
+            terms["feature"] = self.weights.feature * attention_transfer(output.feature, target.feature)
+        if self.weights.blocks:
+            pairs = zip(output.block_features, target.block_features, strict=True)
+            losses = [attention_transfer(student, teacher) for student, teacher in pairs]
+            terms["blocks"] = self.weights.blocks * torch.stack(losses).sum()
+        return terms

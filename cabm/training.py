@@ -1,0 +1,278 @@
+"""The one training loop of all steps, and its resume state."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cabm.files import atomic_write
+from cabm.losses import Objective
+from cabm.models.base import Backbone
+from cabm.quant import AlphaObserver
+from cabm.schedule import Schedule
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss, weight or clip value became unusable; the message names it and the step."""
+
+
+class Sampler(Protocol):
+    """Batches as a pure function of the step, so that resuming needs no sampler state."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return low resolution (B,3,p,p) and high resolution (B,3,p*s,p*s), uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What the loop does, apart from model, data and loss.
+
+    Attributes:
+        steps: number of optimizer steps.
+        rates: learning rate per parameter group: ``weights``, ``alpha``, ``selector``.
+        schedule: common factor on the rates.
+        ema_decay: of the running average of the weights that validation and the result use; 0: off.
+        autocast: type that convolutions compute in, or None for the weights' own.
+        checkpoint_seconds: how often the resume state is written.
+    """
+
+    steps: int
+    rates: Mapping[str, float]
+    schedule: Schedule
+    ema_decay: float = 0.0
+    autocast: torch.dtype | None = None
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class Progress:
+    """What callbacks see after a step.
+
+    Attributes:
+        step: steps done, from 1.
+        parts: the loss's parts and the fab of the batch.
+        rate: factor of the schedule at this step.
+        weights: the state dict that validation should load: the average, where there is one.
+        history: records of earlier validations; a callback may append, and it survives a resume.
+    """
+
+    step: int
+    parts: Mapping[str, float]
+    rate: float
+    weights: Mapping[str, Tensor]
+    history: list[dict[str, Any]]
+
+
+Callback = Callable[[Progress], None]
+MIN_ALPHA = 1e-6
+
+
+def parameter_group(name: str) -> str:
+    """Return which learning rate a parameter takes: ``alpha``, ``selector`` or ``weights``."""
+    if name.endswith(".alpha"):
+        return "alpha"
+    return "selector" if ".selector." in name else "weights"
+
+
+class _Average:
+    """Exponential moving average of parameters and float buffers, in their own type."""
+
+    def __init__(self, model: Backbone, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def update(self, model: Backbone, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # young averages follow the weights
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                self.values[name].lerp_(tensor, 1 - decay)
+            else:
+                self.values[name].copy_(tensor)
+
+
+def calibrate(
+    model: Backbone, sampler: Sampler, batches: int, only: set[str] | None = None
+) -> dict[str, float]:
+    """Set the clip values alpha from data: the mean over samples of max|x| (METHOD section 1).
+
+    Args:
+        model: a quantized model; runs unquantized activations meanwhile.
+        sampler: where batches come from.
+        batches: how many of them.
+        only: names of the alpha parameters to set; all by default.
+
+    Returns:
+        The values by parameter name.
+
+    Raises:
+        TrainingDiverged: an activation is zero or not finite on all batches.
+    """
+    observer = AlphaObserver()
+    with torch.no_grad():
+        for step in range(batches):
+            model(sampler.batch(step)[0].float(), observer=observer)
+    found = {}
+    modules = {module: f"{name}.alpha" for name, module in model.named_modules()}
+    with torch.no_grad():
+        for module, peak in observer.means().items():
+            name = modules[module]
+            if only is not None and name not in only:
+                continue
+            if not math.isfinite(peak) or peak <= MIN_ALPHA:
+                raise TrainingDiverged(f"calibration of {name}: mean max|x| is {peak}")
+            module.alpha.fill_(peak)
+            found[name] = peak
+    return found
+
+
+def train(
+    model: Backbone,
+    objective: Objective,
+    sampler: Sampler,
+    plan: TrainingPlan,
+    *,
+    callbacks: tuple[Callback, ...] = (),
+    resume_file: Path | None = None,
+) -> Backbone:
+    """Train ``model`` in place and return it with the averaged weights, if averaging is on.
+
+    The result is the same to the bit whether or not the run was interrupted, on one machine.
+
+    Raises:
+        TrainingDiverged: a loss or gradient is not finite, or a clip value is not positive.
+    """
+    optimizer = _optimizer(model, plan)
+    average = _Average(model, plan.ema_decay) if plan.ema_decay else None
+    first, history = 0, []
+    if resume_file is not None and resume_file.exists():
+        first, history = _load(resume_file, model, optimizer, average)
+    saved = time.monotonic()
+    model.train()
+    for step in range(first, plan.steps):
+        factor = plan.schedule.factor(step, plan.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rates[group["name"]] * factor
+        low_resolution, high_resolution = sampler.batch(step)
+        with _autocast(plan, low_resolution):
+            loss, parts = objective(
+                model,
+                low_resolution.float().contiguous(memory_format=torch.channels_last),
+                high_resolution.float(),
+                step,
+            )
+        _require_finite(parts, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        _keep_alphas_positive(model)
+        if average is not None:
+            average.update(model, step)
+        weights = model.state_dict() if average is None else average.values
+        progress = Progress(step + 1, parts, factor, weights, history)
+        for callback in callbacks:
+            callback(progress)
+        if resume_file is not None and time.monotonic() - saved >= plan.checkpoint_seconds:
+            _save(resume_file, step + 1, history, model, optimizer, average)
+            saved = time.monotonic()
+    if average is not None:
+        model.load_state_dict(average.values)
+    _require_finite_weights(model)
+    return model.eval()
+
+
+def _optimizer(model: Backbone, plan: TrainingPlan) -> torch.optim.Adam:
+    groups: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(parameter_group(name), []).append(parameter)
+    described = [
+        {"params": parameters, "name": name, "lr": plan.rates[name]} for name, parameters in groups.items()
+    ]
+    return torch.optim.Adam(described, betas=(0.9, 0.999), fused=True)
+
+
+def _autocast(plan: TrainingPlan, tensor: Tensor) -> AbstractContextManager[Any]:
+    if plan.autocast is None:
+        return nullcontext()
+    return torch.autocast(tensor.device.type, plan.autocast)
+
+
+def _require_finite(parts: Mapping[str, float], step: int) -> None:
+    bad = [name for name, value in parts.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingDiverged(
+            f"step {step + 1}: loss {', '.join(bad)} is not finite; lower the learning rate"
+        )
+
+
+def _keep_alphas_positive(model: Backbone) -> None:
+    """Hold clip values above zero: a step may carry a small one across, and alpha <= 0 means nothing."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter_group(name) == "alpha":
+                parameter.clamp_(min=MIN_ALPHA)
+
+
+def _require_finite_weights(model: Backbone) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise TrainingDiverged(f"{name} has values that are not finite; lower the learning rate")
+
+
+RESUME_FORMAT = "cabm.resume/1"
+
+
+def _save(
+    path: Path,
+    step: int,
+    history: list[dict[str, Any]],
+    model: Backbone,
+    optimizer: torch.optim.Adam,
+    average: _Average | None,
+) -> None:
+    """Write everything that the next step depends on, as one file, aside and renamed."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.values.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    metadata = {"format": RESUME_FORMAT, "step": str(step), "history": json.dumps(history)}
+    with atomic_write(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+
+
+def _load(
+    path: Path, model: Backbone, optimizer: torch.optim.Adam, average: _Average | None
+) -> tuple[int, list[dict[str, Any]]]:
+    """Restore what `_save` wrote; a damaged file starts the run over, which costs only time."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        path.unlink()
+        return 0, []
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    if average is not None:
+        average.values = part("average.")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in part("optimizer.").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"]), json.loads(metadata["history"])
