@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +14,8 @@ from kornia.filters import spatial_gradient
 from torch import Tensor, nn
 
 from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantizers
+from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
+from cabm.quant.precision import FIXED_BITS
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in 0..1 (EDSR)
 
@@ -24,11 +29,13 @@ class QuantizedLayer:
         macs_per_pixel: multiply-accumulates per pixel of the low-resolution input.
         adaptive: whether its input takes bits from the search space; adaptive layers stand in the
             order of the table's columns.
+        fixed_bits: width of its input where it is not adaptive: 8, or 32 for float.
     """
 
     name: str
     macs_per_pixel: int
     adaptive: bool
+    fixed_bits: int = 32
 
 
 @dataclass
@@ -92,6 +99,20 @@ class Backbone(nn.Module):
         self.layers: list[QuantizedLayer] = []
         self.receptive_field = 0
 
+    def add_layer(self, name: str, *, grid: int = 1, adaptive: bool = False) -> None:
+        """Enter the convolution ``name`` into `layers`.
+
+        Args:
+            name: its module path.
+            grid: side of the grid it runs on, in samples per low-resolution pixel (a transposed
+                convolution: of the grid it reads).
+            adaptive: whether its input takes bits from the search space.
+        """
+        conv = self.get_submodule(name)
+        quantized = isinstance(conv, QuantConv2d | QuantConvTranspose2d)
+        fixed_bits = FIXED_BITS if quantized and not adaptive else 32
+        self.layers.append(QuantizedLayer(name, conv.weight.numel() * grid**2, adaptive, fixed_bits))
+
     @property
     def num_adaptive(self) -> int:
         """L, the number of adaptive positions."""
@@ -145,14 +166,18 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-def conv_macs(conv: nn.Conv2d | nn.ConvTranspose2d, pixels: int = 1) -> int:
-    """Multiply-accumulates of a convolution per low-resolution pixel.
+def grid_reach(reaches: Sequence[int], factors: Sequence[int]) -> int:
+    """How many low-resolution pixels the convolutions around pixel shuffles reach.
 
     Args:
-        conv: the convolution.
-        pixels: output pixels (of a transposed convolution: input pixels) per low-resolution pixel.
+        reaches: half width of each convolution's kernel, first to last.
+        factors: r of the PixelShuffle after each but the last.
     """
-    return conv.weight.numel() * pixels
+    total, grid = Fraction(0), 1
+    for reach, factor in zip(reaches, [*factors, 1], strict=True):
+        total += Fraction(reach, grid)
+        grid *= factor
+    return ceil(total)
 
 
 def pixel_mean() -> Tensor:

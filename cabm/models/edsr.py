@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.models.base import Backbone, QuantizedLayer, SROutput, conv_macs, pixel_mean
+from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean
 from cabm.models.tail import collapse
 from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
@@ -56,57 +56,54 @@ class EDSR(Backbone):
         options = {"num_features": num_features, "num_blocks": num_blocks, "res_scale": res_scale}
         super().__init__(scale, precision, options)
         n = num_features
+        quantizers = self.quantizers
         self.register_buffer("mean", pixel_mean(), persistent=False)
-        self.head = nn.Conv2d(3, n, 3, padding=1)
-        self.body = nn.ModuleList(ResidualBlock(n, res_scale, self.quantizers) for _ in range(num_blocks))
-        self.body_end = nn.Conv2d(n, n, 3, padding=1)
+        self.head_act = quantizers.end()
+        self.head = quantizers.end_conv(3, n, 3)
+        self.body = nn.ModuleList(ResidualBlock(n, res_scale, quantizers) for _ in range(num_blocks))
+        self.body_end_act = quantizers.end()
+        self.body_end = quantizers.end_conv(n, n, 3)
         self.factors = {2: [2], 3: [3], 4: [2, 2]}[scale]
-        self.upsample = nn.ModuleList(nn.Conv2d(n, n * r * r, 3, padding=1) for r in self.factors)
-        self.tail = nn.Conv2d(n, 3, 3, padding=1)
+        self.upsample_act = nn.ModuleList(quantizers.end() for _ in self.factors)
+        self.upsample = nn.ModuleList(quantizers.end_conv(n, n * r * r, 3) for r in self.factors)
+        self.tail_act = quantizers.end()
+        self.tail = quantizers.end_conv(n, 3, 3)
 
-        self.layers = self._describe_layers()
+        self._add_layers()
         # one pixel per 3x3 convolution; those of the tail lie on finer grids
-        self.receptive_field = 2 + 2 * num_blocks + self._tail_reach()
-        self.tail_border = scale - 1
+        self.receptive_field = 2 + 2 * num_blocks + grid_reach([1] * (len(self.factors) + 1), self.factors)
+        self.tail_border = None if quantizers.quantizes_ends else scale - 1
 
-    def _tail_reach(self) -> int:
-        reach, grid = 0.0, 1
-        for factor in [*self.factors, 1]:
-            reach += 1 / grid
-            grid *= factor
-        return int(-(-reach // 1))
-
-    def _describe_layers(self) -> list[QuantizedLayer]:
-        layers = [QuantizedLayer("head", conv_macs(self.head), adaptive=False)]
-        for index, block in enumerate(self.body):
-            for name in ("conv1", "conv2"):
-                macs = conv_macs(getattr(block, name))
-                layers.append(QuantizedLayer(f"body.{index}.{name}", macs, adaptive=True))
-        layers.append(QuantizedLayer("body_end", conv_macs(self.body_end), adaptive=False))
+    def _add_layers(self) -> None:
+        self.add_layer("head")
+        for index in range(len(self.body)):
+            self.add_layer(f"body.{index}.conv1", adaptive=True)
+            self.add_layer(f"body.{index}.conv2", adaptive=True)
+        self.add_layer("body_end")
         grid = 1
-        for index, (conv, factor) in enumerate(zip(self.upsample, self.factors, strict=True)):
-            layers.append(QuantizedLayer(f"upsample.{index}", conv_macs(conv, grid), adaptive=False))
-            grid *= factor**2
-        layers.append(QuantizedLayer("tail", conv_macs(self.tail, grid), adaptive=False))
-        return layers
+        for index, factor in enumerate(self.factors):
+            self.add_layer(f"upsample.{index}", grid=grid)
+            grid *= factor
+        self.add_layer("tail", grid=grid)
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
         """Run the graph; see `Backbone.run`."""
-        head = self.head(x - self.mean).to(x.dtype)  # the trunk stays in the input's type under autocast
+        # the trunk stays in the input's type under autocast
+        head = self.head(self.head_act(x - self.mean, context)).to(x.dtype)
         hidden, features = head, []
         for block in self.body:
             hidden, feature = block(hidden, context)
             features.append(feature)
-        feature = self.body_end(hidden) + head
-        return SROutput(self.run_tail(feature, collapse_tail) + self.mean, feature, features)
+        feature = self.body_end(self.body_end_act(hidden, context)) + head
+        return SROutput(self.run_tail(feature, context, collapse_tail) + self.mean, feature, features)
 
-    def run_tail(self, feature: Tensor, collapse_tail: bool) -> Tensor:
+    def run_tail(self, feature: Tensor, context: PrecisionContext, collapse_tail: bool) -> Tensor:
         """Return the enlarged image (B,3,h*scale,w*scale) about the mean, from (B,n,h,w)."""
-        if collapse_tail:
+        if collapse_tail and self.tail_border is not None:
             with torch.autocast(feature.device.type, enabled=False):
                 weight, bias = collapse([*self.upsample, self.tail], self.factors)
             phases = F.conv2d(feature, weight, bias, padding=weight.shape[-1] // 2)
             return F.pixel_shuffle(phases, self.scale)
-        for conv, factor in zip(self.upsample, self.factors, strict=True):
-            feature = F.pixel_shuffle(conv(feature), factor)
-        return self.tail(feature)
+        for act, conv, factor in zip(self.upsample_act, self.upsample, self.factors, strict=True):
+            feature = F.pixel_shuffle(conv(act(feature, context)), factor)
+        return self.tail(self.tail_act(feature, context))

@@ -200,3 +200,21 @@ class QuantConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         """Add the weights' width."""
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+
+
+class QuantConvTranspose2d(nn.ConvTranspose2d):
+    """Transposed convolution with weights quantized per tensor at 8 bits."""
+
+    def forward(self, x: Tensor | Quantized, output_size: list[int] | None = None) -> Tensor:
+        """Convolve (B,C,H,W); the result is a float tensor of the spatial size ``output_size``."""
+        quantized = isinstance(x, Quantized)
+        codes, scale = weight_codes(self.weight, 8)
+        read = x.codes if quantized else x
+        extra = self._output_padding(
+            read, output_size, list(self.stride), list(self.padding), list(self.kernel_size), 2
+        )
+        y = F.conv_transpose2d(
+            read, codes, None, self.stride, self.padding, extra, self.groups, self.dilation
+        )
+        y = y * (x.scale * scale if quantized else scale)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)

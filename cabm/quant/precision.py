@@ -12,6 +12,7 @@ from cabm.quant.layers import (
     FloatActivation,
     PamsActivation,
     QuantConv2d,
+    QuantConvTranspose2d,
     SelectedActivation,
 )
 
@@ -28,7 +29,8 @@ class Precision:
         kind: float, pams (one learned width), cadyq (selector per position), cabm (bits given).
         search_space: ascending widths for adaptive positions, each 2..8.
         weight_bits: 2..8, or "same" as the activation that the convolution reads.
-        quantize_ends: 8-bit head and tail convolutions too ("fully" quantized rows of the tables).
+        quantize_ends: 8 bits for the other convolutions too: head, tail and what lies between (the
+            "fully" quantized rows of the tables).
     """
 
     kind: Kind = "float"
@@ -70,3 +72,29 @@ class Quantizers:
             return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
         bits = self.precision.weight_bits
         return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=bits, **options)
+
+    @property
+    def quantizes_ends(self) -> bool:
+        """Whether the convolutions outside the adaptive body are quantized."""
+        return self.precision.quantize_ends and self.precision.kind != "float"
+
+    def end(self) -> nn.Module:
+        """Quantizer in front of a convolution outside the adaptive body: head, tail, fusion."""
+        return PamsActivation(FIXED_BITS) if self.quantizes_ends else FloatActivation()
+
+    def end_conv(
+        self, in_channels: int, out_channels: int, kernel_size: int, **options: object
+    ) -> nn.Conv2d:
+        """Convolution that reads an `end` quantizer; "same" padding unless told otherwise."""
+        options.setdefault("padding", kernel_size // 2)
+        if not self.quantizes_ends:
+            return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
+        return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=FIXED_BITS, **options)
+
+    def end_deconv(
+        self, in_channels: int, out_channels: int, kernel_size: int, **options: object
+    ) -> nn.ConvTranspose2d:
+        """Transposed convolution that reads an `end` quantizer."""
+        if not self.quantizes_ends:
+            return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, **options)
+        return QuantConvTranspose2d(in_channels, out_channels, kernel_size, **options)
