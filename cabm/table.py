@@ -1,0 +1,327 @@
+"""The edge-to-bit table: bits of every adaptive layer, looked up by the edge score of a tile.
+
+CABM, section 3.2. A table is built from :class:`Observations` of a trained CADyQ model, which live in a
+file of their own, so that it can be built again by another strategy without running the network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
+
+from cabm.edge import EDGE_OPERATOR
+from cabm.errors import InputError
+from cabm.files import atomic_write, read_json
+from cabm.observations import STRATEGIES, Observations, Strategy, merge_equal_rows, select_rows
+
+__all__ = ["STRATEGIES", "EdgeToBitTable", "Observations", "Strategy", "build_table"]
+
+TABLE_FORMAT = "cabm.edge_to_bit/1"
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeToBitTable:
+    """Bits by edge score, for one model.
+
+    A score takes the row of the largest threshold not above it; below the first threshold, the
+    first row. A row of zeros means that the tile does not enter the network.
+
+    Attributes:
+        backbone, scale: the model it belongs to.
+        search_space: the bit-widths a row may hold, ascending; 0 is a skipped position.
+        layers: names of the adaptive positions, one per column.
+        patch, step: low-resolution tiles it was built with, in pixels.
+        strategy: how one row per score was kept.
+        thresholds: (T,) float64 scores, ascending, the first at least 0.
+        rows: (T, L) int64 bits; rows of zeros only at the low end.
+        operator: the edge operator of the scores.
+        source_sha256: hash of the checkpoint the bits were observed with.
+        fab_cap: rows at or above it were dropped.
+        bypass: how the bypass threshold was chosen (budget, measured loss), None without one.
+
+    Raises:
+        ValueError: the parts do not fit together; the message names the first that does not.
+    """
+
+    backbone: str
+    scale: int
+    search_space: tuple[int, ...]
+    layers: tuple[str, ...]
+    patch: int
+    step: int
+    strategy: str
+    thresholds: np.ndarray
+    rows: np.ndarray
+    operator: str = EDGE_OPERATOR
+    source_sha256: str | None = None
+    fab_cap: float | None = None
+    bypass: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "search_space", tuple(self.search_space))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        _check_search_space(self.search_space)
+        if self.operator != EDGE_OPERATOR:
+            raise ValueError(f"edge operator {self.operator!r}, this version has {EDGE_OPERATOR!r}")
+        thresholds = np.array(self.thresholds, dtype=np.float64)
+        if thresholds.ndim != 1 or not len(thresholds):
+            raise ValueError("thresholds: expected a list of at least one score")
+        if not np.isfinite(thresholds).all() or thresholds[0] < 0:
+            raise ValueError("thresholds: scores must be finite and not negative")
+        if np.any(np.diff(thresholds) <= 0):
+            at = int(np.argmax(np.diff(thresholds) <= 0)) + 1
+            raise ValueError(
+                f"thresholds: {thresholds[at]:g} at position {at} is not above "
+                f"{thresholds[at - 1]:g} before it"
+            )
+        if len(self.rows) != len(thresholds):
+            raise ValueError(f"rows: {len(self.rows)} for {len(thresholds)} thresholds")
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.layers):
+                raise ValueError(f"rows: {len(row)} bits in row {number}, {len(self.layers)} layers")
+        rows = np.array(self.rows, dtype=np.int64)
+        computed = rows.any(axis=1)
+        foreign = np.argwhere(~np.isin(rows, self.search_space) & computed[:, None])
+        if len(foreign):
+            row, layer = foreign[0]
+            raise ValueError(
+                f"rows: {rows[row, layer]} bits in row {row} for layer {self.layers[layer]}, "
+                f"search space {list(self.search_space)}"
+            )
+        if not computed[-1] or np.any(np.diff(computed.astype(int)) < 0):
+            raise ValueError("rows: zeros (bypass) above a row of bits; only the low end may skip")
+        for name, array in (("thresholds", thresholds), ("rows", rows)):
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EdgeToBitTable):
+            return NotImplemented
+        return self._document() == other._document()
+
+    def lookup(self, scores: ArrayLike | Tensor) -> np.ndarray:
+        """Bits for tiles: scores of any shape (...) in [0, inf) -> (..., L) int64.
+
+        Raises:
+            ValueError: a score is negative, infinite or not a number.
+        """
+        values = _as_float64(scores)
+        if not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError("edge scores must be finite and not negative")
+        index = np.searchsorted(self.thresholds, values, side="right") - 1
+        return self.rows[np.maximum(index, 0)]
+
+    def fab_of(self, scores: ArrayLike | Tensor) -> np.ndarray:
+        """Mean bits over the computed positions of each tile: (...) float64, 0 for a bypassed one."""
+        return _fab(self.lookup(scores))
+
+    @property
+    def bypassed_below(self) -> float:
+        """Tiles with a score below this do not enter the network; 0 without bypass."""
+        computed = self.rows.any(axis=1)
+        return 0.0 if computed[0] else float(self.thresholds[np.argmax(computed)])
+
+    def with_bypass(self, threshold: float, info: Mapping[str, Any] | None = None) -> EdgeToBitTable:
+        """Return the table with zeros below ``threshold``; the rows that lie wholly below it are lost.
+
+        Args:
+            threshold: edge score below which tiles are not computed; 0 takes the bypass away.
+            info: what to record with it, such as budget and measured loss in dB (JSON values).
+        """
+        if not np.isfinite(threshold) or threshold < 0:
+            raise ValueError(f"bypass threshold {threshold}: it must be finite and not negative")
+        computed = self.rows.any(axis=1)
+        thresholds, rows = self.thresholds[computed], self.rows[computed]
+        if not threshold:
+            return replace(self, thresholds=thresholds, rows=rows, bypass=None)
+        above = thresholds > threshold
+        at = rows[max(int(np.count_nonzero(~above)) - 1, 0)]
+        thresholds, rows = merge_equal_rows(
+            np.concatenate([[0.0, threshold], thresholds[above]]),
+            np.concatenate([np.zeros_like(rows[:1]), at[None], rows[above]]),
+        )
+        recorded = {"threshold": float(threshold), **(info or {})}
+        return replace(self, thresholds=thresholds, rows=rows, bypass=recorded)
+
+    def check(self, *, backbone: str, scale: int, layers: Sequence[str]) -> None:
+        """Refuse a model that the table was not built for.
+
+        Raises:
+            InputError: another backbone, scale or list of layers; the message names both.
+        """
+        if (self.backbone, self.scale, self.layers) == (backbone, scale, tuple(layers)):
+            return
+        raise InputError(
+            f"edge-to-bit table of {_model_name(self.backbone, self.scale, self.layers)} "
+            f"does not fit the model, {_model_name(backbone, scale, layers)}: "
+            "use the table that was built from this model"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Summary as JSON values; ``by_score`` has one entry per threshold, low scores first."""
+        fab = _fab(self.rows)
+        ends = [*self.thresholds[1:].tolist(), None]
+        widths = [0, *self.search_space] if 0 not in self.search_space else self.search_space
+        by_score = [
+            {
+                "from": float(start),
+                "to": end,
+                "fab": round(float(value), 4),
+                "layers_by_bits": {str(b): int(n) for b in widths if (n := np.sum(row == b))},
+            }
+            for start, end, value, row in zip(self.thresholds, ends, fab, self.rows, strict=True)
+        ]
+        computed = fab[fab > 0]
+        summary = {k: v for k, v in self._document().items() if k not in ("thresholds", "rows")}
+        return summary | {
+            "num_layers": len(self.layers),
+            "num_rows": len(self.rows),
+            "fab_lowest": round(float(computed.min()), 4),
+            "fab_highest": round(float(computed.max()), 4),
+            "bypassed_below": self.bypassed_below,
+            "by_score": by_score,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON, one row of bits a line, atomically."""
+        document = self._document()
+        rows = ",\n".join(f"    {json.dumps(row)}" for row in document.pop("rows"))
+        lines = [
+            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            for key, value in document.items()
+        ]
+        lines.append(f'  "rows": [\n{rows}\n  ]')
+        with atomic_write(path) as temporary:
+            temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> EdgeToBitTable:
+        """Read a table and check all of it.
+
+        Raises:
+            InputError: no such file, not JSON, another format, a wrong type or value; names file and place.
+        """
+        document = read_json(path)
+        found = document.get("format") if isinstance(document, dict) else None
+        if found != TABLE_FORMAT:
+            raise InputError(f"{path}: format {found!r} is not an edge-to-bit table ({TABLE_FORMAT!r})")
+        try:
+            fields = _Document.model_validate(document, strict=True).model_dump(exclude={"format"})
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: {place}: {first['msg']}; rebuild the table") from None
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; rebuild the table") from None
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "format": TABLE_FORMAT,
+            "backbone": self.backbone,
+            "scale": self.scale,
+            "search_space": list(self.search_space),
+            "layers": list(self.layers),
+            "patch": self.patch,
+            "step": self.step,
+            "operator": self.operator,
+            "strategy": self.strategy,
+            "fab_cap": self.fab_cap,
+            "source_sha256": self.source_sha256,
+            "bypass": None if self.bypass is None else dict(self.bypass),
+            "thresholds": self.thresholds.tolist(),
+            "rows": self.rows.tolist(),
+        }
+
+
+def build_table(
+    scores: ArrayLike,
+    bits: ArrayLike,
+    *,
+    backbone: str,
+    scale: int,
+    search_space: Sequence[int],
+    layers: Sequence[str],
+    patch: int,
+    step: int,
+    strategy: Strategy = "lowest",
+    fab_cap: float | None = None,
+    source_sha256: str | None = None,
+) -> EdgeToBitTable:
+    """Build a table from the scores (N,) and the bits (N, L) of observed tiles.
+
+    See :func:`cabm.observations.select_rows` for the strategies and the cap,
+    :class:`EdgeToBitTable` for the rest. Of :class:`Observations` ``o`` it is
+    ``build_table(o.scores, o.bits, **o.origin, strategy=...)``.
+
+    Raises:
+        InputError: nothing observed, no row below ``fab_cap``, an unknown strategy.
+    """
+    search_space = tuple(search_space)
+    _check_search_space(search_space)
+    thresholds, rows = select_rows(
+        scores, bits, search_space=search_space, strategy=strategy, fab_cap=fab_cap
+    )
+    return EdgeToBitTable(
+        backbone=backbone,
+        scale=scale,
+        search_space=search_space,
+        layers=tuple(layers),
+        patch=patch,
+        step=step,
+        strategy=strategy,
+        thresholds=thresholds,
+        rows=rows,
+        fab_cap=fab_cap,
+        source_sha256=source_sha256,
+    )
+
+
+class _Document(BaseModel):
+    """Types of the JSON file; what its values must satisfy together is the table's own matter."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    format: Literal["cabm.edge_to_bit/1"]
+    backbone: str = Field(min_length=1)
+    scale: int = Field(ge=1, le=64)
+    search_space: list[int]
+    layers: list[str] = Field(min_length=1)
+    patch: int = Field(ge=1)
+    step: int = Field(ge=1)
+    operator: str
+    strategy: str
+    fab_cap: float | None
+    source_sha256: str | None
+    bypass: dict[str, JsonValue] | None
+    thresholds: list[float]
+    rows: list[list[Annotated[int, Field(ge=0, le=32)]]]
+
+
+def _check_search_space(search_space: tuple[int, ...]) -> None:
+    widths = [width for width in search_space if width]
+    ascending = list(search_space) == sorted(set(search_space))
+    if not widths or not ascending or not all(2 <= width <= 32 for width in widths):
+        raise ValueError(f"search space {list(search_space)}: ascending widths of 2 bits or more, or 0")
+
+
+def _fab(rows: np.ndarray) -> np.ndarray:
+    return rows.sum(axis=-1) / np.maximum(np.count_nonzero(rows, axis=-1), 1)
+
+
+def _as_float64(scores: ArrayLike | Tensor) -> np.ndarray:
+    if isinstance(scores, Tensor):
+        scores = scores.detach().cpu().numpy()
+    return np.asarray(scores, dtype=np.float64)
+
+
+def _model_name(backbone: str, scale: int, layers: Sequence[str]) -> str:
+    return f"{backbone} x{scale} with {len(layers)} adaptive layers ({layers[0]} .. {layers[-1]})"
