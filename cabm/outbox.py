@@ -149,7 +149,8 @@ class Outbox(Generic[Session]):
                     self._warn_once("refused", error)
                     self._give_up()
                     return None
-                if not self._pause(error, pause):
+                self._lost(error)
+                if not self._pause(pause):
                     return None
                 pause = min(2 * pause, LAST_RETRY_S)
             else:
@@ -168,13 +169,16 @@ class Outbox(Generic[Session]):
                     parcel.job(session)
             except Exception as error:
                 transient = self._is_transient(error)
-                num_refusals += transient and self._answers(session)
+                answers = transient and self._answers(session)
+                num_refusals += answers
                 if not transient or num_refusals == NUM_TRIES:
                     self._warn_once("rejected", error)
                     with self._changed:
                         self._dropped += parcel.count
                     return True
-                if not self._pause(error, pause):
+                if not answers:
+                    self._lost(error)
+                if not self._pause(pause):
                     return False
                 pause = min(2 * pause, LAST_RETRY_S)
             else:
@@ -188,11 +192,13 @@ class Outbox(Generic[Session]):
             return False
         return True
 
-    def _pause(self, error: Exception, seconds: float) -> bool:
-        """Wait before the next try; False when the outbox is closing and its time is over."""
+    def _lost(self, error: Exception) -> None:
+        self._failing = True
         self._warn_once("unreachable", error)
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before the next try; False when the outbox is closing and its time is over."""
         with self._changed:
-            self._failing = True
             if self._deadline is None:
                 self._changed.wait_for(lambda: self._deadline is not None, timeout=seconds)
                 return True

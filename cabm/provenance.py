@@ -46,13 +46,14 @@ def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str
 
 
 def code_tags() -> dict[str, str]:
-    """Return ``baseline`` (the commit that the code started from) and ``dirty`` (``true`` when the
-    tree differs from it, so that the commit alone does not name the code).
+    """Return ``baseline`` (the commit that the code started from) and ``dirty`` (``true`` when
+    code, params or pipeline differ from it, so that the commit alone does not name them).
 
-    ``dvc.lock`` is left out: DVC writes it after every stage. Without git the dict is empty.
+    What stages write themselves (``dvc.lock``, metrics) does not count. Empty without git.
     """
     head = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)dvc.lock")
+    sources = [f":(top,glob)**/*.{suffix}" for suffix in ("py", "yaml", "toml")]
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", *sources)
     if head is None or changes is None:
         return {}
     return {"baseline": head, "dirty": "true" if changes else "false"}
