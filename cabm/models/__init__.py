@@ -1,38 +1,19 @@
-"""Backbones, by name."""
+"""Backbones, by name, and how weights get into them."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from cabm.errors import InputError
 from cabm.models.base import Backbone, QuantizedLayer, SROutput
-from cabm.models.edsr import EDSR
-from cabm.quant import Precision
+from cabm.models.registry import BACKBONES, build_model
+from cabm.models.released import import_released, read_released_file
+from cabm.models.transfer import transfer_weights
 
-BACKBONES: dict[str, type[Backbone]] = {
-    EDSR.name: EDSR,
-}
-
-__all__ = ["BACKBONES", "Backbone", "QuantizedLayer", "SROutput", "build_model"]
-
-
-def build_model(
-    name: str, scale: int, precision: Precision, options: dict[str, Any] | None = None
-) -> Backbone:
-    """Build a backbone with fresh weights.
-
-    Args:
-        name: a key of `BACKBONES`.
-        scale: enlargement.
-        precision: what its quantized positions compute at.
-        options: further constructor arguments, such as ``num_features``.
-
-    Raises:
-        InputError: unknown name, or an option that this backbone does not have.
-    """
-    if name not in BACKBONES:
-        raise InputError(f"model.name: unknown backbone {name!r}; known are {', '.join(sorted(BACKBONES))}")
-    try:
-        return BACKBONES[name](scale, precision, **(options or {}))
-    except TypeError as error:
-        raise InputError(f"model: {name} cannot be built with {options}: {error}") from None
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "QuantizedLayer",
+    "SROutput",
+    "build_model",
+    "import_released",
+    "read_released_file",
+    "transfer_weights",
+]

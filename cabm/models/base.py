@@ -13,10 +13,12 @@ from kornia.color import rgb_to_grayscale
 from kornia.filters import spatial_gradient
 from torch import Tensor, nn
 
+from cabm.errors import InputError
 from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantizers
 from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
 from cabm.quant.precision import FIXED_BITS
 
+UPSAMPLE_FACTORS = {2: (2,), 3: (3,), 4: (2, 2)}
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in 0..1 (EDSR)
 
 
@@ -164,6 +166,17 @@ class Backbone(nn.Module):
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
         """Run the graph on (B,3,h,w) in 0..255 with the quantizers' ``context``."""
         raise NotImplementedError
+
+
+def upsample_factors(scale: int) -> tuple[int, ...]:
+    """Return the pixel shuffles that make up a scale (EDSR): x4 is x2 twice.
+
+    Raises:
+        InputError: the scale is not 2, 3 or 4.
+    """
+    if scale not in UPSAMPLE_FACTORS:
+        raise InputError(f"model: no backbone enlarges by {scale}; scale must be one of 2, 3, 4")
+    return UPSAMPLE_FACTORS[scale]
 
 
 def grid_reach(reaches: Sequence[int], factors: Sequence[int]) -> int:

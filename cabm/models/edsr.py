@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean
+from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean, upsample_factors
 from cabm.models.tail import collapse
 from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
@@ -63,7 +63,7 @@ class EDSR(Backbone):
         self.body = nn.ModuleList(ResidualBlock(n, res_scale, quantizers) for _ in range(num_blocks))
         self.body_end_act = quantizers.end()
         self.body_end = quantizers.end_conv(n, n, 3)
-        self.factors = {2: [2], 3: [3], 4: [2, 2]}[scale]
+        self.factors = upsample_factors(scale)
         self.upsample_act = nn.ModuleList(quantizers.end() for _ in self.factors)
         self.upsample = nn.ModuleList(quantizers.end_conv(n, n * r * r, 3) for r in self.factors)
         self.tail_act = quantizers.end()

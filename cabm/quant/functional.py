@@ -170,7 +170,9 @@ class _RoundStraightThrough(torch.autograd.Function):
 
 
 def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Quantize a weight per tensor: codes = round(w n / max|w|), scale = max|w| / n.
+    """Quantize a weight per tensor: codes = round(w n / m), scale = m / n, m = max|w| + 1e-8.
+
+    The 1e-8 and the order of the operations are the release's: weights half way between two codes exist.
 
     Gradient reaches the weight as if the value were the weight itself; the scale is a constant.
 
@@ -182,5 +184,5 @@ def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         Codes in -n..n (with gradient) and the scale (0-dim, without). A weight of zeros has codes of zero.
     """
     levels = num_levels(bits)
-    scale = weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny * levels) / levels
-    return _RoundStraightThrough.apply(weight / scale), scale
+    largest = weight.detach().abs().max() + 1e-8
+    return _RoundStraightThrough.apply(weight * levels / largest), largest / levels

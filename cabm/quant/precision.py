@@ -73,6 +73,15 @@ class Quantizers:
         bits = self.precision.weight_bits
         return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=bits, **options)
 
+    def fixed_conv(
+        self, in_channels: int, out_channels: int, kernel_size: int, **options: object
+    ) -> nn.Conv2d:
+        """Convolution that reads a `fixed` quantizer; "same" padding unless told otherwise."""
+        options.setdefault("padding", kernel_size // 2)
+        if self.precision.kind == "float":
+            return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
+        return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=FIXED_BITS, **options)
+
     @property
     def quantizes_ends(self) -> bool:
         """Whether the convolutions outside the adaptive body are quantized."""

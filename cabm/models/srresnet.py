@@ -1,0 +1,104 @@
+"""SRResNet (Ledig et al., CVPR 2017): residual blocks with batch norm and one shared PReLU."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cabm.models.base import Backbone, SROutput, grid_reach, upsample_factors
+from cabm.quant import Precision, PrecisionContext, Quantizers, values
+
+
+class ResidualBlock(nn.Module):
+    """Two quantized convolutions, each followed by the batch norm that folds into it."""
+
+    def __init__(self, num_features: int, release_graph: bool, quantizers: Quantizers) -> None:
+        super().__init__()
+        self.release_graph = release_graph
+        self.act1 = quantizers.adaptive(num_features)
+        self.conv1 = quantizers.conv(num_features, num_features, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(num_features)
+        self.act2 = quantizers.adaptive(num_features)
+        self.conv2 = quantizers.conv(num_features, num_features, 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(num_features)
+
+    def forward(self, x: Tensor, context: PrecisionContext, prelu: nn.PReLU) -> tuple[Tensor, Tensor]:
+        """Return the block's output and its feature for distillation, both (B,n,h,w)."""
+        quantized = self.act1(x, context)
+        hidden = prelu(self.bn1(self.conv1(x if self.release_graph else quantized)))
+        feature = self.bn2(self.conv2(self.act2(hidden, context)))
+        return feature + values(quantized), feature
+
+
+class SRResNet(Backbone):
+    """SRResNet of any width and depth, for scale 2, 3 and 4.
+
+    Args:
+        scale: 2, 3 or 4.
+        precision: what the quantized positions compute at.
+        num_features: n, channels of the body (64).
+        num_blocks: B, residual blocks (16).
+        release_graph: each block's first convolution reads the block's input before it is quantized, as
+            the released CADyQ and CABM models do, so that this input counts as quantized but is not. Only
+            for imported checkpoints; by default the convolution reads the quantized input.
+    """
+
+    name = "srresnet"
+
+    def __init__(
+        self,
+        scale: int,
+        precision: Precision,
+        num_features: int = 64,
+        num_blocks: int = 16,
+        release_graph: bool = False,
+    ) -> None:
+        options = {"num_features": num_features, "num_blocks": num_blocks, "release_graph": release_graph}
+        super().__init__(scale, precision, options)
+        n = num_features
+        quantizers = self.quantizers
+        self.head_act = quantizers.end()
+        self.head = quantizers.end_conv(3, n, 9, bias=False)
+        self.prelu = nn.PReLU()  # shared by head and blocks
+        self.body = nn.ModuleList(ResidualBlock(n, release_graph, quantizers) for _ in range(num_blocks))
+        self.body_end_act = quantizers.end()
+        self.body_end = quantizers.end_conv(n, n, 3, bias=False)
+        self.body_end_bn = nn.BatchNorm2d(n)
+        self.factors = upsample_factors(scale)
+        self.upsample_act = nn.ModuleList(quantizers.end() for _ in self.factors)
+        self.upsample = nn.ModuleList(
+            quantizers.end_conv(n, n * r * r, 3, bias=False) for r in self.factors
+        )
+        self.upsample_prelu = nn.ModuleList(nn.PReLU() for _ in self.factors)
+        self.tail_act = quantizers.end()
+        self.tail = quantizers.end_conv(n, 3, 9, bias=False)
+
+        self._add_layers()
+        self.receptive_field = 5 + 2 * num_blocks + grid_reach([1] * len(self.factors) + [4], self.factors)
+
+    def _add_layers(self) -> None:
+        self.add_layer("head")
+        for index in range(len(self.body)):
+            self.add_layer(f"body.{index}.conv1", adaptive=True)
+            self.add_layer(f"body.{index}.conv2", adaptive=True)
+        self.add_layer("body_end")
+        grid = 1
+        for index, factor in enumerate(self.factors):
+            self.add_layer(f"upsample.{index}", grid=grid)
+            grid *= factor
+        self.add_layer("tail", grid=grid)
+
+    def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
+        """Run the graph; see `Backbone.run`. There is no mean shift, and the tail cannot collapse."""
+        # the trunk stays in the input's type under autocast
+        head = self.prelu(self.head(self.head_act(x, context))).to(x.dtype)
+        hidden, features = head, []
+        for block in self.body:
+            hidden, feature = block(hidden, context, self.prelu)
+            features.append(feature)
+        feature = self.body_end_bn(self.body_end(self.body_end_act(hidden, context))) + head
+        enlarged = feature
+        steps = zip(self.upsample_act, self.upsample, self.upsample_prelu, self.factors, strict=True)
+        for act, conv, prelu, factor in steps:
+            enlarged = prelu(F.pixel_shuffle(conv(act(enlarged, context)), factor))
+        return SROutput(self.tail(self.tail_act(enlarged, context)).to(x.dtype), feature, features)
