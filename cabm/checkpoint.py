@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cabm.errors import InputError
+from cabm.errors import InputError, describe
 from cabm.files import atomic_directory, read_json, sha256_file, write_json
 from cabm.models import BACKBONES, Backbone, build_model
 from cabm.quant import Precision
@@ -155,15 +155,6 @@ def read_config(directory: Path) -> ModelConfig:
         return ModelConfig.model_validate(read_json(path))
     except ValidationError as error:
         raise InputError(f"{path}: {describe(error)}") from None
-
-
-def describe(error: ValidationError) -> str:
-    """Return a validation error as one line: where, what is wrong, what was found."""
-    problems = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        problems.append(f"{where}: {problem['msg']} (found {str(problem['input'])[:80]!r})")
-    return "; ".join(problems[:5])
 
 
 def _build(directory: Path, config: ModelConfig) -> Backbone:

@@ -16,15 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cabm.errors import TrainingDiverged
 from cabm.files import atomic_write
 from cabm.losses import Objective
 from cabm.models.base import Backbone
 from cabm.quant import AlphaObserver
 from cabm.schedule import Schedule
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss, weight or clip value became unusable; the message names it and the step."""
 
 
 class Sampler(Protocol):

@@ -1,0 +1,173 @@
+"""The evaluate stage: every step of the method on every test set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cabm.checkpoint import LoadedModel, load_model
+from cabm.config import EvaluateSettings
+from cabm.data.store import PackedStore
+from cabm.evaluation import ImageResult, evaluate_store, mean_results
+from cabm.files import atomic_write
+from cabm.inference import ModelRunner, TiledResult, super_resolve
+from cabm.metrics import bitops
+from cabm.models import Backbone
+from cabm.resize import upscale
+from cabm.tiling import TilePlan, plan
+
+STEPS = ("full_precision", "pams", "cadyq", "cabm")
+FLOAT_BITS = 32
+FIXED_BITS = 8
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: bicubic, or a training step.
+        loaded: its model; None for bicubic.
+        runner: runs the model.
+    """
+
+    name: str
+    loaded: LoadedModel | None = None
+    runner: ModelRunner | None = None
+
+    def enlarge(self, settings: EvaluateSettings, scale: int, whole: bool) -> Callable[..., TiledResult]:
+        """Return the function that enlarges one image by this method."""
+        if self.runner is None or self.loaded is None:
+            return lambda image: _bicubic(image, scale)
+        loaded, runner = self.loaded, self.runner
+        return lambda image: super_resolve(
+            runner,
+            image,
+            table=loaded.table,
+            tile=None if whole else settings.patch,
+            step=settings.step,
+            size_multiple=loaded.model.size_multiple,
+        )
+
+
+def load_methods(models: Path) -> list[Method]:
+    """Return bicubic and every step's model from the folder of models."""
+    methods = [Method("bicubic")]
+    for name in STEPS:
+        loaded = load_model(models / name)
+        methods.append(Method(name, loaded, ModelRunner(loaded.model)))
+    return methods
+
+
+def _bicubic(image: np.ndarray, scale: int) -> TiledResult:
+    height, width = image.shape[:2]
+    whole = plan(height, width, max(height, width), max(height, width))
+    return TiledResult(upscale(image, scale), whole, np.zeros(1), None)
+
+
+def model_bitops(model: Backbone, bits: np.ndarray | None, tile_plan: TilePlan, convention: str) -> float:
+    """Bit operations of one image by one of the backbones; METHOD section 8 and `cabm.metrics.bitops`.
+
+    Args:
+        model: the backbone; in float all layers count 32 x 32 bits.
+        bits: (N,L) bits of the tiles; None: 8 at all adaptive positions, or float.
+        tile_plan: the tiles.
+        convention: ``patch`` (overlaps counted) or ``image``.
+    """
+    quantized = (
+        []
+        if model.precision.kind == "float"
+        else [x for x in model.layers if x.fixed_bits < FLOAT_BITS or x.adaptive]
+    )
+    float_macs = sum(layer.macs_per_pixel for layer in model.layers if layer not in quantized)
+    if bits is None:
+        bits = np.full(sum(layer.adaptive for layer in quantized), FIXED_BITS)
+        if not quantized:
+            tiles = np.full(tile_plan.num_tiles, tile_plan.tile_height * tile_plan.tile_width)
+            areas = tiles if convention == "patch" else tile_plan.owned_areas
+            return float(areas.sum() * float_macs * FLOAT_BITS**2)
+    return bitops(
+        quantized,
+        bits,
+        tile_plan,
+        convention=convention,
+        weight_bits=model.precision.weight_bits,
+        fixed_bits=FIXED_BITS,
+        float_macs_per_pixel=float_macs,
+    )
+
+
+def compare(
+    methods: list[Method], sets: Mapping[str, PackedStore], settings: EvaluateSettings
+) -> Iterator[tuple[str, str, str, list[ImageResult]]]:
+    """Yield (protocol, set, method, results) for all of them, tiles first, then whole images."""
+    protocols = [("tiles", None)]
+    if settings.whole_image:
+        protocols.append(("whole", settings.max_whole_pixels))
+    for protocol, limit in protocols:
+        for set_name, store in sets.items():
+            for method in methods:
+                enlarge = method.enlarge(settings, store.scale, protocol == "whole")
+                results = list(evaluate_store(store, enlarge, max_pixels=limit))
+                if results:
+                    yield protocol, set_name, method.name, results
+
+
+def summarise(method: Method, results: list[ImageResult]) -> dict[str, Any]:
+    """Return the means of a set, with the bit operations of its images in both conventions, in 10^12."""
+    row = mean_results(results)
+    if method.loaded is None:
+        return row
+    for convention in ("patch", "image"):
+        total = 0.0
+        for image in results:
+            total += model_bitops(method.loaded.model, image.result.bits, image.result.plan, convention)
+        row[f"bitops_{convention}_T"] = total / len(results) / 1e12
+    return row
+
+
+def image_rows(
+    protocol: str, set_name: str, method: str, results: list[ImageResult]
+) -> list[dict[str, Any]]:
+    """Return one row per image for the CSV."""
+    return [
+        {
+            "protocol": protocol,
+            "set": set_name,
+            "method": method,
+            "image": image.name,
+            "psnr": round(image.psnr, 4),
+            "ssim": round(image.ssim, 5),
+            "fab": "" if image.fab is None else round(image.fab, 4),
+            "bypassed": round(image.bypassed, 4),
+            "tiles": len(image.result.plan),
+            "seconds": round(image.seconds, 3),
+        }
+        for image in results
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of equal keys as CSV."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def protocol_description(settings: EvaluateSettings, scale: int) -> dict[str, Any]:
+    """Say how the figures were measured, for the metrics file."""
+    return {
+        "color": "Y of YCbCr (BT.601, 65.738 129.057 25.064 over 256, plus 16), SR rounded to 8 bit",
+        "shave": scale,
+        "ssim": "11x11 Gaussian, sigma 1.5, valid region, mean",
+        "tiles": f"LR tiles of {settings.patch}, step {settings.step}, overlaps cut in the middle",
+        "whole": "the uncut image; its one score decides the bits",
+        "fab": "mean bits over adaptive positions and computed tiles",
+        "bitops": "sum of MACs x weight bits x activation bits per image, 10^12; patch: overlaps counted",
+    }

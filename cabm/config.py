@@ -1,0 +1,280 @@
+"""params.yaml as typed sections; whatever is not understood is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cabm.data.sources import PrepareSettings
+from cabm.errors import InputError, describe
+from cabm.schedule import Schedule
+from cabm.tracking import TrackingSettings
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Section):
+    """Which network."""
+
+    name: str = "edsr"
+    """Backbone: a key of `cabm.models.BACKBONES`, which the first step checks."""
+
+    scale: Annotated[int, Field(ge=2, le=4)] = 4
+    """Enlargement: 2, 3 or 4."""
+
+    options: dict[str, dict[str, bool | int | float]] = {}
+    """Constructor arguments by backbone, as ``edsr: {num_features: 64}``; only the chosen one counts."""
+
+    def chosen_options(self) -> dict[str, bool | int | float]:
+        """Return the constructor arguments of the chosen backbone."""
+        return dict(self.options.get(self.name, {}))
+
+
+class QuantizationSettings(Section):
+    """What quantized positions compute at."""
+
+    search_space: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (4, 6, 8)
+    """Ascending widths for adaptive positions, 2..8 bits."""
+
+    weight_bits: Annotated[int, Field(ge=2, le=8)] | Literal["same"] = 8
+    """Width of the weights; ``same``: that of the activation they meet."""
+
+    quantize_ends: bool = False
+    """8-bit head and tail too."""
+
+    @field_validator("search_space")
+    @classmethod
+    def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if not widths or list(widths) != sorted(set(widths)):
+            raise ValueError("list one or more widths, ascending, each once")
+        return widths
+
+
+class RuntimeSettings(Section):
+    """How a stage computes; none of it should change what a run means."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto takes a GPU if there is one."""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of torch; 0: as many as cores."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the convolutions in training; auto: bf16 where the processor multiplies it."""
+
+    checkpoint_seconds: NotNegative = 60.0
+    """How often training writes its resume state."""
+
+    def torch_device(self) -> torch.device:
+        """Return the device.
+
+        Raises:
+            InputError: cuda is asked for and absent.
+        """
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("runtime.device: cuda is asked for, but torch sees no GPU; use auto or cpu")
+        gpu = self.device != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if gpu else "cpu")
+
+    def autocast(self) -> torch.dtype | None:
+        """Return the type that convolutions compute in, None for float32."""
+        if self.precision == "auto":
+            return torch.bfloat16 if multiplies_bfloat16(self.torch_device()) else None
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for bfloat16 products, without which autocast is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class TrainingSettings(Section):
+    """What the training stages have in common."""
+
+    init_from: str | None = None
+    """Model directory (or packaged model name) to start from, instead of the step before."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps."""
+
+    batch_size: Count = 16
+    """Patches in a batch."""
+
+    patch: Annotated[int, Field(ge=8)] = 24
+    """Side of a patch in low-resolution pixels."""
+
+    learning_rate: Rate
+    """Peak rate of the weights."""
+
+    schedule: Schedule = Schedule()
+    """Common factor on all rates over the steps."""
+
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the running average of the weights that is kept; 0: the last weights are kept."""
+
+    collapse_tail: bool = True
+    """Run a linear tail as one convolution and leave the outermost output pixels out of L1."""
+
+    validate_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between validations; 0: only at the end."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of initial weights and patches."""
+
+
+class QuantizedTrainingSettings(TrainingSettings):
+    """What the steps that learn clip values add."""
+
+    teacher_from: str | None = None
+    """Model directory of the teacher, instead of the step's own."""
+
+    alpha_learning_rate: Rate
+    """Peak rate of the clip values."""
+
+    kd_feature: NotNegative = 1000.0
+    """Weight of the distillation of the tail's input (w_kd)."""
+
+    kd_blocks: NotNegative = 100.0
+    """Weight of the distillation of block features (0.1 w_kd)."""
+
+    calibration_batches: Count = 16
+    """Batches that clip values without a trained start are calibrated on."""
+
+
+class CadyqSettings(QuantizedTrainingSettings):
+    """Step 3: bit selectors."""
+
+    selector_learning_rate: Rate = 1e-4
+    """Peak rate of the selectors."""
+
+    w_bit: NotNegative = 1e-4
+    """Weight of the bit loss at the first step (w0)."""
+
+    w_bit_per_1000: NotNegative = 1e-6
+    """Growth of that weight over 1000 steps (w_inc; an epoch of the release)."""
+
+
+class BypassSettings(Section):
+    """Which tiles do not enter the network (bicubic instead)."""
+
+    max_loss_db: NotNegative = 0.01
+    """PSNR over all validation tiles that may be lost; 0: every tile is computed."""
+
+    max_tile_loss_db: NotNegative = 0.3
+    """PSNR that any one bypassed validation tile may lose."""
+
+
+class EdgeToBitSettings(Section):
+    """Step 4: the tables."""
+
+    patch: Count = 96
+    """Side of a tile in low-resolution pixels."""
+
+    step: Count = 94
+    """Distance of neighbouring tiles."""
+
+    strategy: Literal["lowest", "majority", "monotone"] = "lowest"
+    """Which of the bit rows seen at a score is kept."""
+
+    fab_cap: Annotated[float, Field(gt=0, le=8)] | None = None
+    """Drop observed rows whose FAB is not below this."""
+
+    bypass: BypassSettings = BypassSettings()
+    """Budget for tiles that are not computed."""
+
+    cadyq_from: str | None = None
+    """Model directory to observe, instead of step 3's."""
+
+
+class CabmSettings(QuantizedTrainingSettings):
+    """Step 5: fine-tuning with bits from the tables."""
+
+    table_from: str | None = None
+    """Edge-to-bit table to use, instead of step 4's."""
+
+
+class EvaluateSettings(Section):
+    """What is measured at the end."""
+
+    patch: Count = 96
+    """Side of a tile in low-resolution pixels."""
+
+    step: Count = 94
+    """Distance of neighbouring tiles."""
+
+    whole_image: bool = True
+    """Measure each model on uncut images too, for comparison."""
+
+    max_whole_pixels: Count = 300_000
+    """Low-resolution pixels above which an image is not run uncut (memory)."""
+
+    picture: str | None = None
+    """``set/image`` that bit map and crops show; the first image of the last set by default."""
+
+
+class Params(Section):
+    """params.yaml."""
+
+    model: ModelSettings = ModelSettings()
+    quantization: QuantizationSettings = QuantizationSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    prepare: PrepareSettings
+    full_precision: TrainingSettings
+    pams: QuantizedTrainingSettings
+    cadyq: CadyqSettings
+    edge_to_bit: EdgeToBitSettings = EdgeToBitSettings()
+    cabm: CabmSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _steps_fit_tiles(self) -> Params:
+        for name in ("edge_to_bit", "evaluate"):
+            section = getattr(self, name)
+            if section.step > section.patch:
+                raise ValueError(f"{name}.step {section.step} is larger than {name}.patch {section.patch}")
+        return self
+
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or has a key or value that is not understood.
+    """
+    path = Path(path)
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run from the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected sections such as model: and prepare:")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe(error)}") from None
+
+
+def cpu_threads(settings: RuntimeSettings) -> int:
+    """Return the number of threads that a stage should compute with."""
+    return settings.threads or len(os.sched_getaffinity(0))

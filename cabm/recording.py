@@ -1,0 +1,148 @@
+"""What a training step shows and keeps of its course: progress, curves, validation."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cabm.config import EvaluateSettings, TrainingSettings
+from cabm.data.store import PackedStore
+from cabm.evaluation import evaluate_store, mean_results
+from cabm.files import atomic_write
+from cabm.inference import ModelRunner, TiledResult, super_resolve
+from cabm.models import Backbone
+from cabm.table import EdgeToBitTable
+from cabm.tracker import Tracker
+from cabm.training import Progress
+
+
+class Validation:
+    """Measures weights on the validation images, tile by tile as the evaluation does.
+
+    Args:
+        store: validation images.
+        model: gives the architecture; a copy of it is measured.
+        table: bits by edge score, for CABM models.
+        settings: tile and step.
+        autocast: type that convolutions compute in.
+    """
+
+    def __init__(
+        self,
+        store: PackedStore,
+        model: Backbone,
+        table: EdgeToBitTable | None,
+        settings: EvaluateSettings,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.store = store
+        self.table = table
+        self.settings = settings
+        self.runner = ModelRunner(copy.deepcopy(model), autocast)
+
+    def measure(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return mean ``psnr``, ``ssim`` and, for models with bits, ``fab``."""
+        self.runner.model.load_state_dict(weights)
+        means = mean_results(list(evaluate_store(self.store, self._enlarge)))
+        return {name: value for name, value in means.items() if name in ("psnr", "ssim", "fab")}
+
+    def _enlarge(self, image: np.ndarray) -> TiledResult:
+        return super_resolve(
+            self.runner,
+            image,
+            table=self.table,
+            tile=self.settings.patch,
+            step=self.settings.step,
+            size_multiple=self.runner.model.size_multiple,
+        )
+
+
+class Recorder:
+    """Training callback: averages of the loss's parts, and validations, as rows of a curve.
+
+    The row that is still filling stands last in the history, so that it survives a resume.
+    """
+
+    def __init__(
+        self, tracker: Tracker, log_every: int, settings: TrainingSettings, validation: Validation
+    ) -> None:
+        self.tracker = tracker
+        self.log_every = log_every
+        self.settings = settings
+        self.validation = validation
+        self.history: list[dict[str, Any]] = []
+
+    def __call__(self, progress: Progress) -> None:
+        """Take in one step."""
+        self.history = history = progress.history
+        if not history or "sums" not in history[-1]:
+            history.append({"step": progress.step, "count": 0, "sums": {}})
+        open_row = history[-1]
+        open_row["count"] += 1
+        for name, value in progress.parts.items():
+            open_row["sums"][name] = open_row["sums"].get(name, 0.0) + value
+        every = self.settings.validate_every
+        validate = bool(every) and progress.step % every == 0 and progress.step < self.settings.steps
+        if progress.step % self.log_every and not validate and progress.step < self.settings.steps:
+            return
+        row = {"step": progress.step, "learning_rate": self.settings.learning_rate * progress.rate}
+        row |= {f"train_{name}": total / open_row["count"] for name, total in open_row["sums"].items()}
+        if validate:
+            measured = self.validation.measure(progress.weights)
+            row |= {f"validation_{name}": value for name, value in measured.items()}
+        history[-1] = row
+        self.tracker.metrics({name: row[name] for name in row if name != "step"}, progress.step)
+
+
+class ProgressBar:
+    """Training callback: loss, patches per second and time left on stderr."""
+
+    def __init__(self, title: str, steps: int, batch_size: int) -> None:
+        self.batch_size = batch_size
+        # a log file gets a line now and then, not a stream of carriage returns
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(total=steps, desc=title, unit="step", mininterval=interval, maxinterval=interval)
+        self.smooth: float | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take in one step."""
+        if self.smooth is None:
+            self.bar.initial = self.bar.n = progress.step - 1
+        loss = progress.parts["l1"]
+        self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
+        shown = f"L1 {self.smooth:.3f}"
+        if "fab" in progress.parts:
+            shown += f", FAB {progress.parts['fab']:.2f}"
+        if rate := self.bar.format_dict["rate"]:
+            shown += f", {rate * self.batch_size:.0f} patches/s"
+        self.bar.set_postfix_str(shown, refresh=False)
+        self.bar.update()
+
+    def __enter__(self) -> Self:
+        """Return the bar."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the bar's line."""
+        self.bar.close()
+
+
+def write_curves(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write the rows of a history as CSV, one column per quantity, empty where not measured."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names or ["step"])
+        writer.writeheader()
+        writer.writerows(history)

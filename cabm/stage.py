@@ -1,0 +1,127 @@
+"""What every stage script shares: params, tracking, threads, errors, and where things lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from cabm import __version__
+from cabm.config import Params, TrainingSettings, cpu_threads, load_params
+from cabm.data.store import PackedStore
+from cabm.errors import InputError, TrainingDiverged
+from cabm.provenance import params_hash, project_root
+from cabm.tracker import Tracker
+from cabm.tracking import open_run
+
+DATA = Path("data/prepared")
+MODELS = Path("models")
+TABLES = Path("tables")
+METRICS = Path("metrics")
+CURVES = Path("curves")
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a stage.
+
+    Attributes:
+        name: its name in dvc.yaml.
+        params: all of params.yaml.
+        tracker: where figures and metrics go beside DVC's files.
+        data: train, validation and test stores.
+        models, tables, metrics, curves, results: folders of outs, relative to the working directory.
+    """
+
+    name: str
+    params: Params
+    tracker: Tracker
+    data: Path = DATA
+    models: Path = MODELS
+    tables: Path = TABLES
+    metrics: Path = METRICS
+    curves: Path = CURVES
+    results: Path = RESULTS
+
+    def settings(self) -> Any:
+        """Return this stage's own section of params.yaml."""
+        return getattr(self.params, self.name)
+
+    def store(self, part: str) -> PackedStore:
+        """Open a packed store: ``train``, ``validation`` or ``test/<name>``."""
+        return PackedStore.open(self.data / part)
+
+    def resume_file(self, inputs: dict[str, Any]) -> Path:
+        """Return where this stage keeps its resume state.
+
+        The name is a fingerprint of everything that the result depends on, so that a run with other params
+        or inputs never picks up this one's state; it lies outside DVC's outs, which DVC deletes.
+        """
+        sections = {
+            name: getattr(self.params, name).model_dump(mode="json")
+            for name in ("model", "quantization", self.name)
+        }
+        described = {"version": __version__, "sections": sections, "inputs": inputs}
+        described["precision"] = str(self.params.runtime.autocast())
+        text = json.dumps(described, sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return project_root() / ".resume" / self.name / fingerprint / "state.safetensors"
+
+
+def run_stage(name: str, body: Callable[[Stage], None]) -> int:
+    """Run a stage and return its exit status.
+
+    Input errors print one line. Ctrl-C and SIGTERM exit non-zero, so that DVC never records half a result.
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        params = load_params()
+        # DVC's own names for the state of a pipeline's params; results of other stages do not enter
+        key = params_hash(params.model_dump(mode="json"))
+        torch.set_num_threads(cpu_threads(params.runtime))
+        section = getattr(params, name)
+        logged = {
+            "model": params.model.model_dump(mode="json"),
+            "quantization": params.quantization.model_dump(mode="json"),
+            name: section.model_dump(mode="json"),
+        }
+        with open_run(
+            params.tracking, stage=name, params=logged, tags=_environment(), pipeline_key=key
+        ) as tracker:
+            if isinstance(section, TrainingSettings):
+                torch.manual_seed(section.seed)
+            body(Stage(name, params, tracker))
+    except (InputError, TrainingDiverged, SafetensorError) as error:
+        return _fail(name, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(name, f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(name: str, message: str) -> int:
+    print(f"{name}: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _environment() -> dict[str, str]:
+    return {"version": __version__, "torch": torch.__version__, "cpus": str(os.cpu_count())}

@@ -1,0 +1,195 @@
+"""The training steps of the method: what each starts from, learns from and minimises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cabm import __version__
+from cabm.checkpoint import LoadedModel, load_model, save_model
+from cabm.config import QuantizationSettings, QuantizedTrainingSettings, TrainingSettings
+from cabm.data.patches import PatchSampler
+from cabm.data.prepare import load_positions
+from cabm.edge import edge_score
+from cabm.files import write_json
+from cabm.losses import LossWeights, Objective
+from cabm.models import Backbone, build_model
+from cabm.models.transfer import transfer_weights
+from cabm.pretrained import model_directory
+from cabm.quant import Kind, Precision
+from cabm.recording import ProgressBar, Recorder, Validation, write_curves
+from cabm.stage import Stage
+from cabm.table import EdgeToBitTable
+from cabm.training import TrainingPlan, calibrate, train
+
+
+def full_precision(stage: Stage) -> None:
+    """Step 1: train the backbone in float."""
+    _run_step(stage, "float", previous=None, teacher=None, extra=LossWeights())
+
+
+def pams(stage: Stage) -> None:
+    """Step 2: fine-tune at 8 bits with learned clip values, taught by the float model."""
+    own = stage.models / "full_precision"
+    _run_step(stage, "pams", previous=own, teacher=own, extra=LossWeights())
+
+
+def cadyq(stage: Stage) -> None:
+    """Step 3: learn bit selectors, taught by the 8-bit model."""
+    own, settings = stage.models / "pams", stage.params.cadyq
+    extra = LossWeights(bits=settings.w_bit, bits_per_step=settings.w_bit_per_1000 / 1000)
+    _run_step(stage, "cadyq", previous=own, teacher=own, extra=extra)
+
+
+def cabm(stage: Stage) -> None:
+    """Step 5: fine-tune with the tables' bits, from step 3's weights, taught by the 8-bit model."""
+    table_from = stage.params.cabm.table_from
+    table = EdgeToBitTable.load(table_from or stage.tables / "edge_to_bit.json")
+    _run_step(
+        stage,
+        "cabm",
+        previous=stage.models / "cadyq",
+        teacher=stage.models / "pams",
+        extra=LossWeights(),
+        table=table,
+    )
+
+
+def _run_step(
+    stage: Stage,
+    kind: Kind,
+    *,
+    previous: Path | None,
+    teacher: Path | None,
+    extra: LossWeights,
+    table: EdgeToBitTable | None = None,
+) -> None:
+    settings: TrainingSettings = stage.settings()
+    params = stage.params
+    device = params.runtime.torch_device()
+    store = stage.store("train")
+    sampler = PatchSampler(
+        store,
+        batch_size=settings.batch_size,
+        lr_patch=settings.patch,
+        seed=settings.seed,
+        positions=load_positions(stage.data, params.prepare, settings.patch),
+    )
+    inputs: dict[str, Any] = {"train": store.sha256, "kind": kind}
+
+    quantized = settings if isinstance(settings, QuantizedTrainingSettings) else None
+    start = _given(settings.init_from, previous)
+    taught_by = _given(quantized.teacher_from, teacher) if quantized else None
+    model = build_model(
+        params.model.name,
+        params.model.scale,
+        _precision(params.quantization, kind),
+        params.model.chosen_options(),
+    )
+    uncalibrated: list[str] = []
+    if start is not None:
+        inputs["start"] = start.config.weights_sha256
+        uncalibrated = transfer_weights(start.model, model)
+    if table is not None:
+        table.check(backbone=model.name, scale=model.scale, layers=model.layer_names)
+        inputs["table"] = table.describe()
+    model = model.to(device, memory_format=torch.channels_last)
+    calibrated = {}
+    if uncalibrated:
+        calibrated = calibrate(model, sampler, quantized.calibration_batches, only=set(uncalibrated))
+    if taught_by is not None:
+        inputs["teacher"] = taught_by.config.weights_sha256
+
+    objective = Objective(
+        _loss_weights(settings, quantized, model, extra),
+        teacher=None
+        if taught_by is None
+        else taught_by.model.to(device, memory_format=torch.channels_last),
+        bits=None if table is None else TableBits(table),
+    )
+    autocast = params.runtime.autocast()
+    plan = TrainingPlan(
+        steps=settings.steps,
+        rates=_rates(settings),
+        schedule=settings.schedule,
+        ema_decay=settings.ema_decay,
+        autocast=autocast,
+        checkpoint_seconds=params.runtime.checkpoint_seconds,
+    )
+    resume_file = stage.resume_file(inputs)
+    validation = Validation(stage.store("validation"), model, table, params.evaluate, autocast)
+    recorder = Recorder(stage.tracker, params.tracking.log_every, settings, validation)
+    with ProgressBar(stage.name, settings.steps, settings.batch_size) as bar:
+        train(model, objective, sampler, plan, callbacks=(recorder, bar), resume_file=resume_file)
+
+    measured = validation.measure(model.state_dict())
+    described = {"stage": stage.name, "version": __version__, "steps": settings.steps, "inputs": inputs}
+    described |= {"validation": measured, "settings": settings.model_dump(mode="json")}
+    save_model(stage.models / stage.name, model, table=table, provenance=described)
+    write_curves(stage.curves / f"{stage.name}.csv", recorder.history)
+    write_json(stage.metrics / f"{stage.name}.json", {"validation": measured} | _calibration(calibrated))
+    stage.tracker.metrics({f"final/{name}": value for name, value in measured.items()}, settings.steps)
+    stage.tracker.tags({"weights.sha256": load_model(stage.models / stage.name).config.weights_sha256})
+    if table is not None:
+        stage.tracker.dict("edge_to_bit", table.describe())
+    resume_file.unlink(missing_ok=True)
+
+
+def _given(named: str | None, own: Path | None) -> LoadedModel | None:
+    if named is not None:
+        return load_model(model_directory(named))
+    return None if own is None else load_model(own)
+
+
+def _precision(settings: QuantizationSettings, kind: Kind) -> Precision:
+    return Precision(kind, settings.search_space, settings.weight_bits, settings.quantize_ends)
+
+
+class TableBits:
+    """Bits of training patches by their edge score.
+
+    Patches that the table would bypass take its lowest computed row: a tile of a test image that is computed
+    may hold such regions, so the network keeps learning them.
+    """
+
+    def __init__(self, table: EdgeToBitTable) -> None:
+        self.table = table.with_bypass(0)
+
+    def __call__(self, low_resolution: Tensor) -> Tensor:
+        """Return (B,L) for (B,3,h,w) in 0..255."""
+        bits = torch.from_numpy(self.table.lookup(edge_score(low_resolution.cpu())))
+        return bits.to(low_resolution.device)
+
+
+def _rates(settings: TrainingSettings) -> dict[str, float]:
+    """Learning rate by parameter group; a group that the model lacks is not asked for."""
+    return {
+        "weights": settings.learning_rate,
+        "alpha": getattr(settings, "alpha_learning_rate", 0.0),
+        "selector": getattr(settings, "selector_learning_rate", 0.0),
+    }
+
+
+def _loss_weights(
+    settings: TrainingSettings,
+    quantized: QuantizedTrainingSettings | None,
+    model: Backbone,
+    extra: LossWeights,
+) -> LossWeights:
+    border = model.tail_border if settings.collapse_tail and model.tail_border is not None else 0
+    return LossWeights(
+        feature=0.0 if quantized is None else quantized.kd_feature,
+        blocks=0.0 if quantized is None else quantized.kd_blocks,
+        bits=extra.bits,
+        bits_per_step=extra.bits_per_step,
+        border=border,
+    )
+
+
+def _calibration(alphas: dict[str, float]) -> dict[str, dict[str, float]]:
+    if not alphas:
+        return {}
+    return {"calibrated_alpha": {"smallest": min(alphas.values()), "largest": max(alphas.values())}}

@@ -1,0 +1,60 @@
+"""Measure every step of the method on every test set, and draw the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cabm.pictures import write_pictures
+
+from cabm.comparison import compare, image_rows, load_methods, protocol_description, summarise, write_rows
+from cabm.data.store import PackedStore
+from cabm.files import write_json
+from cabm.stage import Stage, run_stage
+
+
+def evaluate(stage: Stage) -> None:
+    """Write metrics, per-image results and figures."""
+    settings = stage.params.evaluate
+    methods = {method.name: method for method in load_methods(stage.models)}
+    folders = sorted(path.parent for path in (stage.data / "test").glob("*/index.json"))
+    sets = {folder.name: PackedStore.open(folder) for folder in folders}
+
+    summary: dict[str, dict[str, Any]] = {}
+    images: list[dict[str, Any]] = []
+    for protocol, set_name, method, results in compare(list(methods.values()), sets, settings):
+        row = summarise(methods[method], results)
+        summary.setdefault(protocol, {}).setdefault(set_name, {})[method] = row
+        images += image_rows(protocol, set_name, method, results)
+        numbers = {f"{protocol}/{set_name}/{method}/{name}": value for name, value in row.items()}
+        stage.tracker.metrics(numbers, 0)
+    described = protocol_description(settings, stage.params.model.scale)
+    write_json(stage.results / "quality.json", {"protocol": described, "results": summary})
+    write_rows(stage.results / "images.csv", images)
+    write_json(stage.metrics / "evaluate.json", {"protocol": described} | headline(summary["tiles"]))
+    for set_name in sets:
+        rows = [row for row in images if row["set"] == set_name]
+        stage.tracker.table(f"images_{set_name}", rows)
+    write_pictures(stage, methods, sets, summary["tiles"])
+
+
+def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the few numbers by set that experiments are compared by."""
+    wanted = {
+        "bicubic_psnr": ("bicubic", "psnr"),
+        "float_psnr": ("full_precision", "psnr"),
+        "pams_psnr": ("pams", "psnr"),
+        "cadyq_psnr": ("cadyq", "psnr"),
+        "cadyq_fab": ("cadyq", "fab"),
+        "cabm_psnr": ("cabm", "psnr"),
+        "cabm_ssim": ("cabm", "ssim"),
+        "cabm_fab": ("cabm", "fab"),
+        "cabm_bypassed": ("cabm", "bypassed"),
+    }
+    return {
+        set_name: {name: rows[method][key] for name, (method, key) in wanted.items() if key in rows[method]}
+        for set_name, rows in tiles.items()
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage("evaluate", evaluate))
