@@ -108,6 +108,8 @@ def bitops(
     *,
     convention: Convention,
     weight_bits: int | Literal["same"] = 8,
+    fixed_bits: int | None = None,
+    float_macs_per_pixel: float = 0.0,
 ) -> float:
     """Bit operations of one image: sum of MACs x weight bits x activation bits.
 
@@ -122,6 +124,8 @@ def bitops(
         convention: "patch" counts every tile in full, overlaps and all: the work that is done. "image"
             counts every pixel of the image once, with the bits of the tile that it is taken from.
         weight_bits: of quantized layers; "same" as their activations (the paper's; the release keeps 8).
+        fixed_bits: in place of what the layers state.
+        float_macs_per_pixel: of work in float beside the layers.
 
     Raises:
         ValueError: the bits do not fit the layers and tiles, or an unknown convention.
@@ -136,18 +140,19 @@ def bitops(
     else:
         raise ValueError(f"convention {convention!r}: 'patch' or 'image'")
     if bits is None:
-        return float(areas.sum() * macs.sum() * _FLOAT_BITS**2)
+        return float(areas.sum() * (macs.sum() + float_macs_per_pixel) * _FLOAT_BITS**2)
     bits = np.asarray(bits)
     if bits.shape not in [(num_tiles, width), (width,)]:
         raise ValueError(f"bits {bits.shape} for {num_tiles} tiles of {width} adaptive layers")
 
     activations = np.empty((num_tiles, len(layers)))
-    activations[:] = [layer.fixed_bits for layer in layers]
+    activations[:] = [fixed_bits or layer.fixed_bits for layer in layers]
     activations[:, adaptive] = bits
     weights = activations if weight_bits == "same" else np.full_like(activations, weight_bits)
     weights = np.where(activations == _FLOAT_BITS, _FLOAT_BITS, weights)
     computed = activations[:, adaptive].any(axis=1) if width else np.ones(num_tiles, dtype=bool)
-    return float(np.sum((activations * weights) @ macs * areas * computed))
+    per_pixel = (activations * weights) @ macs + float_macs_per_pixel * _FLOAT_BITS**2
+    return float(np.sum(per_pixel * areas * computed))
 
 
 def cadyq_operations(

@@ -165,6 +165,16 @@ def test_bitops_by_hand():
 
     assert bitops(LAYERS, None, tile_plan, convention="image") == 24 * 120 * 32 * 32
 
+    apart = bitops(
+        LAYERS[1:],
+        bits,
+        tile_plan,
+        convention="image",
+        fixed_bits=4,
+        float_macs_per_pixel=3.0,
+    )
+    assert apart == 12 * (first + second - 2 * 7 * 8 * 4)
+
 
 def test_bitops_count_only_what_runs():
     tile_plan = plan(4, 8, 4, 4)
