@@ -19,10 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cabm.outbox import Outbox, Trouble
+from cabm.outbox import Outbox
 from cabm.provenance import code_tags, params_hash
-from cabm.store_uri import database_path, lock_database, resolve_uri, without_password
 from cabm.tracker import Metric, NullTracker, RunSession, Tracker, clean_name
+from cabm.tracking_store import (
+    database_path,
+    describe_trouble,
+    is_transient,
+    lock_database,
+    resolve_uri,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -41,16 +48,6 @@ _CLIENT_ENVIRONMENT = {
 }
 # They print tracebacks and retries of their own for what we report in one line.
 _QUIET_LOGGERS = ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool")
-_PERMANENT = (
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-    "ENDPOINT_NOT_FOUND",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "INVALID_STATE",
-)
 
 __all__ = ["NullTracker", "Tracker", "TrackingSettings", "open_run"]
 
@@ -174,9 +171,9 @@ def open_run(
         outbox: Outbox[RunSession] = Outbox(
             connect=lambda: _connect(uri, settings.experiment, name, key, stage, all_tags),
             send=_Session.log_metrics,
-            is_transient=_is_transient,
+            is_transient=is_transient,
             probe=lambda session: session.client.get_run(session.run_id),
-            warn=lambda trouble, error: logger.warning(_warning(trouble, error, uri)),
+            warn=lambda trouble, error: logger.warning(describe_trouble(trouble, error, uri)),
         )
         tracker = Tracker(outbox)
         tracker.params(params)
@@ -261,26 +258,6 @@ def _log_tags(client: MlflowClient, run_id: str, tags: Mapping[str, Any]) -> Non
 
     items = [RunTag(clean_name(name), str(value)[:MAX_TAG_CHARS]) for name, value in tags.items()]
     client.log_batch(run_id, tags=items)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether waiting may help: a lost connection, an overloaded server, a locked database."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code not in _PERMANENT and "Invalid url" not in str(error)
-    return isinstance(error, TimeoutError | ConnectionError) or "locked" in str(error)
-
-
-def _warning(trouble: Trouble, error: Exception | None, uri: str) -> str:
-    what = {
-        "unreachable": "MLflow does not answer; records wait for it, the run goes on",
-        "refused": "MLflow cannot be used; the run goes on unrecorded",
-        "rejected": "MLflow refused a record, which is dropped",
-        "full": "MLflow is too slow; further records are dropped",
-    }[trouble]
-    reason = f": {type(error).__name__}: {error}" if error else ""
-    return without_password(f"{what} ({uri}{reason[:300]})".replace("\n", " "))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The address of the tracking store."""
+"""The tracking store: its address, and what its troubles mean."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cabm.outbox import Trouble
 from cabm.provenance import project_root
 
 LOCK_WAIT_S = 60.0
 _SQLITE = "sqlite:///"
+# MLflow's codes for what asking again will not change.
+_PERMANENT = frozenset(
+    {
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+        "ENDPOINT_NOT_FOUND",
+        "PERMISSION_DENIED",
+        "UNAUTHENTICATED",
+        "INVALID_STATE",
+    }
+)
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -55,3 +69,23 @@ def lock_database(database: Path) -> Iterator[None]:
 def without_password(text: str) -> str:
     """Return a text with the ``user:password@`` of its URIs left out."""
     return re.sub(r"//[^/@\s]+@", "//", text)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether waiting may help: a lost connection, an overloaded server, a locked database."""
+    code = getattr(error, "error_code", None)  # MlflowException's
+    if code is not None:
+        return code not in _PERMANENT and "Invalid url" not in str(error)
+    return isinstance(error, TimeoutError | ConnectionError) or "locked" in str(error)
+
+
+def describe_trouble(trouble: Trouble, error: Exception | None, uri: str) -> str:
+    """Return one line for the user, without passwords."""
+    what = {
+        "unreachable": "MLflow does not answer; records wait for it, the run goes on",
+        "refused": "MLflow cannot be used; the run goes on unrecorded",
+        "rejected": "MLflow refused a record, which is dropped",
+        "full": "MLflow is too slow; further records are dropped",
+    }[trouble]
+    reason = f": {type(error).__name__}: {error}" if error else ""
+    return without_password(f"{what} ({uri}{reason[:300]})".replace("\n", " "))
