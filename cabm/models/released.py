@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def read_released_file(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # hints about the pickle protocol; an error says enough
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch has no common error for bad files: RuntimeError, EOFError, UnpicklingError, KeyError ...
         if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
@@ -135,7 +138,9 @@ class _Translation:
             names = list(self._released_names(key_map, name))
             found = [key for key in names if key in state]
             used.update(found)
-            if found:
+            if ".quant_bit" in names[0] and len(found) < len(names):  # one tensor of each width
+                self.missing += [key for key in names if key not in state]
+            elif found:
                 self._load(name, fresh, found)
             elif name.endswith("num_batches_tracked"):  # older than the buffer
                 self.loaded[name] = fresh
@@ -246,7 +251,7 @@ def _check_mean_shift(backbone: str, state: Mapping[str, Tensor]) -> None:
             if found is not None and not _same(found.float(), value, 1e-4 * pixel_range):
                 raise InputError(
                     f"{key} is {found.flatten().tolist()}, expected {value.flatten().tolist()}: the "
-                    f"checkpoint was trained on pixels of another range than 0..{pixel_range:g} or another mean"
+                    f"checkpoint was trained on another mean or range of pixels than 0..{pixel_range:g}"
                 )
 
 

@@ -11,6 +11,9 @@ from cabm.quant import KINDS, Precision
 # a row per backbone: constructor options that keep its tests fast
 SMALL = {
     "edsr": {"num_features": 4, "num_blocks": 2},
+    "srresnet": {"num_features": 4, "num_blocks": 2},
+    "idn": {"num_features": 16, "num_blocks": 2, "num_distilled": 4},
+    "carn": {"num_features": 4},
 }
 BACKBONES = sorted(SMALL)
 SCALES = (2, 3, 4)
