@@ -1,0 +1,124 @@
+"""How long training steps take, as ratios to one unit measured in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cabm.config import multiplies_bfloat16
+from cabm.losses import LossWeights, Objective
+from cabm.models import Backbone, build_model
+from cabm.models.transfer import transfer_weights
+from cabm.quant import KINDS, Kind, Precision
+from cabm.schedule import Schedule
+from cabm.training import TrainingPlan, calibrate, train
+
+BATCH, PATCH = 16, 24  # the unit's (and the CADyQ release's LR patch at x4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of training step.
+
+    Attributes:
+        name: what was timed.
+        seconds: median of a step.
+        units: median over rounds of seconds over that round's unit.
+    """
+
+    name: str
+    seconds: float
+    units: float
+
+
+class _FixedBatch:
+    """The same random patches at every step: data loading is not what is timed."""
+
+    def __init__(self, scale: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.low = torch.randint(0, 256, (BATCH, 3, PATCH, PATCH), generator=generator).byte()
+        self.high = self.low.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.low, self.high
+
+
+def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) -> list[Row]:
+    """Time one optimizer step of every kind, teacher and losses included.
+
+    The unit is a float32 eager step of the same float backbone with its tail as written. Rounds
+    interleave the kinds, so that a machine whose speed drifts drifts under all of them.
+
+    Args:
+        backbone: a key of `cabm.models.BACKBONES`.
+        scale: enlargement.
+        rounds: how often each kind is timed; at least 1.
+        steps: optimizer steps per timing.
+    """
+    data = _FixedBatch(scale)
+    models = _models(backbone, scale, data)
+    fast = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else None
+    unit = build_model(backbone, scale, Precision("float"))
+    runs: dict[str, Callable[[], float]] = {
+        "unit (float, fp32 eager)": lambda: _time(unit, Objective(LossWeights()), data, None, steps)
+    }
+    for kind in KINDS:
+        runs[kind] = lambda kind=kind: _time(models[kind], _objective(kind, models), data, fast, steps)
+    timings: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # first calls choose kernels and allocate
+    for _ in range(rounds):
+        for name, run in runs.items():
+            timings[name].append(run())
+    units = timings["unit (float, fp32 eager)"]
+    return [
+        Row(
+            name,
+            statistics.median(found),
+            statistics.median(a / b for a, b in zip(found, units, strict=True)),
+        )
+        for name, found in timings.items()
+    ]
+
+
+def _models(backbone: str, scale: int, data: _FixedBatch) -> dict[str, Backbone]:
+    torch.manual_seed(0)
+    models: dict[str, Backbone] = {}
+    previous: Backbone | None = None
+    for kind in KINDS:
+        model = build_model(backbone, scale, Precision(kind))
+        if previous is not None:
+            unset = transfer_weights(previous, model)
+            if unset:
+                calibrate(model, data, 1, only=set(unset))
+        previous = model
+        models[kind] = model.to(memory_format=torch.channels_last)
+    return models
+
+
+def _objective(kind: Kind, models: dict[str, Backbone]) -> Objective:
+    border = models["float"].tail_border or 0
+    if kind == "float":
+        return Objective(LossWeights(border=border))
+    weights = LossWeights(feature=1000, blocks=100, bits=1e-4, border=border)
+    teacher = models["float" if kind == "pams" else "pams"]
+    if kind != "cabm":
+        return Objective(weights, teacher)
+    widths = torch.tensor(models["cabm"].precision.search_space)
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, len(widths), (BATCH, models["cabm"].num_adaptive), generator=generator)
+    return Objective(weights, teacher, bits=lambda low: widths[index])
+
+
+def _time(
+    model: Backbone, objective: Objective, data: _FixedBatch, autocast: torch.dtype | None, steps: int
+) -> float:
+    rates = {"weights": 1e-6, "alpha": 1e-6, "selector": 1e-6}
+    plan = TrainingPlan(steps, rates, Schedule(kind="constant"), autocast=autocast)
+    started = time.perf_counter()
+    train(model, objective, data, plan)
+    return (time.perf_counter() - started) / steps

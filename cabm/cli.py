@@ -1,0 +1,56 @@
+"""The `cabm` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from cabm import __version__
+from cabm.commands.bench_train import bench_train
+from cabm.commands.import_checkpoint import import_checkpoint
+from cabm.commands.preset import preset
+from cabm.errors import InputError, TrainingDiverged
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Content-aware bit mapping for super-resolution of large images.",
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios in one run.")
+app.add_typer(bench, name="bench")
+
+app.command()(preset)
+app.command("import-checkpoint")(import_checkpoint)
+bench.command("train")(bench_train)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+) -> None:
+    """Read the options of the command itself."""
+    if version:
+        typer.echo(f"cabm {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; errors that a user can act on are one line on stderr."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        app()
+    except (InputError, TrainingDiverged) as error:
+        message = str(error)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+    typer.echo(f"cabm: {message}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
