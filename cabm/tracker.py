@@ -9,7 +9,8 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -45,6 +46,33 @@ class RunSession(Protocol):
 
     def mark_table(self, path: str) -> None:
         """Say that the artifact at ``path`` is a table."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What MLflow needs to load and serve a directory, without pickling anything.
+
+    Attributes:
+        name: the model's name.
+        loader_module: the module whose ``_load_pyfunc(data directory, config)`` returns an object
+            with ``predict``.
+        data: the directory that it loads.
+        code: the package of ``loader_module``; a copy goes with the model.
+        requirements: the packages that it imports, for pip.
+        inputs, outputs: names of the text columns that go in and come out.
+        example: an input, by column.
+        config: settings that may be changed when the model is loaded.
+    """
+
+    name: str
+    loader_module: str
+    data: Path
+    code: Path
+    requirements: Sequence[str]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    example: Mapping[str, str]
+    config: Mapping[str, Any]
 
 
 class Tracker:

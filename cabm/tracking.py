@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cabm.outbox import Outbox
 from cabm.provenance import code_tags, params_hash
-from cabm.tracker import Metric, NullTracker, RunSession, Tracker, clean_name
+from cabm.tracker import Metric, NullTracker, RunSession, ServedModel, Tracker, clean_name
 from cabm.tracking_store import (
     database_path,
     describe_trouble,
+    impatient_client,
     is_transient,
     lock_database,
     resolve_uri,
@@ -39,17 +40,7 @@ MAX_TAG_CHARS = 8000
 MAX_PARAMS_PER_REQUEST = 100
 EXIT_WAIT_S = 30.0  # how long the end of a stage may wait for a store that is answering
 
-# For our requests, unless the user has set them: MLflow's own values wait for minutes.
-_CLIENT_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-# They print tracebacks and retries of their own for what we report in one line.
-_QUIET_LOGGERS = ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool")
-
-__all__ = ["NullTracker", "Tracker", "TrackingSettings", "open_run"]
+__all__ = ["NullTracker", "Tracker", "TrackingSettings", "bad_request", "log_pyfunc", "open_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +152,7 @@ def open_run(
     all_tags |= {"data.sha256": data_hash} if data_hash else {}
     all_tags |= {**tags, "stage": stage, "pipeline.key": key}
 
-    with _impatient_client():
+    with impatient_client():
         try:
             import mlflow.tracking  # noqa: F401  (here, not in the thread: importing has locks)
         except ImportError as error:
@@ -260,18 +251,54 @@ def _log_tags(client: MlflowClient, run_id: str, tags: Mapping[str, Any]) -> Non
     client.log_batch(run_id, tags=items)
 
 
-@contextmanager
-def _impatient_client() -> Iterator[None]:
-    """Make MLflow's client give up early and quietly, inside the block."""
-    ours = {name: value for name, value in _CLIENT_ENVIRONMENT.items() if name not in os.environ}
-    levels = {name: logging.getLogger(name).level for name in _QUIET_LOGGERS}
-    os.environ.update(ours)
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def log_pyfunc(client: MlflowClient, run_id: str, served: ServedModel) -> tuple[str, str]:
+    """Store a model under a run and return its id and its location.
+
+    ``mlflow.pyfunc.log_model`` does the same to the store of the process; this one uses the client's.
+    """
+    import pandas as pd
+    from mlflow import pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    def schema(columns: Sequence[str]) -> Schema:
+        return Schema([ColSpec("string", column) for column in columns])
+
+    run = client.get_run(run_id)
+    model = client.create_logged_model(
+        run.info.experiment_id, served.name, source_run_id=run_id, params=run.data.params
+    )
+    status = "FAILED"
     try:
-        yield
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "model"
+            pyfunc.save_model(
+                target,
+                mlflow_model=Model(
+                    artifact_path=model.artifact_location,
+                    model_uuid=model.model_id,
+                    run_id=run_id,
+                    model_id=model.model_id,
+                ),
+                loader_module=served.loader_module,
+                data_path=str(served.data),
+                code_paths=[str(served.code)],
+                signature=ModelSignature(schema(served.inputs), schema(served.outputs)),
+                input_example=pd.DataFrame([dict(served.example)]),
+                pip_requirements=list(served.requirements),
+                model_config=dict(served.config),
+            )
+            client.log_model_artifacts(model.model_id, str(target))
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        status = "READY"
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        for name in ours:
-            os.environ.pop(name, None)
+        client.finalize_logged_model(model.model_id, status)
+    return model.model_id, model.artifact_location
+
+
+def bad_request(message: str) -> Exception:
+    """Return the exception that a served model answers a wrong request with (HTTP 400)."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException.invalid_parameter_value(message)

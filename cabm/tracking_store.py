@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sqlite3
@@ -13,6 +14,15 @@ from cabm.outbox import Trouble
 from cabm.provenance import project_root
 
 LOCK_WAIT_S = 60.0
+# For our requests, unless the user has set them: MLflow's own values wait for minutes.
+_CLIENT_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# They print tracebacks and retries of their own for what we report in one line.
+QUIET_LOGGERS = ("alembic", "mlflow.pyfunc", "mlflow.store.db.utils", "urllib3.connectionpool")
 _SQLITE = "sqlite:///"
 # MLflow's codes for what asking again will not change.
 _PERMANENT = frozenset(
@@ -89,3 +99,20 @@ def describe_trouble(trouble: Trouble, error: Exception | None, uri: str) -> str
     }[trouble]
     reason = f": {type(error).__name__}: {error}" if error else ""
     return without_password(f"{what} ({uri}{reason[:300]})".replace("\n", " "))
+
+
+@contextmanager
+def impatient_client() -> Iterator[None]:
+    """Make MLflow's client give up early and quietly, inside the block."""
+    ours = {name: value for name, value in _CLIENT_ENVIRONMENT.items() if name not in os.environ}
+    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    os.environ.update(ours)
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name in ours:
+            os.environ.pop(name, None)

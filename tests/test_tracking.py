@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from cabm import tracking
 from cabm.tracking import NullTracker, TrackingSettings, open_run
+from cabm.tracking_store import QUIET_LOGGERS
 
 KEY = "0123456789abcdef"
 
@@ -588,12 +589,12 @@ def test_the_surroundings_are_left_as_they_were(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     before = dict(os.environ)
-    levels = [logging.getLogger(name).level for name in tracking._QUIET_LOGGERS]
+    levels = [logging.getLogger(name).level for name in QUIET_LOGGERS]
     with open_stage(settings):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
         assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) < 3
     assert dict(os.environ) == before
-    assert [logging.getLogger(name).level for name in tracking._QUIET_LOGGERS] == levels
+    assert [logging.getLogger(name).level for name in QUIET_LOGGERS] == levels
 
 
 def test_importing_the_module_neither_imports_mlflow_nor_lets_it_phone_home(
