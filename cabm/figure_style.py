@@ -1,0 +1,43 @@
+"""What all figures share: the colours of bits and plain axes."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
+
+INK, FAINT, GRID = "#262626", "#8c8c8c", "#e9e9e9"
+HATCH, HATCH_COLOR, BYPASS_COLOR = "////", "#a6a6a6", "#d9d9d9"
+WIDEST = 8
+
+# From pale blue (few bits) over violet to dark red (8): readable in gray and to the colour-blind.
+_BIT_COLORS = {
+    2: "#e7f0fa",
+    3: "#c5dcf0",
+    4: "#93c2e3",
+    5: "#6d9fd2",
+    6: "#7a72b8",
+    7: "#8a3f8f",
+    8: "#6b1353",
+}
+
+
+def bit_color(width: int) -> str:
+    """Colour of a bit-width; gray for 0."""
+    return _BIT_COLORS[min(width, WIDEST)] if width else BYPASS_COLOR
+
+
+def bit_colormap(scale: Normalize) -> ListedColormap:
+    """The colours of the widths and all between them, over the range of ``scale``."""
+    colors = np.array([to_rgb(color) for color in _BIT_COLORS.values()])
+    values = np.linspace(scale.vmin, scale.vmax, 256)
+    channels = [np.interp(values, list(_BIT_COLORS), channel) for channel in colors.T]
+    return ListedColormap(np.stack(channels, axis=1))
+
+
+def plain(axes: Axes) -> None:
+    """Leave out what carries no information, and put the grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
