@@ -49,7 +49,7 @@ class ModelConfig(BaseModel):
     format: Literal["cabm.model/1"]
     backbone: str
     scale: Annotated[int, Field(ge=2, le=4)]
-    options: dict[str, bool | Annotated[int, Field(ge=0, le=MAX_OPTION)] | float]
+    options: dict[str, bool | Annotated[int | float, Field(ge=0, le=MAX_OPTION)]]
     precision: PrecisionConfig
     weights_sha256: str
     provenance: dict[str, Any] = {}

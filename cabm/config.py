@@ -152,12 +152,18 @@ class QuantizedTrainingSettings(TrainingSettings):
     kd_blocks: NotNegative = 100.0
     """Weight of the distillation of block features (0.1 w_kd)."""
 
+    calibration: Literal["peak", "error"] = "error"
+    """How clip values without a trained start are set: mean max|x| (the papers), or least squared error."""
+
     calibration_batches: Count = 16
-    """Batches that clip values without a trained start are calibrated on."""
+    """Batches that clip values are calibrated on."""
 
 
 class CadyqSettings(QuantizedTrainingSettings):
     """Step 3: bit selectors."""
+
+    recalibrate: bool = True
+    """Calibrate the clip values of every width anew, instead of starting all at the 8-bit model's."""
 
     selector_learning_rate: Rate = 1e-4
     """Peak rate of the selectors."""

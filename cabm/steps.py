@@ -97,9 +97,13 @@ def _run_step(
         table.check(backbone=model.name, scale=model.scale, layers=model.layer_names)
         inputs["table"] = table.describe()
     model = model.to(device, memory_format=torch.channels_last)
+    unset = set(uncalibrated)
+    if getattr(settings, "recalibrate", False) and start is not None and start.model.precision.kind != kind:
+        unset |= {f"{name}.alpha" for name, module in model.named_modules() if hasattr(module, "widths")}
     calibrated = {}
-    if uncalibrated:
-        calibrated = calibrate(model, sampler, quantized.calibration_batches, only=set(uncalibrated))
+    if quantized is not None and unset:
+        batches, method = quantized.calibration_batches, quantized.calibration
+        calibrated = calibrate(model, sampler, batches, only=unset, method=method)
     if taught_by is not None:
         inputs["teacher"] = taught_by.config.weights_sha256
 
@@ -151,8 +155,8 @@ def _precision(settings: QuantizationSettings, kind: Kind) -> Precision:
 class TableBits:
     """Bits of training patches by their edge score.
 
-    Patches that the table would bypass take its lowest computed row: a tile of a test image that is computed
-    may hold such regions, so the network keeps learning them.
+    Patches that the table would bypass take its lowest computed row: a tile of a test image that is
+    computed may hold such regions, so the network keeps learning them.
     """
 
     def __init__(self, table: EdgeToBitTable) -> None:
@@ -189,7 +193,6 @@ def _loss_weights(
     )
 
 
-def _calibration(alphas: dict[str, float]) -> dict[str, dict[str, float]]:
-    if not alphas:
-        return {}
-    return {"calibrated_alpha": {"smallest": min(alphas.values()), "largest": max(alphas.values())}}
+def _calibration(alphas: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    values = [alpha for widths in alphas.values() for alpha in widths]
+    return {"calibrated_alpha": {"smallest": min(values), "largest": max(values)}} if values else {}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,6 +73,7 @@ class Progress:
 
 
 Callback = Callable[[Progress], None]
+Calibration = Literal["peak", "error"]
 MIN_ALPHA = 1e-6
 
 
@@ -100,18 +101,24 @@ class _Average:
 
 
 def calibrate(
-    model: Backbone, sampler: Sampler, batches: int, only: set[str] | None = None
-) -> dict[str, float]:
-    """Set the clip values alpha from data: the mean over samples of max|x| (METHOD section 1).
+    model: Backbone,
+    sampler: Sampler,
+    batches: int,
+    only: set[str] | None = None,
+    method: Calibration = "peak",
+) -> dict[str, list[float]]:
+    """Set clip values alpha from data.
 
     Args:
         model: a quantized model; runs unquantized activations meanwhile.
         sampler: where batches come from.
         batches: how many of them.
         only: names of the alpha parameters to set; all by default.
+        method: ``peak``, the mean over samples of max|x| for every width (PAMS; METHOD section 1);
+            ``error``, for each width the value of least squared quantization error.
 
     Returns:
-        The values by parameter name.
+        The values by parameter name, one per width.
 
     Raises:
         TrainingDiverged: an activation is zero or not finite on all batches.
@@ -121,16 +128,21 @@ def calibrate(
         for step in range(batches):
             model(sampler.batch(step)[0].float(), observer=observer)
     found = {}
-    modules = {module: f"{name}.alpha" for name, module in model.named_modules()}
-    with torch.no_grad():
-        for module, peak in observer.means().items():
-            name = modules[module]
-            if only is not None and name not in only:
-                continue
-            if not math.isfinite(peak) or peak <= MIN_ALPHA:
-                raise TrainingDiverged(f"calibration of {name}: mean max|x| is {peak}")
-            module.alpha.fill_(peak)
-            found[name] = peak
+    names = {module: f"{name}.alpha" for name, module in model.named_modules()}
+    for quantizer in observer.modules():
+        name = names[quantizer]
+        if only is not None and name not in only:
+            continue
+        peak = observer.mean_peak(quantizer)
+        if not math.isfinite(peak) or peak <= MIN_ALPHA:
+            raise TrainingDiverged(f"calibration of {name}: mean max|x| is {peak}")
+        alphas = [
+            peak if method == "peak" else max(MIN_ALPHA, observer.least_error_alpha(quantizer, levels))
+            for levels in quantizer.levels.tolist()
+        ]
+        with torch.no_grad():
+            quantizer.alpha.copy_(torch.tensor(alphas))
+        found[name] = alphas
     return found
 
 

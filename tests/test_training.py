@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,9 @@ def test_damaged_resume_state_starts_over(tmp_path: Path) -> None:
     resume.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
     model, objective = make("float")
     train(model, objective, Patches(), plan(checkpoint_seconds=100), resume_file=resume)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.values(), strict=True)
+    )
     assert not resume.exists()
 
 
@@ -126,7 +129,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_bit_loss_drives_bits_down() -> None:
-    model, objective = make("cadyq")
+    model, _ = make("cadyq")
     strong = Objective(LossWeights(bits=10.0), None)
     fabs: list[float] = []
     rates = {"weights": 1e-6, "alpha": 1e-6, "selector": 0.2}
@@ -174,12 +177,34 @@ def test_calibration_is_the_mean_of_the_samples_peaks() -> None:
     model, _ = make("pams")
     peaks: list[Tensor] = []
     block = model.body[0]
-    hook = block.act1.register_forward_pre_hook(lambda _, inputs: peaks.append(inputs[0].abs().amax((1, 2, 3))))
+    hook = block.act1.register_forward_pre_hook(
+        lambda _, inputs: peaks.append(inputs[0].abs().amax((1, 2, 3)))
+    )
     found = calibrate(model, Patches(), 3, only={"body.0.act1.alpha"})
     hook.remove()
     assert list(found) == ["body.0.act1.alpha"]
-    assert found["body.0.act1.alpha"] == pytest.approx(torch.cat(peaks).double().mean().item(), rel=1e-6)
-    assert block.act1.alpha.item() == pytest.approx(found["body.0.act1.alpha"], rel=1e-6)
+    assert found["body.0.act1.alpha"] == [pytest.approx(torch.cat(peaks).double().mean().item(), rel=1e-6)]
+    assert block.act1.alpha.tolist() == pytest.approx(found["body.0.act1.alpha"], rel=1e-6)
+
+
+def test_calibration_by_error_beats_the_peak_at_every_width() -> None:
+    model, _ = make("cadyq")
+    inputs: list[Tensor] = []
+    position = model.body[1].act2
+    hook = position.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    by_peak = calibrate(model, Patches(), 2, method="peak")["body.1.act2.alpha"]
+    by_error = calibrate(model, Patches(), 2, method="error")["body.1.act2.alpha"]
+    hook.remove()
+    x = torch.cat(inputs[:2])
+
+    def error(alpha: float, bits: int) -> float:
+        n = 2 ** (bits - 1) - 1
+        return ((x.clamp(-alpha, alpha) / alpha * n).round() * alpha / n - x).square().mean().item()
+
+    for bits, peak, best in zip((4, 6, 8), by_peak, by_error, strict=True):
+        assert error(best, bits) <= error(peak, bits) * 1.02
+    assert by_error[0] < by_error[2] <= x.abs().max().item() * 1.001
+    assert error(by_error[0], 4) < 0.8 * error(by_peak[0], 4)
 
 
 def test_calibration_refuses_dead_activations() -> None:
@@ -198,4 +223,4 @@ def test_schedules() -> None:
     factors = [cosine.factor(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == 1.0 == factors[10]
     assert factors[-1] == pytest.approx(0.25)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))

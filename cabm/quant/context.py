@@ -7,26 +7,55 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+SAMPLES_PER_BATCH = 4096
+# candidates for alpha as shares of the largest magnitude; fine enough that the error is flat between them
+CANDIDATES = 100
+
 
 class AlphaObserver:
-    """Collects the calibration statistic of alpha over batches.
+    """Collects the calibration statistics of alpha over batches.
 
     PAMS calibrates alpha as the mean over samples of max|x|, on inputs that pass unclipped
-    (METHOD section 1). Keyed by quantizer module, so that nothing is stored in the modules.
+    (METHOD section 1). For few bits that is far too wide, so magnitudes are sampled as well, to choose the
+    alpha of least squared error. Keyed by quantizer module: nothing is stored in the modules.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[nn.Module, tuple[Tensor, int]] = {}
+        self._peaks: dict[nn.Module, list[Tensor]] = {}
+        self._samples: dict[nn.Module, list[Tensor]] = {}
 
     def record(self, quantizer: nn.Module, x: Tensor) -> None:
-        """Add the per-sample max|x| of a batch (B,C,H,W)."""
-        peaks = x.detach().abs().amax(dim=(1, 2, 3)).double()
-        total, count = self._sums.get(quantizer, (torch.zeros((), dtype=torch.float64), 0))
-        self._sums[quantizer] = (total + peaks.sum().cpu(), count + peaks.numel())
+        """Add the per-sample max|x| of a batch (B,C,H,W) and an even sample of its magnitudes."""
+        magnitudes = x.detach().abs()
+        self._peaks.setdefault(quantizer, []).append(magnitudes.amax(dim=(1, 2, 3)).double().cpu())
+        flat = magnitudes.flatten()
+        # an odd stride does not fall into step with channels or rows
+        stride = max(1, flat.numel() // SAMPLES_PER_BATCH) | 1
+        self._samples.setdefault(quantizer, []).append(flat[::stride].float().cpu())
 
-    def means(self) -> dict[nn.Module, float]:
-        """Return the mean max|x| of each quantizer that was reached."""
-        return {module: float(total) / count for module, (total, count) in self._sums.items()}
+    def modules(self) -> list[nn.Module]:
+        """Return the quantizers that were reached, in the order of their first record."""
+        return list(self._peaks)
+
+    def mean_peak(self, quantizer: nn.Module) -> float:
+        """Return the mean over samples of max|x| (PAMS)."""
+        return torch.cat(self._peaks[quantizer]).mean().item()
+
+    def least_error_alpha(self, quantizer: nn.Module, levels: float) -> float:
+        """Return the clip value of least mean squared quantization error at n = ``levels``.
+
+        A scan over shares of the largest magnitude seen; the error has a single flat minimum.
+        """
+        magnitudes = torch.cat(self._samples[quantizer])
+        largest = magnitudes.max()
+        shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES)
+        errors = []
+        for alpha in largest * shares:
+            clipped = magnitudes.clamp(max=alpha)
+            errors.append(
+                (torch.round(clipped * (levels / alpha)) * (alpha / levels) - magnitudes).square().mean()
+            )
+        return (largest * shares[torch.stack(errors).argmin()]).item()
 
 
 @dataclass
