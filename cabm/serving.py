@@ -33,8 +33,8 @@ CHAMPION = "champion"
 MAX_PIXELS = 4_194_304
 """Pixels that one request may bring: 2048 x 2048."""
 
-PACKAGES = ("mlflow", "torch", "numpy", "imageio", "pillow", "pydantic", "safetensors")
-"""What a served model imports."""
+PACKAGES = ("mlflow", "torch", "kornia", "numpy", "imageio", "pillow", "pydantic", "safetensors")
+"""What a served model imports, of what this package installs."""
 
 REGISTRATION_WAIT_S = 180.0
 
@@ -181,7 +181,7 @@ def log_and_register(
                 raise
         # Not source=f"models:/{model_id}": MLflow looks that up in the store of the process.
         version = client.create_model_version(
-            name, location, run_id=run_id, model_id=model_id, tags=tags
+            name, location, run_id, tags, model_id=model_id, await_creation_for=0
         ).version
         is_champion, reason = _compare(client, name, quality, settings)
         client.set_model_version_tag(name, version, "champion", reason)

@@ -266,6 +266,16 @@ def test_a_model_holds_its_code_and_nothing_pickled(
     assert "+cpu" not in requirements
 
 
+def test_a_served_model_imports_only_what_it_requires() -> None:
+    script = """
+import sys
+import cabm.serving, cabm.checkpoint, cabm.inference
+unwanted = "matplotlib dvc mlflow pandas typer yaml scipy sklearn skimage".split()
+assert not [name for name in unwanted if name in sys.modules]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def load_champion(uri: str, **options: Any) -> pyfunc.PyFuncModel:
     client = MlflowClient(tracking_uri=uri)
     version = client.get_model_version_by_alias("cabm-edsr-x2", "champion")
