@@ -22,7 +22,7 @@ from cabm.files import atomic_write
 
 OBSERVATIONS_FORMAT = "cabm.observations/1"
 SCORE_DECIMALS = 2
-"""Scores are rounded to this many decimals before they become thresholds (METHOD of the release)."""
+"""Scores are rounded to this many decimals before they become thresholds, as in the released tables."""
 
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error)
 

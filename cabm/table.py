@@ -6,25 +6,21 @@ file of their own, so that it can be built again by another strategy without run
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from cabm.edge import EDGE_OPERATOR
 from cabm.errors import InputError
-from cabm.files import atomic_write, read_json
 from cabm.observations import STRATEGIES, Observations, Strategy, merge_equal_rows, select_rows
+from cabm.table_file import read_table, write_table
 
 __all__ = ["STRATEGIES", "EdgeToBitTable", "Observations", "Strategy", "build_table"]
-
-TABLE_FORMAT = "cabm.edge_to_bit/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,15 +188,7 @@ class EdgeToBitTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, one row of bits a line, atomically."""
-        document = self._document()
-        rows = ",\n".join(f"    {json.dumps(row)}" for row in document.pop("rows"))
-        lines = [
-            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
-            for key, value in document.items()
-        ]
-        lines.append(f'  "rows": [\n{rows}\n  ]')
-        with atomic_write(path) as temporary:
-            temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write_table(path, self._document())
 
     @classmethod
     def load(cls, path: str | Path) -> EdgeToBitTable:
@@ -209,23 +197,14 @@ class EdgeToBitTable:
         Raises:
             InputError: no such file, not JSON, another format, a wrong type or value; names file and place.
         """
-        document = read_json(path)
-        found = document.get("format") if isinstance(document, dict) else None
-        if found != TABLE_FORMAT:
-            raise InputError(f"{path}: format {found!r} is not an edge-to-bit table ({TABLE_FORMAT!r})")
+        fields = read_table(path)
         try:
-            fields = _Document.model_validate(document, strict=True).model_dump(exclude={"format"})
             return cls(**fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path}: {place}: {first['msg']}; rebuild the table") from None
         except ValueError as error:
             raise InputError(f"{path}: {error}; rebuild the table") from None
 
     def _document(self) -> dict[str, Any]:
         return {
-            "format": TABLE_FORMAT,
             "backbone": self.backbone,
             "scale": self.scale,
             "search_space": list(self.search_space),
@@ -283,27 +262,6 @@ def build_table(
         fab_cap=fab_cap,
         source_sha256=source_sha256,
     )
-
-
-class _Document(BaseModel):
-    """Types of the JSON file; what its values must satisfy together is the table's own matter."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    format: Literal["cabm.edge_to_bit/1"]
-    backbone: str = Field(min_length=1)
-    scale: int = Field(ge=1, le=64)
-    search_space: list[int]
-    layers: list[str] = Field(min_length=1)
-    patch: int = Field(ge=1)
-    step: int = Field(ge=1)
-    operator: str
-    strategy: str
-    fab_cap: float | None
-    source_sha256: str | None
-    bypass: dict[str, JsonValue] | None
-    thresholds: list[float]
-    rows: list[list[Annotated[int, Field(ge=0, le=32)]]]
 
 
 def _check_search_space(search_space: tuple[int, ...]) -> None:
