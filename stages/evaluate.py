@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cabm.pictures import write_pictures
-
 from cabm.comparison import compare, image_rows, load_methods, protocol_description, summarise, write_rows
 from cabm.data.store import PackedStore
 from cabm.files import write_json
+from cabm.observations import Observations
+from cabm.pictures import make_pictures, save_figures
 from cabm.stage import Stage, run_stage
 
 
@@ -34,7 +34,11 @@ def evaluate(stage: Stage) -> None:
     for set_name in sets:
         rows = [row for row in images if row["set"] == set_name]
         stage.tracker.table(f"images_{set_name}", rows)
-    write_pictures(stage, methods, sets, summary["tiles"])
+    observations = Observations.load(stage.tables / "observations.npz")
+    figures = make_pictures(methods, sets, summary["tiles"], observations, settings)
+    save_figures(figures, stage.results / "figures")
+    for name, figure in figures.items():
+        stage.tracker.figure(name, figure)
 
 
 def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
