@@ -1,0 +1,165 @@
+"""Run a trained model in integer arithmetic, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from cabm.engine import onednn
+from cabm.engine.edsr import EdsrProgram
+from cabm.engine.lower import Program, Row
+from cabm.errors import InputError
+from cabm.models.base import Backbone
+
+# a backbone joins the engine with a line here
+PROGRAMS: dict[str, Callable[[Backbone, torch.dtype], Program]] = {
+    "edsr": EdsrProgram,
+}
+
+
+class IntegerModel:
+    """A trained model whose quantized convolutions run on bytes; made by `compile_model`.
+
+    Weights are packed once; bit rows differ in scales and clips only, which are worked out at a row's
+    first use. The model that it was made of must not change afterwards.
+
+    Attributes:
+        scale: enlargement.
+        num_adaptive: L, bits in a row; 0 for PAMS models, which take none.
+    """
+
+    def __init__(self, model: Backbone, float_dtype: torch.dtype) -> None:
+        self.scale = model.scale
+        self._kind = model.precision.kind
+        self._search_space = model.precision.search_space
+        self.num_adaptive = 0 if self._kind == "pams" else model.num_adaptive
+        self._program = PROGRAMS[model.name](model.eval(), float_dtype)
+
+    def run(
+        self,
+        tiles: Tensor,
+        bits: Tensor | None = None,
+        *,
+        threads: int | None = None,
+        dtype: torch.dtype = torch.uint8,
+    ) -> Tensor:
+        """Enlarge tiles, each by itself on one thread: a tile's activations stay in that core's cache.
+
+        Args:
+            tiles: (N,3,h,w) uint8 or float in 0..255, on the CPU.
+            bits: (N,L) integer widths from the search space; None for PAMS models.
+            threads: how many tiles run at once; default: as many as PyTorch uses. Fewer tiles than that
+                share the threads.
+            dtype: uint8 (rounded and clipped to 0..255) or float32 (as the network made it).
+
+        Returns:
+            (N,3,h*scale,w*scale) of ``dtype``.
+
+        Raises:
+            ValueError: ``bits`` are missing, not wanted, of another shape or not in the search space.
+        """
+        rows = self._rows(tiles, bits)
+        n, channels, height, width = tiles.shape
+        out = torch.empty(n, channels, height * self.scale, width * self.scale, dtype=dtype)
+        threads = threads or torch.get_num_threads()
+        workers = max(1, min(threads, n))
+        with torch.inference_mode():
+            plans = {row: self._program.plan(row) for row in dict.fromkeys(rows)}
+
+        def one(index: int) -> None:
+            with torch.inference_mode():
+                x = tiles[index : index + 1].float().contiguous()
+                _store(self._program.run(x, plans[rows[index]]), out[index : index + 1])
+
+        with _threads_each(threads // workers):
+            _for_each(one, n, workers, threads // workers)
+        return out
+
+    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return `run`'s float32 result and the bits used, as `cabm.inference.TileRunner` asks."""
+        return self.run(tiles, bits, dtype=torch.float32), bits
+
+    def _rows(self, tiles: Tensor, bits: Tensor | None) -> Sequence[Row]:
+        if bits is None or self._kind == "pams":
+            if (bits is None) != (self._kind == "pams"):
+                raise ValueError(f"a {self._kind} model {'takes no' if bits is not None else 'needs'} bits")
+            return [None] * len(tiles)
+        if bits.shape != (len(tiles), self.num_adaptive):
+            wanted = (len(tiles), self.num_adaptive)
+            raise ValueError(f"bits have the shape {tuple(bits.shape)}, expected {wanted}")
+        unknown = set(bits.unique().tolist()) - set(self._search_space)
+        if unknown:
+            raise ValueError(
+                f"bits {sorted(unknown)} are not in the search space {list(self._search_space)}"
+            )
+        return [tuple(row) for row in bits.tolist()]
+
+
+def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) -> IntegerModel:
+    """Compile a trained model for this machine's integer units.
+
+    Args:
+        model: a quantized backbone on the CPU with calibrated clip values. CADyQ models run at given
+            bits; their selectors are not asked.
+        float_dtype: what the float convolutions behind the quantized ones compute in; default:
+            bfloat16 where the CPU has it in hardware, else float32.
+
+    Raises:
+        InputError: the model or this machine cannot; `supports` says why beforehand.
+    """
+    reason = supports(model)
+    if reason is not None:
+        raise InputError(f"engine int8: {reason}; use engine float or auto")
+    if float_dtype is None:
+        float_dtype = torch.bfloat16 if onednn.fast_bfloat16() else torch.float32
+    with torch.no_grad():
+        return IntegerModel(model, float_dtype)
+
+
+def supports(model: Backbone) -> str | None:
+    """Return why ``model`` cannot run on integers here, in one line, or None if it can."""
+    precision = model.precision
+    if precision.kind == "float":
+        return "a float model has no quantized layers"
+    if model.name not in PROGRAMS:
+        return f"backbone {model.name} has no integer program yet"
+    if precision.quantize_ends:
+        return "quantized heads and tails have no integer program yet"
+    device = next(model.parameters()).device.type
+    if device != "cpu":
+        return f"the integer engine runs on the CPU, the model is on {device}"
+    ok, reason = onednn.available()
+    return None if ok else reason
+
+
+def _store(result: Tensor, out: Tensor) -> None:
+    if out.dtype == torch.uint8:
+        result = result.round_().clamp_(0, 255)
+    out.copy_(result)
+
+
+def _for_each(work: Callable[[int], None], count: int, workers: int, threads: int) -> None:
+    """Call ``work`` on 0..count-1 by some workers that have ``threads`` threads each."""
+    if workers == 1:
+        for index in range(count):
+            work(index)
+        return
+    # PyTorch's operators release the interpreter, so threads do run at once
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        for _ in pool.map(work, range(count)):
+            pass
+
+
+@contextmanager
+def _threads_each(threads: int) -> Iterator[None]:
+    """Let this thread's operators use that many threads; restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,93 @@
+"""From a model's quantizers and convolutions to byte grids and packed convolutions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cabm.engine.grid import Grid, Storage
+from cabm.engine.onednn import IntegerConv, Scaling
+from cabm.quant.functional import weight_codes
+from cabm.quant.layers import PamsActivation, QuantConv2d
+
+Row = tuple[int, ...] | None  # bits of the L adaptive positions; None in a PAMS model
+
+
+class Program(Protocol):
+    """A backbone whose quantized convolutions run on bytes; one file per backbone."""
+
+    def plan(self, row: Row) -> Any:
+        """Return what `run` needs for tiles of these bits: grids, and references to packed weights."""
+        ...
+
+    def run(self, x: Tensor, plan: Any) -> Tensor:
+        """Enlarge one tile (1,3,h,w) float32 in 0..255 to (1,3,h*scale,w*scale) float32.
+
+        Called from several threads at once.
+        """
+        ...
+
+
+def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
+    """Return the byte grid of a quantizer at its bits of ``row``."""
+    if isinstance(activation, PamsActivation):
+        bits, index = activation.bits, 0
+    else:
+        assert row is not None
+        bits = row[activation.position]
+        index = activation.search_space.index(bits)
+    return Grid(float(activation.alpha.detach()[index]), bits, storage)
+
+
+class Step(NamedTuple):
+    """A convolution that reads codes of a grid: packed weights, and how sums become values."""
+
+    conv: IntegerConv
+    grid: Grid
+    scaling: Scaling
+
+    def to_codes(self, x: Tensor, out: Grid) -> Tensor:
+        """Convolve codes (N,I,H,W) and quantize the result to ``out``."""
+        return self.conv.to_codes(x, self.grid, self.scaling, out)
+
+    def to_float(self, x: Tensor) -> Tensor:
+        """Convolve codes (N,I,H,W); the result is float32."""
+        return self.conv.to_float(x, self.grid, self.scaling)
+
+
+class PackedConv:
+    """A quantized convolution, its weights packed once per width of the weights that is asked for.
+
+    Widths of activations need no pack of their own, so that all bit rows share one, unless the weights
+    take the activation's width.
+    """
+
+    def __init__(self, conv: QuantConv2d) -> None:
+        self._conv = conv
+        self._packs: dict[int, tuple[IntegerConv, Tensor]] = {}
+
+    def reading(self, grid: Grid) -> Step:
+        """Return the convolution for inputs on ``grid``."""
+        same = self._conv.weight_bits == "same"
+        packed, scale = self._pack(grid.bits if same else int(self._conv.weight_bits))
+        return Step(packed, grid, Scaling(scale * float(grid.scale), self._conv.bias))
+
+    def _pack(self, bits: int) -> tuple[IntegerConv, Tensor]:
+        if bits not in self._packs:
+            conv = self._conv
+            with torch.no_grad():
+                codes, scale = weight_codes(conv.weight, bits)
+            packed = IntegerConv(
+                codes,
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                groups=conv.groups,
+            )
+            self._packs[bits] = packed, scale
+        return self._packs[bits]
+
+    def __len__(self) -> int:
+        return len(self._packs)

@@ -1,0 +1,175 @@
+"""Convolutions on bytes by oneDNN: the only user of PyTorch's private quantized operators.
+
+`torch.ops.onednn.qconv2d_pointwise` multiplies uint8 activations by int8 weights, accumulates in int32
+and writes bytes again, in one pass. The operator is private to PyTorch and leans on units that not every
+CPU has, so `available` tries it once on a problem of known result before anyone relies on it.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cabm.engine.grid import Grid, Storage
+
+
+class IntegerConv:
+    """A convolution with prepacked int8 weights on uint8 activations.
+
+    The packed weights know nothing of the activations: one pack serves all bit rows.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        *,
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
+        groups: int = 1,
+    ) -> None:
+        """Pack the weights.
+
+        Args:
+            codes: (O,I/groups,k,k) whole numbers in -127..127, of any type.
+            stride, padding, dilation, groups: as in `torch.nn.Conv2d`; padding counts as code 0.
+        """
+        self._geometry = (list(stride), list(padding), list(dilation), groups)
+        self._packed = torch.ops.onednn.qconv_prepack(
+            codes.detach().to(torch.int8).contiguous(), torch.ones(1), 1.0, 0, *self._geometry, None
+        )
+
+    def to_codes(self, x: Tensor, grid: Grid, scaling: Scaling, out: Grid) -> Tensor:
+        """Convolve the codes ``x`` (N,I,H,W) of ``grid`` and quantize the result to ``out``.
+
+        Clips to the grid, which for positive codes is a ReLU too.
+        """
+        # with a shift, value / step + 128 would be rounded twice
+        assert out.zero == 0, "convolutions write codes without a shift"
+        clip = [float(out.low) * float(out.scale), out.alpha]
+        return self._run(x, grid, scaling, float(out.divisor), out.dtype, "hardtanh", clip)
+
+    def to_float(self, x: Tensor, grid: Grid, scaling: Scaling) -> Tensor:
+        """Convolve the codes ``x`` (N,I,H,W) of ``grid``; the result is float32."""
+        return self._run(x, grid, scaling, 1.0, torch.float32, "none", [])
+
+    def _run(
+        self,
+        x: Tensor,
+        grid: Grid,
+        scaling: Scaling,
+        divisor: float,
+        dtype: torch.dtype,
+        post_op: str,
+        arguments: list[float],
+    ) -> Tensor:
+        return torch.ops.onednn.qconv2d_pointwise(
+            x,
+            scaling.common,
+            grid.zero,
+            self._packed,
+            scaling.factors,
+            scaling.zeros,
+            scaling.bias,
+            *self._geometry,
+            divisor,
+            0,
+            dtype,
+            post_op,
+            arguments,
+            "",
+        )
+
+
+class Scaling:
+    """From a convolution's whole numbers to values: (sum * common) * factors + bias, in float32.
+
+    Args:
+        factors: (1,) or per output channel (O,), > 0.
+        bias: (O,) or None.
+        common: a factor that is applied, and rounded, first.
+    """
+
+    def __init__(self, factors: Tensor, bias: Tensor | None, common: float = 1.0) -> None:
+        self.common = common
+        self.factors = factors.detach().float().reshape(-1).contiguous()
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.zeros = torch.zeros(self.factors.numel(), dtype=torch.int64)
+
+
+@cache
+def available() -> tuple[bool, str]:
+    """Whether this machine computes integer convolutions fast and right, and if not, why (one line)."""
+    reason = _missing_units() or _failed_self_test()
+    return reason is None, reason or "integer units found and tested"
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    features = _cpu_features()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def _cpu_features() -> dict[str, object]:
+    """What PyTorch knows of the CPU; nothing where this torch does not tell."""
+    try:
+        return dict(torch.cpu.get_capabilities())
+    except (AttributeError, RuntimeError):
+        return {}
+
+
+def _missing_units() -> str | None:
+    machine = platform.machine().lower()
+    if machine not in ("x86_64", "amd64"):
+        return f"the integer engine needs an x86-64 CPU, this is {machine or 'unknown'}"
+    features = _cpu_features()
+    if not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
+        return "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX)"
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch is built without oneDNN"
+    return None
+
+
+def _failed_self_test() -> str | None:
+    """Try the operators on extremes, where units of 16-bit sums would saturate."""
+    try:
+        wrong = [name for name, ok in _self_test() if not ok]
+    except Exception as error:  # a private operator may fail in any way, and must not take us along
+        line = (str(error).splitlines() or [""])[0]
+        return f"integer convolutions of torch {torch.__version__} fail ({type(error).__name__}: {line})"
+    if wrong:
+        return f"integer convolutions of torch {torch.__version__} are wrong ({', '.join(wrong)})"
+    return None
+
+
+def _self_test() -> list[tuple[str, bool]]:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (16, 16, 3, 3), generator=generator, dtype=torch.int32)
+    codes[0], codes[1] = 127, -127
+    numbers = torch.randint(0, 256, (2, 16, 5, 6), generator=generator, dtype=torch.int32)
+    numbers[1] = 255
+    x = numbers.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    scaling = Scaling(torch.tensor([0.125]), torch.randn(16, generator=generator) * 1e4)
+    conv = IntegerConv(codes, padding=(1, 1))
+    results = []
+    for source in (Grid(127.0, 8, Storage.POSITIVE), Grid(127.0, 8, Storage.SHIFTED)):
+        exact = F.conv2d(x.double() - source.zero, codes.double(), padding=1)
+        exact = exact * scaling.factors.double() + scaling.bias.double().view(1, -1, 1, 1)
+        off = (conv.to_float(x, source, scaling) - exact).abs() - 1e-6 * exact.abs()
+        results.append((f"sums from zero {source.zero}", bool((off <= 1e-2).all())))
+        for out in (Grid(31e3, 6, Storage.POSITIVE), Grid(127e3, 8, Storage.SIGNED)):
+            wanted = (exact / float(out.scale)).round().clamp(out.low, out.levels)
+            agree = _same(conv.to_codes(x, source, scaling, out), wanted)
+            results.append((f"{out.storage.name.lower()} codes from zero {source.zero}", agree))
+    return results
+
+
+def _same(found: Tensor, wanted: Tensor) -> bool:
+    """Whether codes are right but for single steps at rounding ties."""
+    difference = (found.double() - wanted).abs()
+    return bool(difference.max() <= 1) and float((difference > 0).double().mean()) <= 1e-3
