@@ -1,9 +1,9 @@
 """Key names of published checkpoints: our name -> the name there. Data only.
 
-Placeholders: ``{i}``, ``{j}``, ``{a}`` are numbers, ``{i+1}`` the next one; ``{p}`` is any last part (weight,
-bias, running_mean ...); ``{end}`` is the number of blocks, ``{scale}`` the scale. On the right ``{k}`` counts
-the widths of the search space from 1: those tensors become one. Several names on the right are one tensor
-that the release registered more than once, or names of one thing in several releases.
+Placeholders: ``{i}``, ``{j}``, ``{a}`` are numbers, ``{i+1}`` the next one; ``{p}`` is any last part
+(weight, bias, running_mean ...); ``{end}`` is the number of blocks, ``{scale}`` the scale. On the right
+``{k}`` counts the widths of the search space from 1: those tensors become one. Several names on the right
+are one tensor that the release registered more than once, or names of one thing in several releases.
 
 Sources: EDSR-PyTorch, CARN-pytorch, IDN-pytorch, and the released PAMS, CADyQ and CABM models.
 """

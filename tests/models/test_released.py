@@ -11,7 +11,8 @@ import torch
 
 from cabm.errors import InputError
 from cabm.models import import_released, read_released_file
-from tests.models.helpers import BACKBONES, KINDS
+from cabm.quant import KINDS
+from tests.models.helpers import BACKBONES
 
 
 def released(golden, backbone, kind):

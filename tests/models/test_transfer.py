@@ -8,8 +8,8 @@ import torch
 from cabm.errors import InputError
 from cabm.models import build_model
 from cabm.models.transfer import transfer_weights
-from cabm.quant import Precision
-from tests.models.helpers import BACKBONES, KINDS, randomise, small_model
+from cabm.quant import KINDS, Precision
+from tests.models.helpers import BACKBONES, randomise, small_model
 
 ORDER = {kind: index for index, kind in enumerate(KINDS)}
 STEPS = [(old, new) for old in KINDS for new in KINDS if ORDER[old] <= ORDER[new]]
