@@ -93,7 +93,7 @@ def run_tiles(
                 if chosen is not None:
                     used = chosen.new_zeros(n, chosen.shape[1]) if used is None else used
                     used[part] = chosen
-            enlarged[part] = batch.clamp_(0, 255).round_().to(torch.uint8)
+            enlarged[part] = batch.clamp(0, 255).round().to(torch.uint8)
     return enlarged, used
 
 
