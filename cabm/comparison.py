@@ -18,12 +18,11 @@ from cabm.files import atomic_write
 from cabm.inference import ModelRunner, TiledResult, super_resolve
 from cabm.metrics import bitops
 from cabm.models import Backbone
+from cabm.quant.precision import FIXED_BITS
 from cabm.resize import upscale
 from cabm.tiling import TilePlan, plan
 
 STEPS = ("full_precision", "pams", "cadyq", "cabm")
-FLOAT_BITS = 32
-FIXED_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -71,34 +70,18 @@ def _bicubic(image: np.ndarray, scale: int) -> TiledResult:
 
 
 def model_bitops(model: Backbone, bits: np.ndarray | None, tile_plan: TilePlan, convention: str) -> float:
-    """Bit operations of one image by one of the backbones; METHOD section 8 and `cabm.metrics.bitops`.
+    """Bit operations of one image by a backbone; see `cabm.metrics.bitops`.
 
     Args:
-        model: the backbone; in float all layers count 32 x 32 bits.
-        bits: (N,L) bits of the tiles; None: 8 at all adaptive positions, or float.
+        model: the backbone.
+        bits: (N,L) bits of the tiles; None where the model chooses none (float; PAMS: 8 everywhere).
         tile_plan: the tiles.
         convention: ``patch`` (overlaps counted) or ``image``.
     """
-    quantized = (
-        []
-        if model.precision.kind == "float"
-        else [x for x in model.layers if x.fixed_bits < FLOAT_BITS or x.adaptive]
-    )
-    float_macs = sum(layer.macs_per_pixel for layer in model.layers if layer not in quantized)
-    if bits is None:
-        bits = np.full(sum(layer.adaptive for layer in quantized), FIXED_BITS)
-        if not quantized:
-            tiles = np.full(tile_plan.num_tiles, tile_plan.tile_height * tile_plan.tile_width)
-            areas = tiles if convention == "patch" else tile_plan.owned_areas
-            return float(areas.sum() * float_macs * FLOAT_BITS**2)
+    if model.precision.kind == "pams":
+        bits = np.full(model.num_adaptive, FIXED_BITS)
     return bitops(
-        quantized,
-        bits,
-        tile_plan,
-        convention=convention,
-        weight_bits=model.precision.weight_bits,
-        fixed_bits=FIXED_BITS,
-        float_macs_per_pixel=float_macs,
+        model.layers, bits, tile_plan, convention=convention, weight_bits=model.precision.weight_bits
     )
 
 

@@ -74,5 +74,7 @@ def mean_results(results: list[ImageResult]) -> dict[str, float]:
     rows = [r.result.bits for r in results if r.result.bits is not None]
     if rows:
         bits = np.concatenate(rows)
-        means |= {"fab": fab(bits), "bypassed": bypassed_share(bits)}
+        means["bypassed"] = bypassed_share(bits)
+        if means["bypassed"] < 1:
+            means["fab"] = fab(bits)
     return means
