@@ -26,16 +26,16 @@ def _per_sample(values: Tensor) -> Tensor:
 
 
 def _sample_sums(x: Tensor) -> Tensor:
-    """Sum (B,C,H,W) over each sample, in float32."""
-    return x.sum(dim=(1, 2, 3), dtype=torch.float32)
+    """Sum (B,C,H,W) over each sample, in float32 or wider."""
+    return x.sum(dim=(1, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def channel_deviation(x: Tensor) -> Tensor:
-    """Unbiased standard deviation of each channel over space, (B,C,H,W) -> (B,C) float32.
+    """Unbiased standard deviation of each channel over space, (B,C,H,W) -> (B,C), float32 or wider.
 
     Two passes; torch's own one-pass std is several times slower on channels-last tensors.
     """
-    x = x.float()
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = x - x.mean(dim=(2, 3), keepdim=True)
     return (centred.square_().sum(dim=(2, 3)) / (x[0, 0].numel() - 1)).sqrt_()
 

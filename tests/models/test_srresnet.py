@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -41,6 +42,10 @@ def test_head_and_blocks_share_one_prelu():
     assert slopes == ["prelu.weight", "upsample_prelu.0.weight", "upsample_prelu.1.weight"]
 
 
+def note(read, name, _, inputs):
+    read[name] = inputs[0]
+
+
 def test_only_the_released_graph_reads_the_input_before_quantization():
     for release_graph in (False, True):
         model = small_model("srresnet", kind="pams", options={"release_graph": release_graph}).eval()
@@ -49,7 +54,7 @@ def test_only_the_released_graph_reads_the_input_before_quantization():
         read = {}
         for name in ("conv1", "conv2"):
             conv = getattr(model.body[0], name)
-            conv.register_forward_pre_hook(lambda _, inputs, name=name: read.update({name: inputs[0]}))
+            conv.register_forward_pre_hook(partial(note, read, name))
         with torch.no_grad():
             model(x)
         assert isinstance(read["conv1"], Quantized) != release_graph
