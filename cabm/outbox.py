@@ -217,6 +217,6 @@ class Outbox(Generic[Session]):
             self._bytes = 0
 
     def _warn_once(self, kind: Trouble, error: Exception | None = None) -> None:
-        if kind not in self._warned:
+        if kind not in self._warned and not self._given_up:  # nobody listens to a closed one
             self._warned.add(kind)
             self._warn(kind, error)

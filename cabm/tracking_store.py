@@ -37,6 +37,8 @@ _PERMANENT = frozenset(
         "INVALID_STATE",
     }
 )
+# Without a code of their own: no server by that name, or one that answers with pages.
+_NOT_MLFLOW = ("Invalid url", "not in a valid JSON format")
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -85,7 +87,7 @@ def is_transient(error: Exception) -> bool:
     """Whether waiting may help: a lost connection, an overloaded server, a locked database."""
     code = getattr(error, "error_code", None)  # MlflowException's
     if code is not None:
-        return code not in _PERMANENT and "Invalid url" not in str(error)
+        return code not in _PERMANENT and not any(text in str(error) for text in _NOT_MLFLOW)
     return isinstance(error, TimeoutError | ConnectionError) or "locked" in str(error)
 
 
