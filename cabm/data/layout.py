@@ -1,0 +1,134 @@
+"""The folder layouts of super-resolution data sets, and reading a pair of images from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cabm.errors import InputError
+from cabm.images import is_image, read_rgb8
+from cabm.resize import crop_to_multiple, downscale
+
+DIV2K_TREE = (
+    "expected {root}/DIV2K_train_HR/0001.png ... and, optional, DIV2K_train_LR_bicubic/X4/0001x4.png"
+)
+BENCHMARK_TREE = "expected {root}/HR/baby.png ... and, optional, {root}/LR_bicubic/X4/babyx4.png"
+DIV8K_TREE = "expected {root}/HR/1201.png ... and, optional, {root}/LR/1201.png"
+FOLDER_TREE = "expected image files (PNG, JPEG, WebP, TIFF, BMP) in {root}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image of a data set, not read yet.
+
+    Attributes:
+        name: unique within its set.
+        high: file of the high-resolution image.
+        low: file of the low-resolution image; None: made by bicubic.
+        halve: halve the high-resolution image first.
+    """
+
+    name: str
+    high: Path
+    low: Path | None = None
+    halve: bool = False
+
+    def read(self, scale: int, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode the pair: hr (H,W,3) cropped to a multiple of the scale, lr (H/scale,W/scale,3), uint8.
+
+        Raises:
+            InputError: a file cannot be read, or the sizes do not fit.
+        """
+        high = read_rgb8(self.high, max_pixels)
+        if self.halve:
+            high = downscale(crop_to_multiple(high, 2), 2)
+        if min(high.shape[:2]) < scale:
+            raise InputError(f"{self.high}: {high.shape[1]}x{high.shape[0]} is too small for scale {scale}")
+        high = crop_to_multiple(high, scale)
+        if self.low is None:
+            return high, downscale(high, scale)
+        low = read_rgb8(self.low, max_pixels)
+        expected = (high.shape[0] // scale, high.shape[1] // scale)
+        if low.shape[:2] != expected:
+            raise InputError(
+                f"{self.low}: {low.shape[1]}x{low.shape[0]}, expected {expected[1]}x{expected[0]}, a "
+                f"{scale}th of {self.high}"
+            )
+        return high, low
+
+
+def folder_pairs(
+    root: Path, scale: int, *, low: Path | None, recursive: bool, halve: bool
+) -> Iterator[Pair]:
+    """Yield the images of a plain folder, sorted by name.
+
+    Raises:
+        InputError: the folder is missing or empty, or an image has no low-resolution partner.
+    """
+    for path in _images(root, FOLDER_TREE.format(root=root), recursive=recursive):
+        name = path.relative_to(root).with_suffix("").as_posix().replace("/", "_")
+        partner = None
+        if low is not None:
+            partner = _partner(low, path.stem, scale, FOLDER_TREE.format(root=low))
+        yield Pair(name, path, partner, halve)
+
+
+def div2k_pairs(root: Path, scale: int, first: int, last: int) -> Iterator[Pair]:
+    """Yield images FIRST to LAST of DIV2K; validation ones may lie in DIV2K_valid_HR too."""
+    tree = DIV2K_TREE.format(root=root)
+    for number in range(first, last + 1):
+        name = f"{number:04d}"
+        parts = [
+            part for part in ("train", "valid") if (root / f"DIV2K_{part}_HR" / f"{name}.png").is_file()
+        ]
+        if not parts:
+            raise InputError(f"{root}: DIV2K image {name}.png is missing; {tree}")
+        folder = root / f"DIV2K_{parts[0]}_LR_bicubic" / f"X{scale}"
+        partner = _partner(folder, name, scale, tree) if folder.is_dir() else None
+        yield Pair(name, root / f"DIV2K_{parts[0]}_HR" / f"{name}.png", partner)
+
+
+def benchmark_pairs(root: Path, scale: int) -> Iterator[Pair]:
+    """Yield the images of Set5, Set14, B100, Urban100 and their like."""
+    yield from _high_and_low(
+        root, root / "LR_bicubic" / f"X{scale}", scale, BENCHMARK_TREE.format(root=root)
+    )
+
+
+def div8k_pairs(root: Path, scale: int) -> Iterator[Pair]:
+    """Yield the images of Test2K, Test4K or Test8K."""
+    yield from _high_and_low(root, root / "LR", scale, DIV8K_TREE.format(root=root))
+
+
+def _high_and_low(root: Path, low: Path, scale: int, tree: str) -> Iterator[Pair]:
+    for path in _images(root / "HR", tree, recursive=False):
+        partner = _partner(low, path.stem, scale, tree) if low.is_dir() else None
+        yield Pair(path.stem, path, partner)
+
+
+def _images(folder: Path, tree: str, *, recursive: bool) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {tree}")
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    images = sorted(path for path in found if is_image(path) and path.is_file())
+    if not images:
+        raise InputError(f"{folder}: no images; {tree}")
+    return images
+
+
+def _partner(folder: Path, stem: str, scale: int, tree: str) -> Path:
+    """Find the low-resolution image of a name: ``NAMEx4`` as DIV2K has it, or ``NAME``."""
+    for name in (f"{stem}x{scale}", stem):
+        found = [path for path in sorted(folder.glob(f"{_escaped(name)}.*")) if is_image(path)]
+        if found:
+            return found[0]
+    raise InputError(
+        f"{folder}: no low-resolution image for {stem} ({stem}x{scale}.png or {stem}.png); {tree}"
+    )
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{character}]" if character in "[]*?" else character for character in name)

@@ -1,0 +1,31 @@
+"""Pack photographs into training, validation and test stores."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from cabm.data.prepare import prepare
+from cabm.files import write_json
+from cabm.stage import Stage, run_stage
+
+
+def pack_all(stage: Stage) -> None:
+    """Write data/prepared and what is in it."""
+    bars: dict[str, tqdm] = {}
+
+    def report(part: str, done: int, total: int) -> None:
+        bar = bars.setdefault(part, tqdm(total=total, desc=part, unit="image", file=sys.stderr))
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    summary = prepare(stage.params.prepare, stage.params.model.scale, stage.data, report)
+    write_json(stage.metrics / "prepare.json", summary)
+    for part, facts in summary.items():
+        stage.tracker.metrics({f"{part}/{name}": value for name, value in facts.items()}, 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage("prepare", pack_all))
