@@ -50,7 +50,7 @@ class EdsrProgram:
             body_end.weight.detach().to(float_dtype).contiguous(memory_format=torch.channels_last),
             body_end.bias.detach().to(float_dtype),
         )
-        self._tail = CollapsedTail([*model.upsample, model.tail], model.factors, model.mean, float_dtype)
+        self._tail = CollapsedTail([*model.upsample, model.tail], model.factors, float_dtype)
 
     def plan(self, row: Row) -> list[_Block]:
         """Return the blocks at the bits of ``row``."""
@@ -66,6 +66,7 @@ class EdsrProgram:
 
     def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
         """Enlarge one tile; see `Program.run`."""
+        x = x - self._model.mean
         head = self._head(x)
         skip = encode(head, plan[0].conv1.grid)
         for block, following in pairwise(plan):
@@ -75,8 +76,8 @@ class EdsrProgram:
         last = plan[-1]
         body = add_decode(last.run(skip), last.residual.scale, skip, last.conv1.grid)
         feature = F.conv2d(body.to(self._dtype), *self._body_end, padding=1).float()
-        return self._tail(feature.add_(head))
+        return self._tail(feature.add_(head), x).add_(self._model.mean)
 
     def _head(self, x: Tensor) -> Tensor:
         head = self._model.head
-        return dense(F.conv2d(dense(x - self._model.mean), head.weight, head.bias, padding=1))
+        return dense(F.conv2d(dense(x), head.weight, head.bias, padding=1))

@@ -9,6 +9,7 @@ eight: four sides and four corners.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cabm.engine.steps import dense
 from cabm.models.tail import compose_kernels
 
 
@@ -96,54 +98,84 @@ def _drop_outside(weight: Tensor, rows: Tensor, columns: Tensor, side: int, edge
 class CollapsedTail:
     """A linear tail on features (N,n,h,w): one convolution inside, ring pixels by their own kernels.
 
+    In bfloat16 the convolution also subtracts the low-resolution pixel, which is added again in float32:
+    what is rounded to 8 bits of mantissa is a small difference then, not the whole value, and costs an
+    error of 0.02 levels instead of 0.15.
+
     Args:
         convs: the convolutions, first to last, with biases.
         factors: r of the PixelShuffle after each but the last.
-        offset: (3,) added to the result, such as the mean colour.
         dtype: what the inner convolution computes in; the ring is float32.
     """
 
-    def __init__(
-        self, convs: Sequence[nn.Conv2d], factors: Sequence[int], offset: Tensor, dtype: torch.dtype
-    ) -> None:
-        self._convs, self._factors, self._offset = list(convs), list(factors), offset.view(1, -1, 1, 1)
+    def __init__(self, convs: Sequence[nn.Conv2d], factors: Sequence[int], dtype: torch.dtype) -> None:
+        self._convs, self._factors, self._dtype = list(convs), list(factors), dtype
         self._scale = 1
         for factor in factors:
             self._scale *= factor
-        self._kernels = {edge: self._kernel(edge) for edge in _edges()}
-        weight, bias = self._kernels[Edge()]
+        weight, bias = collapse_at(self._convs, self._factors, Edge())
         self._reach = weight.shape[-1] // 2
-        self._dtype = dtype
-        self._inner = (weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype))
+        if dtype != torch.float32:
+            weight = torch.cat([weight, self._minus_pixel(weight)], dim=1)
+        self._inner = dense(weight.to(dtype)), bias.to(dtype)
+        self._ring = [self._ring_part(edge) for edge in _edges() if any(edge)]
 
-    def _kernel(self, edge: Edge) -> tuple[Tensor, Tensor]:
-        weight, bias = collapse_at(self._convs, self._factors, edge)
-        return weight, bias + self._offset.view(-1).repeat_interleave(self._scale**2)
+    def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
+        """Return the enlarged image (N,3,h*R,w*R) float32.
 
-    def __call__(self, feature: Tensor) -> Tensor:
-        """Return the image (N,3,h*R,w*R) float32 from ``feature`` (N,n,h,w) float32."""
-        height, width = feature.shape[2:]
-        if min(height, width) <= self._reach:  # opposite sides come together
+        Args:
+            feature: (N,n,h,w) float32.
+            image: (N,3,h,w) float32, the low-resolution image about the mean; only an aid to precision.
+        """
+        if min(feature.shape[2:]) <= self._reach:  # opposite sides come together
             return self._by_layers(feature)
         weight, bias = self._inner
-        phases = F.conv2d(feature.to(self._dtype), weight, bias, padding=self._reach).float()
-        for edge in _edges():
-            if any(edge):
-                self._mend(phases, feature, edge)
+        if self._dtype == torch.float32:
+            phases = F.conv2d(feature, weight, bias, padding=self._reach)
+        else:
+            joined = dense(torch.cat([dense(feature.to(self._dtype)), dense(image.to(self._dtype))], dim=1))
+            phases = F.conv2d(joined, weight, bias, padding=self._reach).float()
+            pixels = joined[:, feature.shape[1] :].float()
+            phases.view(-1, image.shape[1], self._scale**2, *image.shape[2:]).add_(pixels[:, :, None])
+        for part in self._ring:
+            part.mend(phases, feature)
         return F.pixel_shuffle(phases, self._scale)
+
+    def _minus_pixel(self, weight: Tensor) -> Tensor:
+        """Kernels (3R^2,3,k,k) that subtract the low-resolution pixel from all of its phases."""
+        colours = self._convs[-1].out_channels
+        minus = weight.new_zeros(weight.shape[0], colours, *weight.shape[2:])
+        phases = torch.arange(weight.shape[0])
+        minus[phases, phases // self._scale**2, self._reach, self._reach] = -1
+        return minus
 
     def _by_layers(self, feature: Tensor) -> Tensor:
         for conv, factor in zip(self._convs, self._factors, strict=False):
             feature = F.pixel_shuffle(conv(feature), factor)
-        return self._convs[-1](feature) + self._offset
+        return self._convs[-1](feature)
 
-    def _mend(self, phases: Tensor, feature: Tensor, edge: Edge) -> None:
-        """Overwrite the pixels on ``edge`` in ``phases`` (N,3R^2,h,w)."""
-        weight, bias = self._kernels[edge]
+    def _ring_part(self, edge: Edge) -> _RingPart:
+        weight, bias = collapse_at(self._convs, self._factors, edge)
         y, from_y, taps_y, pad_y = _span(edge.top, edge.bottom, self._reach)
         x, from_x, taps_x, pad_x = _span(edge.left, edge.right, self._reach)
-        region, weight = feature[:, :, from_y, from_x], weight[:, :, taps_y, taps_x]
-        phases[:, :, y, x] = F.conv2d(region, weight, bias, padding=(pad_y, pad_x))
+        weight = weight[:, :, taps_y, taps_x].contiguous()
+        return _RingPart(weight, bias, (from_y, from_x), (y, x), (pad_y, pad_x))
+
+
+@dataclass(frozen=True)
+class _RingPart:
+    """A side or a corner: its kernel, the pixels that it reads and those that it makes."""
+
+    weight: Tensor
+    bias: Tensor
+    reads: tuple[slice, slice]
+    makes: tuple[slice, slice]
+    padding: tuple[int, int]
+
+    def mend(self, phases: Tensor, feature: Tensor) -> None:
+        """Overwrite its pixels in ``phases`` (N,3R^2,h,w)."""
+        region = feature[:, :, *self.reads]
+        phases[:, :, *self.makes] = F.conv2d(region, self.weight, self.bias, padding=self.padding)
 
 
 def _span(first: bool, last: bool, reach: int) -> tuple[slice, slice, slice, int]:
