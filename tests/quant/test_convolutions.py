@@ -18,9 +18,9 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tor
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """METHOD section 1 for weights: round(w n/m) m/n, m the largest magnitude."""
+    """METHOD section 1 for weights: round(w n/m) m/n, m the largest magnitude and the release's 1e-8."""
     n = 2 ** (bits - 1) - 1
-    largest = weight.abs().max()
+    largest = weight.abs().max() + 1e-8
     return torch.round(weight * n / largest) * largest / n
 
 
