@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.edge import edge_score
-from cabm.models.base import Backbone
+from cabm.blending import blend_tiles
+from cabm.edge import edge_scores_of_image
 from cabm.resize import upscale_batch
+from cabm.runners import ModelRunner, TileRunner
 from cabm.table import EdgeToBitTable
-from cabm.tiling import TilePlan, merge, plan, split
+from cabm.tiling import TilePlan, plan, split
+
+__all__ = ["ModelRunner", "TileRunner", "TiledResult", "run_tiles", "super_resolve", "touches_border"]
 
 
 @dataclass(frozen=True)
@@ -33,40 +36,15 @@ class TiledResult:
     bits: np.ndarray | None
 
 
-class TileRunner(Protocol):
-    """Something that enlarges a batch of tiles: a simulated model or the integer engine."""
-
-    scale: int
-
-    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enlarge (n,3,h,w) in 0..255 with bits (n,L); return (n,3,h*s,w*s) and the bits used."""
-        ...
-
-
-class ModelRunner:
-    """Runs a backbone in evaluation mode, without gradients.
-
-    Args:
-        model: the backbone.
-        autocast: type that convolutions compute in; None: float32.
-    """
-
-    def __init__(self, model: Backbone, autocast: torch.dtype | None = None) -> None:
-        self.model = model.eval()
-        self.scale = model.scale
-        self.autocast = autocast
-
-    @torch.inference_mode()
-    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enlarge a batch; see `TileRunner`."""
-        x = tiles.float().contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self.model(x, bits)
-        return output.sr.float(), output.bits
-
-
 def run_tiles(
-    runner: TileRunner, tiles: Tensor, bits: Tensor | None, *, batch_size: int
+    runner: TileRunner,
+    tiles: Tensor,
+    bits: Tensor | None,
+    *,
+    batch_size: int,
+    at_border: np.ndarray | None = None,
+    dtype: torch.dtype = torch.uint8,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Enlarge tiles in batches that share a row of bits; rows of zeros are bicubic.
 
@@ -75,35 +53,60 @@ def run_tiles(
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
         batch_size: tiles in a batch at most.
+        at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
+            the runner's ``inner``.
+        dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
+        progress: called with the number of tiles of each batch that is done.
 
     Returns:
-        (N,3,h*s,w*s) uint8 in the order of ``tiles``, and the bits used (N,L) or None.
+        (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``, and the bits used (N,L) or None.
     """
     scale = runner.scale
     n, channels, height, width = tiles.shape
-    enlarged = torch.empty(n, channels, height * scale, width * scale, dtype=torch.uint8)
+    shape = (n, channels, height * scale, width * scale)
+    enlarged = np.empty(shape, np.uint8 if dtype == torch.uint8 else np.uint16)
     used: Tensor | None = None if bits is None else bits.clone()
-    for group in _groups(n, bits):
+    inner = getattr(runner, "inner", runner)
+    inside = np.zeros(n, bool) if at_border is None or inner is runner else ~at_border
+    for group in _groups(n, bits, inside):
         bypassed = bits is not None and not bool(bits[group[0]].any())
+        run = inner if inside[group[0]] else runner
         for part in group.split(batch_size):
             if bypassed:
                 batch = upscale_batch(tiles[part].float(), scale)
             else:
-                batch, chosen = runner(tiles[part], None if bits is None else bits[part])
+                batch, chosen = run(tiles[part], None if bits is None else bits[part])
                 if chosen is not None:
-                    used = chosen.new_zeros(n, chosen.shape[1]) if used is None else used
-                    used[part] = chosen
-            enlarged[part] = batch.clamp(0, 255).round().to(torch.uint8)
-    return enlarged, used
+                    used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
+                    used[part] = chosen.to("cpu", used.dtype)
+            enlarged[part.numpy()] = _rounded(batch, 255 if dtype == torch.uint8 else 65535)
+            if progress is not None:
+                progress(len(part))
+    return torch.from_numpy(enlarged), used
 
 
-def _groups(n: int, bits: Tensor | None) -> list[Tensor]:
-    """Indices of the samples that share a row of bits."""
-    if bits is None:
-        return [torch.arange(n)]
-    _, inverse = torch.unique(bits, dim=0, return_inverse=True)
+def _rounded(batch: Tensor, peak: int) -> np.ndarray:
+    """0..255 as whole numbers in 0..peak; a level is 257 of them in 16 bits."""
+    if peak == 255:
+        return batch.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
+    # PyTorch's casts to uint16 are not on every device
+    return (batch * (peak / 255)).clamp(0, peak).round().to(torch.int32).cpu().numpy()
+
+
+def _groups(n: int, bits: Tensor | None, inside: np.ndarray) -> list[Tensor]:
+    """Indices of the samples that share a row of bits and their place, at the border or inside."""
+    keys = torch.from_numpy(inside).to(torch.int64)[:, None]
+    if bits is not None:
+        keys = torch.cat([bits.to(torch.int64), keys], dim=1)
+    _, inverse = torch.unique(keys, dim=0, return_inverse=True)
     order = torch.argsort(inverse, stable=True)
     return list(order.split(torch.bincount(inverse).tolist()))
+
+
+def touches_border(tile_plan: TilePlan) -> np.ndarray:
+    """Tell of each tile whether it has a side on the image's border: (N,) bool."""
+    y0, x0, y1, x1 = tile_plan.boxes.T
+    return (y0 == 0) | (x0 == 0) | (y1 >= tile_plan.height) | (x1 >= tile_plan.width)
 
 
 def super_resolve(
@@ -116,7 +119,7 @@ def super_resolve(
     size_multiple: int = 1,
     batch_size: int = 8,
 ) -> TiledResult:
-    """Enlarge an image that fits in memory.
+    """Enlarge an image that fits in memory, as `cabm.upscale.Upscaler` does large ones.
 
     Args:
         runner: what enlarges a batch of tiles.
@@ -131,9 +134,15 @@ def super_resolve(
     if tile is None:
         tile = step = max(height, width) + -max(height, width) % size_multiple
     tile_plan = plan(height, width, tile, step, size_multiple=size_multiple)
-    tiles = split(torch.from_numpy(np.array(image.transpose(2, 0, 1))), tile_plan)
-    scores = edge_score(tiles).numpy()
+    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    scores = edge_scores_of_image(pixels, tile_plan).numpy()
     bits = None if table is None else torch.from_numpy(table.lookup(scores))
-    enlarged, used = run_tiles(runner, tiles, bits, batch_size=batch_size)
-    merged = merge(enlarged, tile_plan, runner.scale).permute(1, 2, 0).numpy()
+    enlarged, used = run_tiles(
+        runner,
+        split(pixels, tile_plan),
+        bits,
+        batch_size=batch_size,
+        at_border=touches_border(tile_plan),
+    )
+    merged = blend_tiles(enlarged.numpy(), tile_plan, runner.scale)
     return TiledResult(merged, tile_plan, scores, None if used is None else used.numpy())
