@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from cabm.engine import onednn
+from cabm.engine.carn import CarnProgram
 from cabm.engine.edsr import EdsrProgram
+from cabm.engine.idn import IdnProgram
 from cabm.engine.lower import Program, Row
+from cabm.engine.srresnet import SRResNetProgram
 from cabm.errors import InputError
 from cabm.models.base import Backbone
+from cabm.models.srresnet import SRResNet
 
 # a backbone joins the engine with a line here
 PROGRAMS: dict[str, Callable[[Backbone, torch.dtype], Program]] = {
     "edsr": EdsrProgram,
+    "srresnet": SRResNetProgram,
+    "idn": IdnProgram,
+    "carn": CarnProgram,
 }
 
 
@@ -129,6 +136,8 @@ def supports(model: Backbone) -> str | None:
         return f"backbone {model.name} has no integer program yet"
     if precision.quantize_ends:
         return "quantized heads and tails have no integer program yet"
+    if isinstance(model, SRResNet) and model.options["release_graph"]:
+        return "the released graph of srresnet convolves values that are not quantized"
     device = next(model.parameters()).device.type
     if device != "cpu":
         return f"the integer engine runs on the CPU, the model is on {device}"

@@ -62,17 +62,23 @@ class PackedConv:
 
     Widths of activations need no pack of their own, so that all bit rows share one, unless the weights
     take the activation's width.
+
+    Args:
+        conv: the convolution.
+        outputs: a part of its output channels; not for grouped convolutions.
     """
 
-    def __init__(self, conv: QuantConv2d) -> None:
+    def __init__(self, conv: QuantConv2d, outputs: slice = slice(None)) -> None:
         self._conv = conv
+        self._outputs = outputs
         self._packs: dict[int, tuple[IntegerConv, Tensor]] = {}
 
     def reading(self, grid: Grid) -> Step:
         """Return the convolution for inputs on ``grid``."""
         same = self._conv.weight_bits == "same"
         packed, scale = self._pack(grid.bits if same else int(self._conv.weight_bits))
-        return Step(packed, grid, Scaling(scale * float(grid.scale), self._conv.bias))
+        bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
+        return Step(packed, grid, Scaling(scale * float(grid.scale), bias))
 
     def _pack(self, bits: int) -> tuple[IntegerConv, Tensor]:
         if bits not in self._packs:
@@ -80,7 +86,7 @@ class PackedConv:
             with torch.no_grad():
                 codes, scale = weight_codes(conv.weight, bits)
             packed = IntegerConv(
-                codes,
+                codes[self._outputs],
                 stride=conv.stride,
                 padding=conv.padding,
                 dilation=conv.dilation,
