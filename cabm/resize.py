@@ -127,8 +127,9 @@ def upscale(image: np.ndarray, scale: int) -> np.ndarray:
 def upscale_batch(x: Tensor, scale: int) -> Tensor:
     """Enlarge a batch by a whole factor with the kernel of :func:`upscale`, without rounding.
 
-    Differs from :func:`upscale` by its two roundings only (less than 1.5 levels), and may leave the
-    range of ``x`` a little, as any cubic does.
+    It may leave the range of ``x`` a little, as any cubic does. From :func:`upscale` it differs by less
+    than 1.5 levels through the two roundings there, and by more beside an edge from black to white,
+    where the overshoot of the first pass is cut off there.
 
     Args:
         x: (B, C, h, w), floating point, any range (0..255 here), any device.

@@ -39,6 +39,7 @@ def rank_positions(
     The candidates of all variants are the hardest ``portion`` of all positions (at least one). ``greedy``
     keeps them all. ``nms`` goes through them from the hardest and drops what overlaps one already kept;
     ``darts`` does the same in random order. The two keep far fewer positions, of which none can be added.
+    (The paper's code fixes the number of sparse positions instead and throws darts over easy ones too.)
 
     Args:
         hr: (h * scale, w * scale, 3) uint8, 0..255.
