@@ -9,6 +9,7 @@ sharpest. Where both agree, fading changes nothing: a mean of equal whole number
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def fades(starts: Sequence[int], tile: int, scale: int) -> list[tuple[int, int]]
     gaps = [(after - before) * scale // 2 for before, after in zip(starts, starts[2:], strict=False)]
     limit = min([MAX_FADE * scale, *gaps])
     ranges = []
-    for start, following in zip(starts, starts[1:], strict=False):
+    for start, following in pairwise(starts):
         first, end = following * scale, (start + tile) * scale
         trim = -(-max(end - first - limit, 0) // 2)
         ranges.append((first + trim, end - trim))

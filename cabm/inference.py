@@ -46,7 +46,7 @@ def run_tiles(
     dtype: torch.dtype = torch.uint8,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Enlarge tiles in batches that share a row of bits; rows of zeros are bicubic.
+    """Enlarge tiles in batches of the same or similar bits; rows of zeros are bicubic.
 
     Args:
         runner: what enlarges a batch.
@@ -94,13 +94,20 @@ def _rounded(batch: Tensor, peak: int) -> np.ndarray:
 
 
 def _groups(n: int, bits: Tensor | None, inside: np.ndarray) -> list[Tensor]:
-    """Indices of the samples that share a row of bits and their place, at the border or inside."""
+    """Indices of the samples that run alike (computed or not, inside or at the border), sorted by bits.
+
+    Rows of bits may meet in a batch: a batch cut at every new row would be mostly short ones, as tables
+    have hundreds of rows.
+    """
     keys = torch.from_numpy(inside).to(torch.int64)[:, None]
-    if bits is not None:
-        keys = torch.cat([bits.to(torch.int64), keys], dim=1)
-    _, inverse = torch.unique(keys, dim=0, return_inverse=True)
-    order = torch.argsort(inverse, stable=True)
-    return list(order.split(torch.bincount(inverse).tolist()))
+    if bits is None:
+        return [group for group in (torch.where(keys[:, 0] == value)[0] for value in (0, 1)) if len(group)]
+    computed = bits.any(dim=1, keepdim=True).to(torch.int64)
+    kinds = (2 * computed + keys)[:, 0]
+    _, row = torch.unique(bits, dim=0, return_inverse=True)
+    order = torch.argsort(kinds * (n + 1) + row, stable=True)
+    counts = torch.bincount(kinds).tolist()
+    return [group for group in order.split(counts) if len(group)]
 
 
 def touches_border(tile_plan: TilePlan) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Image files read from top to bottom in blocks of rows, as often as wanted, in bounded memory.
 
-libvips decodes PNG, JPEG and TIFF row by row; WebP, interlaced PNG and progressive JPEG it decodes whole, and
-so is BMP, which Pillow reads. What reaches the caller is 8 or 16 bit gray or sRGB-like RGB, with or without
+libvips decodes PNG, JPEG and TIFF row by row; WebP, interlaced PNG and progressive JPEG it decodes whole,
+and so is BMP, which Pillow reads. What reaches the caller is 8 or 16 bit gray or RGB, with or without
 alpha, upright. Colours are not converted where the file says how to read them: the profile goes along.
 """
 
@@ -84,7 +84,7 @@ class ArrayRaster:
     def __post_init__(self) -> None:
         array = self.array
         if array.ndim != 3 or not 1 <= array.shape[2] <= 4 or 0 in array.shape:
-            raise InputError(f"an array of shape {array.shape} is not an image; give (H, W) or (H, W, 1..4)")
+            raise InputError(f"an array of shape {array.shape} is not an image; give (H, W) or (H, W, C)")
         if array.dtype not in (np.uint8, np.uint16):
             raise InputError(f"an image of {array.dtype}; give uint8 (0..255) or uint16 (0..65535)")
 
@@ -116,7 +116,7 @@ class ArrayRaster:
 
 @dataclass(frozen=True)
 class FileRaster:
-    """A raster that libvips decodes anew on every pass; made by `open_raster`."""
+    """A raster that is decoded anew on every pass; made by `open_raster`."""
 
     path: Path
     format: str
@@ -135,6 +135,9 @@ class FileRaster:
         """
         import pyvips
 
+        if self.format == "bmp":
+            yield from ArrayRaster(_decode_bmp(self.path, self.height * self.width)[0]).blocks(num_rows)
+            return
         with _decoding(self.path):
             image, _ = _upright(self.path, self.format)
             image, _, _ = _standard(self.path, image)
@@ -146,7 +149,7 @@ class FileRaster:
                 yield block.reshape(rows, self.width, self.channels)
 
 
-def open_raster(path: str | Path, max_pixels: int | None = None) -> Raster:
+def open_raster(path: str | Path, max_pixels: int | None = None) -> FileRaster:
     """Open a PNG, JPEG, WebP, TIFF or BMP file.
 
     Gray, palette, RGB, with or without alpha, 1 to 16 bits; CMYK and Lab are converted to sRGB. The EXIF
@@ -163,7 +166,8 @@ def open_raster(path: str | Path, max_pixels: int | None = None) -> Raster:
     path = Path(path)
     kind = _sniff(path)
     if kind == "bmp":
-        return _read_bmp(path, max_pixels)
+        array, metadata = _decode_bmp(path, max_pixels or WHOLE_MAX_PIXELS)
+        return FileRaster(path, kind, *array.shape, array.dtype, metadata, ())
     with _decoding(path):
         image, rotated = _upright(path, kind)
         whole = kind == "webp" or bool(_field(image, "interlaced") or _field(image, "jpeg-multiscan"))
@@ -278,14 +282,13 @@ def _standard(path: Path, image: Any) -> tuple[Any, bool, tuple[str, ...]]:
     return image, keeps_profile, notes
 
 
-def _read_bmp(path: Path, max_pixels: int | None) -> ArrayRaster:
-    with open_image(path, max_pixels or WHOLE_MAX_PIXELS) as image:
+def _decode_bmp(path: Path, max_pixels: int) -> tuple[np.ndarray, Metadata]:
+    with open_image(path, max_pixels) as image:
         gray = image.mode in ("1", "L")
         alpha = image.mode in ("RGBA", "LA", "PA")
         density = image.info.get("dpi")
         array = np.atleast_3d(np.array(image.convert("L" if gray else "RGBA" if alpha else "RGB")))
-    per_mm = None if not density else (density[0] / 25.4, density[1] / 25.4)
-    return ArrayRaster(array, Metadata(density=per_mm))
+    return array, Metadata(density=density and (density[0] / 25.4, density[1] / 25.4))
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int | None, whole: bool) -> None:

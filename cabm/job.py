@@ -1,0 +1,274 @@
+"""Enlarge many files: what to write where, what is done already, what failed and why."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cabm.errors import InputError
+from cabm.image_writer import DEFAULT_QUALITY, FORMATS, SUFFIXES
+from cabm.images import is_image
+from cabm.raster import open_raster
+from cabm.streaming import Progress
+from cabm.upscale import Report, Upscaler
+
+_STALE_SECONDS = 3600.0
+_FOREIGN_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".heic", ".avif", ".jxl", ".pdf", ".svg"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file to enlarge, and where to."""
+
+    source: Path
+    output: Path
+
+    @property
+    def format(self) -> str:
+        """Format of the output, by its name."""
+        return SUFFIXES[self.output.suffix.lower()]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that could not be enlarged, and why, in one line."""
+
+    source: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are read and written.
+
+    Attributes:
+        quality: 1..100, of JPEG and WebP.
+        overwrite: replace outputs that exist; else they are kept.
+        max_pixels: limit on the size of inputs; None: the defaults of `cabm.raster`.
+    """
+
+    quality: int = DEFAULT_QUALITY
+    overwrite: bool = False
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a job is going to do, found out from the headers of its files.
+
+    Attributes:
+        todo: tasks and the number of their tiles.
+        kept: tasks whose output exists.
+        failures: files that cannot be enlarged.
+    """
+
+    todo: tuple[tuple[Task, int], ...]
+    kept: tuple[Task, ...]
+    failures: tuple[Failure, ...]
+
+
+def plan_tasks(
+    inputs: Sequence[Path], output: Path | None, *, scale: int, file_format: str | None = None
+) -> list[Task]:
+    """Decide which files are enlarged and what the results are called.
+
+    ``photo.jpg`` becomes ``photo_x4.png``, beside it or in the folder ``output``. Folders are searched
+    recursively and their structure is kept; results of earlier runs in them are not enlarged again.
+
+    Args:
+        inputs: files and folders.
+        output: a folder or, for a single file, the file to write; None: beside each input.
+        scale: in the names.
+        file_format: png, tiff, webp or jpeg; None: by the suffix of ``output``, else png.
+
+    Raises:
+        InputError: an input is missing, a folder holds no image, or names do not go together.
+    """
+    if output is not None and output.suffix.lower() in _FOREIGN_SUFFIXES and not output.is_dir():
+        raise InputError(f"{output}: cannot write {output.suffix[1:]}; use one of {', '.join(FORMATS)}")
+    single = len(inputs) == 1 and not inputs[0].is_dir()
+    named = output is not None and not output.is_dir() and SUFFIXES.get(output.suffix.lower())
+    if output is not None and named:
+        if not single:
+            raise InputError(f"{output}: several files cannot go into one; give a folder (-o FOLDER)")
+        if file_format not in (None, named):
+            raise InputError(f"{output}: is named as {named}, but --format says {file_format}")
+        return [Task(inputs[0], output)]
+    if output is not None and output.is_file():
+        raise InputError(f"{output}: is a file of another kind; give a folder or an image file name")
+
+    suffix = FORMATS[file_format or "png"]
+    files = [found for path in inputs for found in _search(path, output, scale)]
+    stems = Counter((folder, source.stem) for source, folder in dict.fromkeys(files))
+    tasks = []
+    for source, folder in dict.fromkeys(files):
+        clash = stems[folder, source.stem] > 1
+        stem = source.name.replace(".", "_") if clash else source.stem
+        tasks.append(Task(source, folder / f"{stem}_x{scale}{suffix}"))
+    twice = [name for name, times in Counter(task.output for task in tasks).items() if times > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: two inputs would be written here; enlarge them one by one")
+    return tasks
+
+
+def survey(upscaler: Upscaler, tasks: Iterable[Task], options: Options) -> Survey:
+    """Look at the headers of all files, before anything is computed.
+
+    Raises:
+        InputError: an output folder cannot be written to, or the disk has not enough room.
+    """
+    todo: list[tuple[Task, int]] = []
+    kept: list[Task] = []
+    failures: list[Failure] = []
+    needed: Counter[Path] = Counter()
+    for task in tasks:
+        if task.output.exists() and not options.overwrite:
+            if not task.source.exists():
+                failures.append(Failure(task.source, f"{task.source}: no such file"))
+                continue
+            kept.append(task)
+            continue
+        try:
+            if task.output.exists() and task.output.samefile(task.source):
+                raise InputError(f"{task.output}: would replace its own input; choose another name")
+            raster = open_raster(task.source, options.max_pixels)
+            spec = upscaler.output_spec(raster, task.format, options.quality)
+            spec.check(task.output)
+        except (InputError, OSError) as error:
+            failures.append(Failure(task.source, _reason(error, task.source)))
+            continue
+        needed[_existing_folder(task.output)] += spec.estimated_bytes
+        todo.append((task, len(upscaler.plan(raster.height, raster.width))))
+    _check_room(needed)
+    return Survey(tuple(todo), tuple(kept), tuple(failures))
+
+
+def run_task(
+    upscaler: Upscaler, task: Task, options: Options, *, progress: Progress | None = None
+) -> Report | Failure:
+    """Enlarge one file; what goes wrong with it is returned, so that a job goes on.
+
+    Args:
+        upscaler: the model.
+        task: the file.
+        options: see `Options`.
+        progress: called with the number of tiles of each batch that is done.
+    """
+    try:
+        _remove_stale(task.output)
+        raster = open_raster(task.source, options.max_pixels)
+        spec = upscaler.output_spec(raster, task.format, options.quality)
+        return upscaler.upscale_file(raster, task.output, spec, progress=progress)
+    except Exception as error:  # whatever is wrong with one file, the others can be done
+        return Failure(task.source, _reason(error, task.source))
+
+
+def run_job(
+    upscaler: Upscaler,
+    plan: Survey,
+    options: Options,
+    *,
+    on_file: Callable[[int, Task], object] | None = None,
+    on_tiles: Progress | None = None,
+    on_done: Callable[[Task, Report], object] | None = None,
+) -> tuple[Failure, ...]:
+    """Enlarge the files of a survey, one after the other.
+
+    Args:
+        upscaler: the model.
+        plan: what to do, by `survey`.
+        options: as given to `survey`.
+        on_file: called with number (from 0) and task before each file.
+        on_tiles: called with the number of tiles of each batch that is done.
+        on_done: called with each finished task and its report.
+
+    Returns:
+        All failures, those of the survey first.
+    """
+    failures = list(plan.failures)
+    for number, (task, _) in enumerate(plan.todo):
+        if on_file is not None:
+            on_file(number, task)
+        result = run_task(upscaler, task, options, progress=on_tiles)
+        if isinstance(result, Failure):
+            failures.append(result)
+        elif on_done is not None:
+            on_done(task, result)
+    return tuple(failures)
+
+
+def _search(path: Path, output: Path | None, scale: int) -> list[tuple[Path, Path]]:
+    """Image files of an input, with the folder that each one's result goes to."""
+    if not path.is_dir():
+        return [(path, path.parent if output is None else output)]
+    files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+    if output is not None and output.resolve() != path.resolve():
+        files = [file for file in files if output.resolve() not in file.resolve().parents]
+    names = {(file.parent, stem) for file in files for stem in (file.stem, file.name.replace(".", "_"))}
+    ending = f"_x{scale}"
+    sources = [
+        file
+        for file in files
+        if not (file.stem.endswith(ending) and (file.parent, file.stem.removesuffix(ending)) in names)
+    ]
+    if not sources:
+        raise InputError(f"{path}: no images in this folder (PNG, JPEG, WebP, TIFF or BMP)")
+    return [
+        (file, file.parent if output is None else output / file.parent.relative_to(path))
+        for file in sources
+    ]
+
+
+def _existing_folder(output: Path) -> Path:
+    """Nearest folder of an output that exists and can be written to."""
+    folder = output.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder; choose another folder with -o")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: this folder cannot be written to; choose another with -o")
+    return folder.resolve()
+
+
+def _check_room(needed: Counter[Path]) -> None:
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for folder, size in needed.items():
+        disk = folder.stat().st_dev
+        by_disk[disk] = (folder, by_disk.get(disk, (folder, 0))[1] + size)
+    for folder, size in by_disk.values():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise InputError(
+                f"{folder}: no room: about {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free;"
+                " make room or choose another folder with -o"
+            )
+
+
+def _remove_stale(output: Path) -> None:
+    """Remove what a killed run left of this output; a live one touches its file all the time."""
+    name = re.compile(rf"\.{re.escape(output.stem)}-[a-z0-9_]{{8}}{re.escape(output.suffix)}")
+    if not output.parent.is_dir():
+        return
+    for left in output.parent.glob(".*"):
+        if name.fullmatch(left.name) and time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            left.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException, source: Path) -> str:
+    """One line that names the file."""
+    if isinstance(error, InputError):
+        reason = str(error)
+    elif isinstance(error, OSError):
+        reason = f"{error.filename or source}: {error.strerror or error}"
+    elif isinstance(error, MemoryError):
+        reason = f"{source}: not enough memory; enlarge a part of it"
+    else:
+        reason = f"{source}: {type(error).__name__}: {error}"
+    return " ".join(reason.split())
