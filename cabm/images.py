@@ -35,8 +35,9 @@ def is_image(path: Path) -> bool:
 def read_rgb8(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a PNG, JPEG, WebP, TIFF or BMP file as 8-bit RGB.
 
-    Gray images are repeated over three channels, palettes are expanded, an alpha channel is dropped,
-    16 bits are rounded to 8 and the EXIF orientation is applied. Of several frames the first is read.
+    Gray images are repeated over three channels, palettes are expanded, an alpha channel is dropped and
+    the EXIF orientation is applied. 16 bits of gray are rounded to 8, of colour the upper 8 are kept (as
+    Pillow decodes them). Of several frames the first is read.
 
     Args:
         path: the file.
