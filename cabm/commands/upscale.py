@@ -119,9 +119,10 @@ def upscale(
 ) -> None:
     """Enlarge images of any size with a trained model.
 
-    Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, RGB, with alpha, 8 and 16 bits, CMYK (converted). Memory
-    is bounded by the width of the image, not by its size. Colour profile, EXIF and resolution are kept. A
-    folder that was interrupted goes on where it was: results that exist are kept.
+    Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, RGB, with alpha, 8 and 16 bits, CMYK
+    (converted). Colour profile, EXIF and resolution are kept. Memory is bounded by the width of the
+    image, not by its size. A folder that was interrupted goes on where it was: results that exist
+    are kept.
 
     Examples:
 
@@ -144,7 +145,8 @@ def upscale(
     )
     if scale not in (None, upscaler.scale):
         raise InputError(
-            f"{upscaler.directory} enlarges x{upscaler.scale}, not x{scale}; name a model of that scale (--model)"
+            f"{upscaler.directory} enlarges x{upscaler.scale}, not x{scale};"
+            " name a model of that scale (--model)"
         )
     if verbose:
         _say_model(upscaler)
@@ -255,8 +257,8 @@ def _check_bit_map(path: Path, upscaler: Upscaler, num_inputs: int) -> None:
 def _say_model(upscaler: Upscaler) -> None:
     why = f" ({upscaler.engine_reason})" if upscaler.engine_reason else ""
     _echo(
-        f"model {upscaler.directory}: {upscaler.model.name} x{upscaler.scale}, {upscaler.config.precision.kind};"
-        f" engine {upscaler.engine}{why}; tiles of {upscaler.tile}, {upscaler.step} apart",
+        f"model {upscaler.directory}: {upscaler.model.name} x{upscaler.scale},"
+        f" {upscaler.config.precision.kind}; engine {upscaler.engine}{why}; tiles of {upscaler.tile}, {upscaler.step} apart",
         err=True,
     )
 
