@@ -65,8 +65,8 @@ def show_model(model: ModelArgument, as_json: JsonOption = False) -> None:
         "model": facts["directory"],
         "backbone": f"{facts['backbone']}, {options}",
         "precision": f"{precision.kind}{widths}{weights}{ends}",
-        "size": f"{facts['parameters'] / 1e6:.2f} million parameters, {facts['weights_bytes'] / 1e6:.2f} MB;"
-        f" {facts['macs_per_pixel'] / 1e6:.2f} million MACs per input pixel",
+        "size": f"{facts['parameters'] / 1e6:.2f} million parameters,"
+        f" {facts['weights_bytes'] / 1e6:.2f} MB; {facts['macs_per_pixel'] / 1e6:.2f} million MACs per pixel",
         "sees": f"{facts['receptive_field']} input pixels to each side",
         "weights": f"sha256 {facts['weights_sha256']}",
     }

@@ -258,7 +258,8 @@ def _say_model(upscaler: Upscaler) -> None:
     why = f" ({upscaler.engine_reason})" if upscaler.engine_reason else ""
     _echo(
         f"model {upscaler.directory}: {upscaler.model.name} x{upscaler.scale},"
-        f" {upscaler.config.precision.kind}; engine {upscaler.engine}{why}; tiles of {upscaler.tile}, {upscaler.step} apart",
+        f" {upscaler.config.precision.kind}; engine {upscaler.engine}{why};"
+        f" tiles of {upscaler.tile}, {upscaler.step} apart",
         err=True,
     )
 
