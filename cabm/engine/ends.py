@@ -78,6 +78,8 @@ class ActiveTail:
             copies = [factor**2 for factor in factors[:-1]] + [1]
             stages = [_with_image(*stage, count) for stage, count in zip(stages, copies, strict=True)]
             weight = _minus_image(weight, phases)
+        # bfloat16 rounds the mean colour by up to a quarter of a level; what it takes is given back
+        self._remainder = (bias - bias.to(dtype).float())[::phases].view(1, -1, 1, 1)
         self._stages = [FloatConv(*stage, dtype) for stage in stages]
         self._last = FloatConv(weight, bias, dtype)
 
@@ -95,7 +97,8 @@ class ActiveTail:
         x = F.leaky_relu(self._stages[-1](x), self._slopes[-1], inplace=True)
         y = F.pixel_shuffle(self._last(x).float(), self._factors[-1])
         if self._carries:
-            y.add_(F.interpolate(image.to(self._dtype).float(), scale_factor=self._scale, mode="nearest"))
+            image = image.to(self._dtype).float() + self._remainder
+            y.add_(F.interpolate(image, scale_factor=self._scale, mode="nearest"))
         return y
 
 

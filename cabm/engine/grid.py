@@ -68,13 +68,11 @@ class Grid:
         return np.float32(self.levels) / np.float32(self.alpha)
 
     @cached_property
-    def divisor(self) -> np.float32:
-        """The float32 number whose reciprocal is `inverse`, or the step where there is none.
+    def divisor(self) -> np.float32 | None:
+        """The float32 number whose reciprocal is `inverse`; None where there is none.
 
         Convolutions that write codes multiply by the reciprocal of what they are given.
         """
         candidates = (self.scale, np.nextafter(self.scale, np.float32(0)), np.nextafter(self.scale, np.inf))
-        for candidate in candidates:
-            if np.float32(1) / candidate == self.inverse:
-                return candidate
-        return self.scale
+        exact = (candidate for candidate in candidates if np.float32(1) / candidate == self.inverse)
+        return next(exact, None)

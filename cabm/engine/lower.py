@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.onednn import IntegerConv, Scaling
+from cabm.engine.steps import encode
 from cabm.quant.functional import weight_codes
 from cabm.quant.layers import PamsActivation, QuantConv2d
 
@@ -49,7 +50,9 @@ class Step(NamedTuple):
     scaling: Scaling
 
     def to_codes(self, x: Tensor, out: Grid) -> Tensor:
-        """Convolve codes (N,I,H,W) and quantize the result to ``out``."""
+        """Convolve codes (N,I,H,W) and quantize the result to ``out``, in one pass where that is exact."""
+        if out.divisor is None:
+            return encode(self.to_float(x), out)
         return self.conv.to_codes(x, self.grid, self.scaling, out)
 
     def to_float(self, x: Tensor) -> Tensor:

@@ -46,10 +46,11 @@ class IntegerConv:
     def to_codes(self, x: Tensor, grid: Grid, scaling: Scaling, out: Grid) -> Tensor:
         """Convolve the codes ``x`` (N,I,H,W) of ``grid`` and quantize the result to ``out``.
 
-        Clips to the grid, which for positive codes is a ReLU too.
+        Clips to the grid, which for positive codes is a ReLU too. ``out`` has a divisor.
         """
         # with a shift, value / step + 128 would be rounded twice
         assert out.zero == 0, "convolutions write codes without a shift"
+        assert out.divisor is not None
         clip = [float(out.low) * float(out.scale), out.alpha]
         return self._run(x, grid, scaling, float(out.divisor), out.dtype, "hardtanh", clip)
 

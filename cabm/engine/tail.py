@@ -118,6 +118,7 @@ class CollapsedTail:
         if dtype != torch.float32:
             weight = torch.cat([weight, self._minus_pixel(weight)], dim=1)
         self._inner = dense(weight.to(dtype)), bias.to(dtype)
+        self._remainder = (bias - bias.to(dtype).float()).view(1, -1, 1, 1)
         self._ring = [self._ring_part(edge) for edge in _edges() if any(edge)]
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
@@ -135,6 +136,7 @@ class CollapsedTail:
         else:
             joined = dense(torch.cat([dense(feature.to(self._dtype)), dense(image.to(self._dtype))], dim=1))
             phases = F.conv2d(joined, weight, bias, padding=self._reach).float()
+            phases.add_(self._remainder)
             pixels = joined[:, feature.shape[1] :].float()
             phases.view(-1, image.shape[1], self._scale**2, *image.shape[2:]).add_(pixels[:, :, None])
         for part in self._ring:

@@ -1,0 +1,75 @@
+"""Small calibrated models, and the marks that the engine's tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cabm.engine import onednn
+from cabm.models import Backbone, build_model
+from cabm.quant import AlphaObserver, Precision
+
+OPTIONS = {
+    "edsr": {"num_features": 16, "num_blocks": 2},
+    "srresnet": {"num_features": 16, "num_blocks": 2},
+    "idn": {"num_features": 16, "num_blocks": 2, "num_distilled": 4},
+    "carn": {"num_features": 16},
+}
+BACKBONES = sorted(OPTIONS)
+
+needs_units = pytest.mark.skipif(not onednn.available()[0], reason=onednn.available()[1])
+
+
+def photograph(height: int, width: int, *, count: int = 1, seed: int = 0) -> Tensor:
+    """Return smooth coloured noise (count,3,height,width) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, height // 4 + 2, width // 4 + 2, generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    return smooth.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def calibrated(
+    backbone: str,
+    kind: str = "cabm",
+    *,
+    scale: int = 2,
+    options: dict[str, object] | None = None,
+    **precision: object,
+) -> Backbone:
+    """Build a small model with clip values from data and norms that do something."""
+    torch.manual_seed(0)
+    wanted = OPTIONS[backbone] | (options or {})
+    model = build_model(backbone, scale, Precision(kind, **precision), wanted)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(-0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.2, 2)
+        observer = AlphaObserver()
+        model.eval()(photograph(24, 24, count=2).float(), observer=observer)
+        for quantizer in observer.modules():
+            for index, levels in enumerate(quantizer.levels.tolist()):
+                quantizer.alpha[index] = observer.least_error_alpha(quantizer, levels)
+    return model
+
+
+def row(model: Backbone, bits: int | str, count: int = 1) -> Tensor | None:
+    """Return rows of bits (count,L): one width, or "mixed", which differ from sample to sample."""
+    if model.precision.kind in ("pams", "float"):
+        return None
+    shape = (count, model.num_adaptive)
+    if bits == "mixed":
+        generator = torch.Generator().manual_seed(1)
+        widths = torch.tensor(model.precision.search_space)
+        return widths[torch.randint(len(widths), shape, generator=generator)]
+    return torch.full(shape, bits)
+
+
+@torch.inference_mode()
+def simulated(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
+    """Return the fake-quantized model's result, float32."""
+    return model(tiles.float(), bits).sr

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from cabm.engine import compile_model, steps, supports
+from cabm.engine.grid import Grid
+from cabm.engine.onednn import IntegerConv
+from cabm.errors import InputError
+from cabm.models import Backbone
+from cabm.quant.layers import QuantConv2d
+
+from .helpers import BACKBONES, calibrated, needs_units, photograph, row, simulated
+
+pytestmark = needs_units
+
+WIDTHS = [4, 6, 8, "mixed"]
+
+
+def close(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None, level: float) -> None:
+    """The result is within a mean of ``level`` of the simulation's."""
+    wanted = simulated(model, tiles, bits)
+    found = compile_model(model, float_dtype=torch.float32).run(tiles, bits, dtype=torch.float32)
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().mean()) <= level
+    rounded = compile_model(model, float_dtype=torch.float32).run(tiles, bits)
+    assert rounded.dtype == torch.uint8
+    difference = rounded.float() - wanted.round().clamp(0, 255)
+    assert float(difference.abs().mean()) <= level
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_agrees_with_the_simulation(backbone: str, scale: int, bits: int | str) -> None:
+    model = calibrated(backbone, scale=scale)
+    tiles = photograph(19, 26, count=3, seed=5)
+    close(model, tiles, row(model, bits, count=3), 0.05)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 17), (5, 4), (33, 31)])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_agrees_on_odd_and_tiny_tiles(backbone: str, size: tuple[int, int]) -> None:
+    model = calibrated(backbone, scale=4)
+    close(model, photograph(*size, count=2, seed=6), row(model, "mixed", count=2), 0.05)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_agrees_in_the_float_type_of_this_machine(backbone: str) -> None:
+    model = calibrated(backbone)
+    tiles, bits = photograph(24, 24, seed=7), row(model, "mixed")
+    wanted = simulated(model, tiles, bits)
+    found = compile_model(model).run(tiles, bits, dtype=torch.float32)
+    # random weights do not make an image, so that bfloat16 rounds more than a small difference
+    assert float((found - wanted).abs().mean()) <= 0.3
+
+
+@pytest.mark.parametrize("kind", ["pams", "cadyq"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_runs_the_other_kinds(backbone: str, kind: str) -> None:
+    model = calibrated(backbone, kind)
+    tiles = photograph(20, 18, seed=8)
+    engine = compile_model(model, float_dtype=torch.float32)
+    if kind == "pams":
+        wanted, bits = simulated(model, tiles, None), None
+    else:  # at the bits that its selectors choose
+        with torch.inference_mode():
+            output = model(tiles.float())
+        wanted, bits = output.sr, output.bits
+    found = engine.run(tiles, bits, dtype=torch.float32)
+    assert float((found - wanted).abs().mean()) <= 0.05
+
+
+@pytest.mark.parametrize("weight_bits", [4, "same"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_runs_weights_of_other_widths(backbone: str, weight_bits: int | str) -> None:
+    model = calibrated(backbone, weight_bits=weight_bits)
+    close(model, photograph(20, 18, count=2, seed=9), row(model, "mixed", count=2), 0.05)
+
+
+def test_runs_scaled_residuals() -> None:
+    model = calibrated("edsr", options={"res_scale": 0.1})
+    close(model, photograph(20, 18, seed=10), row(model, "mixed"), 0.05)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_layer_reads_the_simulations_codes(
+    backbone: str, bits: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer is given the simulation's codes; what the next one reads must be the simulation's too."""
+    model = calibrated(backbone)
+    tiles, assigned = photograph(40, 37, seed=11), row(model, bits)
+    reference = codes_read(model, tiles, assigned)
+    position = iter(reference)
+    shares = []
+
+    plain = IntegerConv._run
+
+    def forced(self: IntegerConv, x: torch.Tensor, grid: Grid, *arguments: object) -> torch.Tensor:
+        wanted = (next(position) + grid.zero).to(x.dtype)
+        shares.append(float((x != wanted).float().mean()))
+        return plain(self, wanted.contiguous(memory_format=torch.channels_last), grid, *arguments)
+
+    monkeypatch.setattr(IntegerConv, "_run", forced)
+    compile_model(model).run(tiles, assigned, threads=1)
+    assert len(shares) == len(reference)
+    assert max(shares) <= 1e-4
+
+
+def codes_read(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return what the simulation's quantized convolutions read, in the engine's order."""
+    codes = []
+
+    def record(name: str):
+        def hook(module: torch.nn.Module, arguments: tuple) -> None:
+            # IDN's third convolution runs in two halves
+            halved = model.name == "idn" and name.endswith("conv3")
+            codes.extend([arguments[0].codes] * (2 if halved else 1))
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(record(name))
+        for name, module in model.named_modules()
+        if isinstance(module, QuantConv2d)
+    ]
+    simulated(model, tiles, bits)
+    for hook in hooks:
+        hook.remove()
+    return codes
+
+
+def test_a_tile_does_not_depend_on_its_company_or_on_threads() -> None:
+    model = calibrated("edsr")
+    engine = compile_model(model)
+    tiles, bits = photograph(16, 16, count=5, seed=12), row(model, "mixed", count=5)
+    together = engine.run(tiles, bits, threads=1)
+    for threads in (2, 3, 7):
+        assert torch.equal(engine.run(tiles, bits, threads=threads), together)
+    alone = [engine.run(tiles[i : i + 1], bits[i : i + 1]) for i in range(5)]
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_threads_are_as_before_afterwards() -> None:
+    model = calibrated("edsr")
+    before = torch.get_num_threads()
+    engine, tiles = compile_model(model), photograph(12, 12, count=4)
+    for threads in (1, 2, 3):
+        engine.run(tiles, row(model, 8, count=4), threads=threads)
+        assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="search space"):
+        engine.run(tiles, row(model, 8, count=4) + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_several_callers_at_once() -> None:
+    model = calibrated("edsr")
+    engine, tiles = compile_model(model), photograph(16, 16, count=4, seed=13)
+    bits = row(model, "mixed", count=4)
+    wanted, found = engine.run(tiles, bits), {}
+
+    def call(number: int) -> None:
+        found[number] = engine.run(tiles, bits)
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert all(torch.equal(found[number], wanted) for number in range(4))
+
+
+def test_the_layout_and_type_of_tiles_do_not_matter() -> None:
+    model = calibrated("edsr")
+    engine, tiles, bits = compile_model(model), photograph(16, 20, seed=14), row(model, 6)
+    wanted = engine.run(tiles, bits)
+    rows_of_pixels = tiles[0].permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]
+    assert torch.equal(engine.run(rows_of_pixels, bits), wanted)
+    assert torch.equal(engine.run(tiles.float(), bits), wanted)
+
+
+def packs(model: Backbone) -> int:
+    """How many packs of the first convolution's weights three rows of bits take."""
+    engine = compile_model(model)
+    plans = [engine._program.plan((bits,) * model.num_adaptive) for bits in (4, 6, 8)]
+    return len({plan[0].conv1.conv for plan in plans})
+
+
+def test_rows_share_packed_weights() -> None:
+    assert packs(calibrated("edsr")) == 1
+    assert packs(calibrated("edsr", weight_bits="same")) == 3
+
+
+def test_without_numba_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backbone in BACKBONES:
+        model = calibrated(backbone)
+        tiles, bits = photograph(17, 14, seed=15), row(model, "mixed")
+        wanted = compile_model(model).run(tiles, bits)
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "compiled", lambda: None)
+            assert torch.equal(compile_model(model).run(tiles, bits), wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "message"),
+    [
+        ("cabm", None, "needs bits"),
+        ("pams", torch.full((1, 4), 8), "takes no bits"),
+        ("cabm", torch.full((1, 3), 8), "shape"),
+        ("cabm", torch.full((2, 4), 8), "shape"),
+        ("cabm", torch.full((1, 4), 5), "search space"),
+    ],
+)
+def test_wrong_bits_are_refused(kind: str, bits: torch.Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compile_model(calibrated("edsr", kind)).run(photograph(8, 8), bits)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: calibrated("edsr", "float"), "no quantized layers"),
+        (lambda: calibrated("edsr", "pams", quantize_ends=True), "heads and tails"),
+        (lambda: calibrated("srresnet", options={"release_graph": True}), "released graph"),
+    ],
+)
+def test_models_that_it_cannot_run_are_refused_with_a_reason(model, expected: str) -> None:
+    built = model()
+    assert expected in supports(built)
+    with pytest.raises(InputError, match="engine int8"):
+        compile_model(built)
+
+
+def test_it_is_a_tile_runner() -> None:
+    model = calibrated("edsr")
+    tiles, bits = photograph(12, 12, count=2), row(model, "mixed", count=2)
+    sr, used = compile_model(model)(tiles, bits)
+    assert sr.dtype == torch.float32
+    assert used is bits

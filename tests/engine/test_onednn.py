@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cabm.engine import compile_model, onednn, supports
+from cabm.engine.grid import Grid, Storage
+from cabm.errors import InputError
+
+from .helpers import calibrated, needs_units
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """Let every test decide anew what this machine can do."""
+    onednn.available.cache_clear()
+    yield
+    onednn.available.cache_clear()
+
+
+@needs_units
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("storage", [Storage.POSITIVE, Storage.SHIFTED])
+def test_sums_are_exact_and_rounded_once(storage: Storage, groups: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(-127, 128, (8, 16 // groups, 3, 3), generator=generator)
+    x = torch.randint(0, 256, (2, 16, 7, 9), generator=generator, dtype=torch.uint8)
+    x = x.contiguous(memory_format=torch.channels_last)
+    scaling = onednn.Scaling(torch.rand(8, generator=generator), torch.randn(8, generator=generator))
+    grid = Grid(1.0, 8, storage)
+    conv = onednn.IntegerConv(codes, padding=(1, 1), groups=groups)
+    sums = torch.nn.functional.conv2d(x.double() - grid.zero, codes.double(), padding=1, groups=groups)
+    wanted = sums.float() * scaling.factors.view(1, -1, 1, 1) + scaling.bias.view(1, -1, 1, 1)
+    assert torch.equal(conv.to_float(x, grid, scaling), wanted)
+    out = Grid(31.0 * 2, 6, Storage.SIGNED)
+    expected = (wanted * (1 / torch.tensor(out.divisor))).round().clamp(-31, 31)
+    assert torch.equal(conv.to_codes(x, grid, scaling, out).float(), expected)
+
+
+def refused(expected: str) -> None:
+    ok, reason = onednn.available()
+    assert not ok
+    assert expected in reason
+    assert "\n" not in reason
+    model = calibrated("edsr")
+    assert supports(model) == reason
+    with pytest.raises(InputError, match="engine float or auto"):
+        compile_model(model)
+
+
+def test_other_processors_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    refused("this is aarch64")
+
+
+def test_processors_without_integer_units_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(onednn, "_cpu_features", lambda: {"avx2": True, "avx512_f": True})
+    refused("no integer matrix units")
+
+
+def test_a_torch_that_does_not_tell_its_features_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    refused("no integer matrix units")
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_missing_units", lambda: None)
+
+
+@pytest.mark.usefixtures("units")
+def test_a_missing_operator_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: object, **options: object) -> None:
+        raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qconv_prepack'\nmore")
+
+    monkeypatch.setattr(onednn.IntegerConv, "__init__", missing)
+    refused("AttributeError")
+
+
+@pytest.mark.usefixtures("units")
+def test_an_operator_that_takes_other_arguments_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(*arguments: object, **options: object) -> None:
+        raise RuntimeError("qconv2d_pointwise() is missing value for argument 'new'\nDeclaration: ...")
+
+    monkeypatch.setattr(onednn.IntegerConv, "_run", changed)
+    refused("missing value")
+
+
+@needs_units
+@pytest.mark.usefixtures("units")
+@pytest.mark.parametrize("fault", ["saturates", "wraps", "ignores the clip"])
+def test_wrong_results_fall_back(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    right = onednn.IntegerConv._run
+
+    def wrong(self: onednn.IntegerConv, *arguments: object) -> torch.Tensor:
+        arguments_ = list(arguments)
+        if fault == "ignores the clip":
+            arguments_[5], arguments_[6] = "none", []
+        y = right(self, *arguments_)
+        if y.dtype == torch.float32 and fault == "saturates":  # sums of 16 bits
+            return y.clamp(-32768 * 0.125, 32767 * 0.125)
+        if y.dtype == torch.float32 and fault == "wraps":
+            return torch.remainder(y, 2**16)
+        return y
+
+    monkeypatch.setattr(onednn.IntegerConv, "_run", wrong)
+    refused("are wrong")
+
+
+def test_models_elsewhere_fall_back() -> None:
+    assert "meta" in supports(calibrated("edsr").to("meta"))
