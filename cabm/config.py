@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from cabm.data.sources import PrepareSettings
-from cabm.errors import InputError, describe
+from cabm.errors import InputError
 from cabm.schedule import Schedule
+from cabm.strict_yaml import read_yaml
 from cabm.tracking import TrackingSettings
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[StrictInt, Field(ge=1)]
+PositiveNumber = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -35,7 +46,7 @@ class ModelSettings(Section):
     scale: Annotated[int, Field(ge=2, le=4)] = 4
     """Enlargement: 2, 3 or 4."""
 
-    options: dict[str, dict[str, bool | int | float]] = {}
+    options: dict[str, dict[str, StrictBool | PositiveInt | PositiveNumber]] = {}
     """Constructor arguments by backbone, as ``edsr: {num_features: 64}``; only the chosen one counts."""
 
     def chosen_options(self) -> dict[str, bool | int | float]:
@@ -133,7 +144,7 @@ class TrainingSettings(Section):
     validate_every: Annotated[int, Field(ge=0)] = 500
     """Steps between validations; 0: only at the end."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights and patches."""
 
 
@@ -257,28 +268,13 @@ class Params(Section):
         return self
 
 
-Parsed = TypeVar("Parsed", bound=BaseModel)
-
-
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml.
 
     Raises:
         InputError: the file is missing, is not YAML, or has a key or value that is not understood.
     """
-    path = Path(path)
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run from the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected sections such as model: and prepare:")
-    try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: {describe(error)}") from None
+    return read_yaml(path, Params)
 
 
 def cpu_threads(settings: RuntimeSettings) -> int:

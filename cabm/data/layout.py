@@ -77,8 +77,14 @@ def folder_pairs(
 
 
 def div2k_pairs(root: Path, scale: int, first: int, last: int) -> Iterator[Pair]:
-    """Yield images FIRST to LAST of DIV2K; validation ones may lie in DIV2K_valid_HR too."""
+    """Yield images FIRST to LAST of DIV2K; validation ones may lie in DIV2K_valid_HR too.
+
+    Raises:
+        InputError: an image or its low-resolution partner is missing, or FIRST is after LAST.
+    """
     tree = DIV2K_TREE.format(root=root)
+    if first > last:
+        raise InputError(f"{root}: there are no DIV2K images from {first} to {last}; give first and last")
     for number in range(first, last + 1):
         name = f"{number:04d}"
         parts = [

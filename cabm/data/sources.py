@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from cabm.data.layout import Pair, benchmark_pairs, div2k_pairs, div8k_pairs, folder_pairs
 
@@ -108,6 +108,12 @@ class Div2kSource(_Source):
     last: Count | None = None
     """Last image number."""
 
+    @model_validator(mode="after")
+    def _last_is_not_before_first(self) -> Div2kSource:
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise ValueError(f"first {self.first} is after last {self.last}")
+        return self
+
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
         """Yield the part's images."""
         start, end = (1, 800) if part == "train" else (801, 900)
@@ -162,6 +168,11 @@ class HoldOut(_Source):
     """How many, spread evenly over the training images."""
 
 
+def _kind_of_validation(value: Any) -> str:
+    held = "hold_out" in value if isinstance(value, dict) else isinstance(value, HoldOut)
+    return "held out" if held else "a source"
+
+
 class Sampling(_Source):
     """Which training patches are drawn."""
 
@@ -184,7 +195,10 @@ class PrepareSettings(_Source):
     train: Annotated[tuple[TrainSource, ...], Field(min_length=1)]
     """Sources of training images."""
 
-    validation: TrainSource | HoldOut
+    validation: Annotated[
+        Annotated[TrainSource, Tag("a source")] | Annotated[HoldOut, Tag("held out")],
+        Discriminator(_kind_of_validation),
+    ]
     """A source, or how many training images are held out."""
 
     test: Annotated[tuple[TestSource, ...], Field(min_length=1)]
@@ -202,7 +216,7 @@ class PrepareSettings(_Source):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"test: two sets are called {name!r}; give one a name")
-            if name in ("", ".", "..") or "/" in name or "\\" in name:
+            if name in ("", ".", "..") or set(name) & set("/\\") or not name.isprintable():
                 raise ValueError(f"test: {name!r} cannot name a set")
         return self
 
