@@ -5,6 +5,10 @@ A quantized tensor is kept as whole numbers ("codes") and a scale, never as thei
 float simulation does the very integer arithmetic that the engine does.
 
 Shapes: B samples, C channels, H x W pixels, K widths of the search space.
+
+Training spends its time here in passes over activations, so they are counted. On CPUs, comparisons
+write floats and never booleans (masking by a boolean costs 15 passes), bounds per sample are minimum and
+maximum (clamp by tensors costs 9), and buffers are used again.
 """
 
 from __future__ import annotations
@@ -57,8 +61,10 @@ def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor, dtype: torch.dty
     """
     bound = _per_sample(levels)
     # float32 for the product: bfloat16 has half a code of error above 64
-    codes = x * _per_sample(levels / alpha)
-    return codes.round_().clamp_(-bound, bound).to(dtype)
+    codes = (x * _per_sample(levels / alpha)).round_()
+    torch.minimum(codes, bound, out=codes)
+    torch.maximum(codes, -bound, out=codes)
+    return codes.to(dtype)
 
 
 class _AssignedCodes(torch.autograd.Function):
@@ -75,14 +81,15 @@ class _AssignedCodes(torch.autograd.Function):
         x, alpha, levels = ctx.saved_tensors
         # d codes / d value = n / alpha; the caller multiplies by the detached scale alpha / n
         grad_value = grad * _per_sample(levels / alpha)
+        outside = x.abs()
+        torch.ge(outside, _per_sample(alpha), out=outside)
+        outside.mul_(grad_value)
+        grad_x = grad_value.sub_(outside).to(x.dtype)
         grad_alpha = None
-        clipped = x.abs() >= _per_sample(alpha)
         if ctx.needs_input_grad[1]:
-            per_element = (grad_value * x.sign()).masked_fill_(~clipped, 0)
-            grad_alpha = _sample_sums(per_element)
+            grad_alpha = _sample_sums(outside.mul_(x.sign()))
             if alpha.numel() == 1:
                 grad_alpha = grad_alpha.sum().view(1)
-        grad_x = grad_value.masked_fill_(clipped, 0).to(x.dtype)
         return grad_x, grad_alpha, None, None
 
 
@@ -110,23 +117,24 @@ class _SelectedCodes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, alphas, probabilities, selected, levels = ctx.saved_tensors
-        grad_value = grad * _per_sample((levels / alphas)[selected])
-        passed = torch.zeros_like(grad_value)
+        grad = grad.to(x.dtype)
+        # d codes / d value, put onto the sums and not onto every element
+        factor = (levels / alphas)[selected]
         magnitude = x.abs()
-        signed = grad_value * x.sign()
+        signed = x.sign().mul_(grad)
+        passed = torch.ones_like(magnitude)
+        buffer = torch.empty_like(magnitude)
         grad_alphas, grad_probabilities = [], []
         for k in range(alphas.numel()):
             alpha, level = alphas[k], levels[k]
-            probability = probabilities[:, k]
-            inside = (magnitude < alpha).to(grad_value.dtype)
-            passed.addcmul_(inside, _per_sample(probability).expand_as(passed))
-            step = alpha / level
+            outside = torch.ge(magnitude, alpha, out=buffer)
+            passed.addcmul_(outside, _per_sample(probabilities[:, k]), value=-1)
+            sums = _sample_sums(outside.mul_(signed)) * factor
+            grad_alphas.append((sums * probabilities[:, k]).sum())
             # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
-            value = (magnitude * (1 / step).view(1)).round_().clamp_(max=level)
-            grad_probabilities.append(_sample_sums(value.mul_(signed)) * step)
-            outside = _sample_sums(signed - signed * inside)
-            grad_alphas.append((outside * probability).sum())
-        grad_x = (grad_value * passed).to(x.dtype)
+            codes = torch.mul(magnitude, level / alpha, out=buffer).round_().clamp_(max=level)
+            grad_probabilities.append(_sample_sums(codes.mul_(signed)) * factor * (alpha / level))
+        grad_x = passed.mul_(grad).mul_(_per_sample(factor)).to(x.dtype)
         return grad_x, torch.stack(grad_alphas), torch.stack(grad_probabilities, 1), None, None, None
 
 
