@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -136,9 +137,7 @@ class PatchSampler:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="patches") as worker:
             steps = iter(range(first, stop))
-            ready = [
-                worker.submit(self.batch, step) for step, _ in zip(steps, range(prefetch), strict=False)
-            ]
+            ready = [worker.submit(self.batch, step) for step in islice(steps, prefetch)]
             try:
                 while ready:
                     done = ready.pop(0).result()
