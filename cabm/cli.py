@@ -9,8 +9,11 @@ import typer
 
 from cabm import __version__
 from cabm.commands.bench_train import bench_train
+from cabm.commands.build_table import build_table
 from cabm.commands.import_checkpoint import import_checkpoint
 from cabm.commands.preset import preset
+from cabm.commands.show import plot_table, show_model, show_table
+from cabm.commands.upscale import upscale
 from cabm.errors import InputError, TrainingDiverged
 
 app = typer.Typer(
@@ -21,9 +24,18 @@ app = typer.Typer(
     help="Content-aware bit mapping for super-resolution of large images.",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios in one run.")
+models = typer.Typer(no_args_is_help=True, help="Look into model directories.")
+tables = typer.Typer(no_args_is_help=True, help="Look into edge-to-bit tables, and build them.")
 app.add_typer(bench, name="bench")
+app.add_typer(models, name="model")
+app.add_typer(tables, name="table")
 
+app.command()(upscale)
 app.command()(preset)
+models.command("show")(show_model)
+tables.command("show")(show_table)
+tables.command("plot")(plot_table)
+tables.command("build")(build_table)
 app.command("import-checkpoint")(import_checkpoint)
 bench.command("train")(bench_train)
 

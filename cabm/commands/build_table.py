@@ -1,0 +1,37 @@
+"""`cabm table build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def build_table(
+    observations: Annotated[Path, typer.Argument(help="observations.npz of the edge_to_bit stage.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table (JSON) to write.")],
+    strategy: Annotated[str, typer.Option(help="lowest, majority or monotone.")] = "lowest",
+    fab_cap: Annotated[float | None, typer.Option(help="Drop rows whose FAB is not below this.")] = None,
+    max_loss_db: Annotated[
+        float, typer.Option(min=0, help="PSNR that bypassed tiles may cost over all tiles; 0: no bypass.")
+    ] = 0.01,
+    max_tile_loss_db: Annotated[
+        float, typer.Option(min=0, help="PSNR that any one bypassed tile may lose.")
+    ] = 0.3,
+) -> None:
+    """Build a table from stored observations, without running the network.
+
+    Example: cabm table build tables/observations.npz --strategy monotone -o monotone.json
+    """
+    from cabm.observations import Observations
+    from cabm.observe import apply_bypass
+    from cabm.table import build_table as make_table
+
+    found = Observations.load(observations)
+    table = make_table(found.scores, found.bits, **found.origin, strategy=strategy, fab_cap=fab_cap)
+    table = apply_bypass(table, found, max_loss_db=max_loss_db, max_tile_loss_db=max_tile_loss_db)
+    table.save(output)
+    fab = table.with_bypass(0).fab_of(found.scores).mean()
+    bypassed = (table.fab_of(found.scores) == 0).mean()
+    typer.echo(f"wrote {output}: {len(table.rows)} rows, FAB {fab:.2f}, {bypassed:.0%} of the tiles bypassed")
