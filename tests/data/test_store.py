@@ -206,11 +206,6 @@ def test_an_index_of_another_shape_is_refused(directory, edit):
     refused(directory)
 
 
-def test_sides_may_not_be_swapped_against_the_other_file(directory):
-    change(directory, lambda index: index["images"][0].update(height=2, width=24))
-    refused(directory)
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", "\x00", "[" * 100_000])
 def test_an_index_that_is_no_object_is_refused(directory, text):
     (directory / "index.json").write_text(text)

@@ -1,0 +1,35 @@
+"""Small images, and folders of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cabm.data.store import PackedStore, pack
+from cabm.images import write_image
+from cabm.resize import downscale
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def make_pairs(*low_sizes: tuple[int, int], scale: int = 2) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Pairs of noise, named a, b, ..., of the given low-resolution heights and widths."""
+    pairs = []
+    for index, (height, width) in enumerate(low_sizes):
+        high = noise(height * scale, width * scale, index)
+        pairs.append((chr(ord("a") + index), high, downscale(high, scale)))
+    return pairs
+
+
+def make_store(directory: Path, *low_sizes: tuple[int, int], scale: int = 2) -> PackedStore:
+    return pack(make_pairs(*low_sizes, scale=scale), directory, scale)
+
+
+def save_image(path: Path, height: int = 17, width: int = 26, seed: int = 0) -> np.ndarray:
+    """Write noise of a size that no scale divides."""
+    image = noise(height, width, seed)
+    write_image(path, image)
+    return image
