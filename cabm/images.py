@@ -24,6 +24,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 MAX_PIXELS = 256_000_000
 """Images that claim more pixels are refused by default: such a header is more often an attack."""
 
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SEPARATE_PLANES = 258, 284, 2  # TIFF 6.0
+
 _pillow_limit = threading.Lock()
 
 
@@ -102,6 +104,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
                     f"{path}: {width}x{height} pixels are more than the limit of {max_pixels};"
                     " split the image or raise the limit"
                 )
+            _refuse_planes_of_16_bits(path, image)
             image.load()
             yield image
     except (InputError, MemoryError):
@@ -123,6 +126,13 @@ def _open_unlimited(path: Path) -> Image.Image:
             return Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def _refuse_planes_of_16_bits(path: Path, image: Image.Image) -> None:
+    """Refuse 16-bit TIFF files that store their colours one after the other: Pillow garbles them."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8:
+        raise InputError(f"{path}: a TIFF with 16-bit colours in separate planes; save it interleaved")
 
 
 def _gray16_to_rgb8(path: Path, gray: np.ndarray) -> np.ndarray:

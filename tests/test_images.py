@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -130,6 +131,15 @@ def test_colours_of_16_bits_become_8(tmp_path, suffix):
     assert_array_equal(read_rgb8(tmp_path / f"a{suffix}"), image)
     cv2.imwrite(str(tmp_path / f"a{suffix}"), np.full((2, 2, 3), 0x12FF, np.uint16))
     assert (read_rgb8(tmp_path / f"a{suffix}") == 0x12).all()
+
+
+def test_tiff_colours_in_planes_are_read_or_refused_but_never_garbled(tmp_path):
+    image = picture(6, 9, 3)
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "8.tif", image.transpose(2, 0, 1), **planes)
+    assert_array_equal(read_rgb8(tmp_path / "8.tif"), image)
+    tifffile.imwrite(tmp_path / "16.tif", image.transpose(2, 0, 1).astype(np.uint16) * 257, **planes)
+    assert "separate planes" in refused(tmp_path / "16.tif")
 
 
 def test_floating_point_is_refused(tmp_path):
