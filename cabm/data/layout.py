@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,14 @@ class Pair:
             InputError: a file cannot be read, or the sizes do not fit.
         """
         high = read_rgb8(self.high, max_pixels)
+        if min(high.shape[:2]) < scale * (1 + self.halve):
+            halved = " and halving" if self.halve else ""
+            raise InputError(
+                f"{self.high}: {high.shape[1]}x{high.shape[0]} is too small for scale {scale}{halved}; "
+                "take it out"
+            )
         if self.halve:
             high = downscale(crop_to_multiple(high, 2), 2)
-        if min(high.shape[:2]) < scale:
-            raise InputError(f"{self.high}: {high.shape[1]}x{high.shape[0]} is too small for scale {scale}")
         high = crop_to_multiple(high, scale)
         if self.low is None:
             return high, downscale(high, scale)
@@ -54,8 +59,8 @@ class Pair:
         expected = (high.shape[0] // scale, high.shape[1] // scale)
         if low.shape[:2] != expected:
             raise InputError(
-                f"{self.low}: {low.shape[1]}x{low.shape[0]}, expected {expected[1]}x{expected[0]}, a "
-                f"{scale}th of {self.high}"
+                f"{self.low}: {low.shape[1]}x{low.shape[0]}, expected {expected[1]}x{expected[0]}, "
+                f"1/{scale} of {self.high}"
             )
         return high, low
 
@@ -72,7 +77,9 @@ def folder_pairs(
         name = path.relative_to(root).with_suffix("").as_posix().replace("/", "_")
         partner = None
         if low is not None:
-            partner = _partner(low, path.stem, scale, FOLDER_TREE.format(root=low))
+            # Subfolders are mirrored: equal names in two of them are two images.
+            folder = low / path.parent.relative_to(root)
+            partner = _partner(folder, path.stem, scale, FOLDER_TREE.format(root=folder))
         yield Pair(name, path, partner, halve)
 
 
@@ -128,13 +135,10 @@ def _images(folder: Path, tree: str, *, recursive: bool) -> list[Path]:
 def _partner(folder: Path, stem: str, scale: int, tree: str) -> Path:
     """Find the low-resolution image of a name: ``NAMEx4`` as DIV2K has it, or ``NAME``."""
     for name in (f"{stem}x{scale}", stem):
-        found = [path for path in sorted(folder.glob(f"{_escaped(name)}.*")) if is_image(path)]
+        found = sorted(path for path in folder.glob(f"{escape(name)}.*") if is_image(path))
+        found = [path for path in found if path.stem == name]  # not NAME.old.png
         if found:
             return found[0]
     raise InputError(
         f"{folder}: no low-resolution image for {stem} ({stem}x{scale}.png or {stem}.png); {tree}"
     )
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{character}]" if character in "[]*?" else character for character in name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,7 @@ def load_positions(directory: Path, settings: PrepareSettings, patch: int) -> np
         return None
     if settings.sampling.patch != patch:
         raise InputError(
-            f"prepare.sampling.patch is {settings.sampling.patch}, a step trains on {patch}: "
-            "set both alike"
+            f"prepare.sampling.patch is {settings.sampling.patch}, a step trains on {patch}: set both alike"
         )
     path = directory / "train" / POSITIONS_FILE
     try:
@@ -105,25 +106,29 @@ def _rank(settings: PrepareSettings, directory: Path, report: Report) -> dict[st
     return {"positions": len(positions), "seconds_per_megapixel": round(per_megapixel, 4)}
 
 
-def _hold_out(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
-    """Split off ``count`` pairs spread evenly over all."""
-    if count >= len(pairs):
+def _hold_out(pairs: list[Pair], number: int) -> tuple[list[Pair], list[Pair]]:
+    """Split off ``number`` pairs spread evenly over all."""
+    if number >= len(pairs):
         raise InputError(
-            f"prepare.validation.hold_out: {count} of {len(pairs)} training images leaves none"
+            f"prepare.validation.hold_out: {number} of {len(pairs)} training images leaves none; lower it"
         )
-    held = {round((index + 0.5) * len(pairs) / count - 0.5) for index in range(count)}
+    held = {round((index + 0.5) * len(pairs) / number - 0.5) for index in range(number)}
     kept = [pair for index, pair in enumerate(pairs) if index not in held]
     return kept, [pair for index, pair in enumerate(pairs) if index in held]
 
 
 def _with_unique_names(pairs: list[Pair]) -> list[Pair]:
     """Number the names that several sources share."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     named = []
     for pair in pairs:
-        seen[pair.name] = seen.get(pair.name, 0) + 1
-        name = pair.name if seen[pair.name] == 1 else f"{pair.name}-{seen[pair.name]}"
-        named.append(Pair(name, pair.high, pair.low, pair.halve))
+        name = pair.name
+        for number in count(2):
+            if name not in taken:
+                break
+            name = f"{pair.name}-{number}"
+        taken.add(name)
+        named.append(replace(pair, name=name))
     return named
 
 
