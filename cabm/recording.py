@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -81,27 +82,44 @@ class Recorder:
         self.settings = settings
         self.validation = validation
         self.history: list[dict[str, Any]] = []
+        self.since = time.perf_counter()
 
     def __call__(self, progress: Progress) -> None:
         """Take in one step."""
+        self._take_in(progress, time.perf_counter() - self.since)
+        self.since = time.perf_counter()  # validation is not training
+
+    def timing(self) -> dict[str, float]:
+        """Return ``seconds`` in training steps, of all runs that led here, and ``patches_per_second``."""
+        seconds = sum(row["seconds"] for row in self.history)
+        if not seconds:
+            return {}
+        rate = self.settings.steps * self.settings.batch_size / seconds
+        return {"seconds": round(seconds, 2), "patches_per_second": round(rate, 2)}
+
+    def _take_in(self, progress: Progress, seconds: float) -> None:
         self.history = history = progress.history
         if not history or "sums" not in history[-1]:
-            history.append({"step": progress.step, "count": 0, "sums": {}})
+            history.append({"step": progress.step, "count": 0, "seconds": 0.0, "sums": {}})
         open_row = history[-1]
         open_row["count"] += 1
+        open_row["seconds"] += seconds
         for name, value in progress.parts.items():
             open_row["sums"][name] = open_row["sums"].get(name, 0.0) + value
         every = self.settings.validate_every
         validate = bool(every) and progress.step % every == 0 and progress.step < self.settings.steps
         if progress.step % self.log_every and not validate and progress.step < self.settings.steps:
             return
+        rate = open_row["count"] * self.settings.batch_size / max(open_row["seconds"], 1e-9)
         row = {"step": progress.step, "learning_rate": self.settings.learning_rate * progress.rate}
+        row |= {"seconds": round(open_row["seconds"], 3)}
         row |= {f"train_{name}": total / open_row["count"] for name, total in open_row["sums"].items()}
         if validate:
             measured = self.validation.measure(progress.weights)
             row |= {f"validation_{name}": value for name, value in measured.items()}
         history[-1] = row
-        self.tracker.metrics({name: row[name] for name in row if name != "step"}, progress.step)
+        shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
+        self.tracker.metrics(shown | {"patches_per_second": rate}, progress.step)
 
 
 class ProgressBar:

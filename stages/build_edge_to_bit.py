@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from cabm.report import table_picture
+import time
 
 from cabm.checkpoint import load_model
 from cabm.files import write_json
 from cabm.inference import ModelRunner
 from cabm.observe import apply_bypass, observe
 from cabm.pretrained import model_directory
+from cabm.report import table_picture
 from cabm.stage import Stage, run_stage
 from cabm.table import build_table
 
@@ -18,6 +19,7 @@ def build(stage: Stage) -> None:
     settings = stage.params.edge_to_bit
     source = model_directory(settings.cadyq_from) if settings.cadyq_from else stage.models / "cadyq"
     loaded = load_model(source)
+    started = time.perf_counter()
     observations = observe(
         ModelRunner(loaded.model),
         stage.store("validation"),
@@ -25,6 +27,7 @@ def build(stage: Stage) -> None:
         step=settings.step,
         source_sha256=loaded.config.weights_sha256,
     )
+    seconds = time.perf_counter() - started
     observations.save(stage.tables / "observations.npz")
     table = build_table(
         observations.scores,
@@ -47,6 +50,8 @@ def build(stage: Stage) -> None:
         "table_fab": float(computed.fab_of(observations.scores).mean()),
         "bypassed": float((table.fab_of(observations.scores) == 0).mean()),
         "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
+        "seconds": round(seconds, 2),
+        "tiles_per_second": round(len(observations.scores) / seconds, 2),
     }
     write_json(stage.metrics / "edge_to_bit.json", metrics)
     stage.tracker.metrics(metrics, 0)

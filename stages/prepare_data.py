@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -21,8 +22,10 @@ def pack_all(stage: Stage) -> None:
         if done == total:
             bar.close()
 
+    started = time.perf_counter()
     summary = prepare(stage.params.prepare, stage.params.model.scale, stage.data, report)
-    write_json(stage.metrics / "prepare.json", summary)
+    seconds = round(time.perf_counter() - started, 2)
+    write_json(stage.metrics / "prepare.json", summary | {"seconds": seconds})
     for part, facts in summary.items():
         stage.tracker.metrics({f"{part}/{name}": value for name, value in facts.items()}, 0)
 
