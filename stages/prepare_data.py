@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cabm.data.prepare import prepare
 from cabm.files import write_json
-from cabm.stage import Stage, run_stage
+from cabm.stage import Stage, data_hash, run_stage
 
 
 def pack_all(stage: Stage) -> None:
@@ -17,7 +17,9 @@ def pack_all(stage: Stage) -> None:
     bars: dict[str, tqdm] = {}
 
     def report(part: str, done: int, total: int) -> None:
-        bar = bars.setdefault(part, tqdm(total=total, desc=part, unit="image", file=sys.stderr))
+        if part not in bars:
+            bars[part] = tqdm(total=total, desc=part, unit="image", file=sys.stderr)
+        bar = bars[part]
         bar.update(done - bar.n)
         if done == total:
             bar.close()
@@ -26,6 +28,7 @@ def pack_all(stage: Stage) -> None:
     summary = prepare(stage.params.prepare, stage.params.model.scale, stage.data, report)
     seconds = round(time.perf_counter() - started, 2)
     write_json(stage.metrics / "prepare.json", summary | {"seconds": seconds})
+    stage.tracker.tags({"data.sha256": data_hash(stage.data)})
     for part, facts in summary.items():
         stage.tracker.metrics({f"{part}/{name}": value for name, value in facts.items()}, 0)
 

@@ -34,4 +34,4 @@ def build_table(
     table.save(output)
     fab = table.with_bypass(0).fab_of(found.scores).mean()
     bypassed = (table.fab_of(found.scores) == 0).mean()
-    typer.echo(f"wrote {output}: {len(table.rows)} rows, FAB {fab:.2f}, {bypassed:.0%} of the tiles bypassed")
+    typer.echo(f"wrote {output}: {len(table.rows)} rows, FAB {fab:.2f}, {bypassed:.0%} of tiles bypassed")
