@@ -73,9 +73,13 @@ def load_positions(directory: Path, settings: PrepareSettings, patch: int) -> np
         )
     path = directory / "train" / POSITIONS_FILE
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no ranked positions ({error}); run the prepare stage again") from None
+        positions = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: no ranked positions ({reason}); run the prepare stage again") from None
+    if not isinstance(positions, np.ndarray):
+        raise InputError(f"{path}: an archive, not ranked positions; run the prepare stage again")
+    return positions
 
 
 def _rank(settings: PrepareSettings, directory: Path, report: Report) -> dict[str, float]:
