@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+import torch
 
 from cabm.comparison import compare, image_rows, load_methods, protocol_description, summarise, write_rows
 from cabm.data.store import PackedStore
+from cabm.environment import environment
 from cabm.files import write_json
 from cabm.observations import Observations
-from cabm.pictures import make_pictures, save_figures
+from cabm.pictures import make_pictures, save_crops, save_figures, show_image
 from cabm.stage import Stage, run_stage
 
 
 def evaluate(stage: Stage) -> None:
     """Write metrics, per-image results and figures."""
+    started = time.perf_counter()
     settings = stage.params.evaluate
     methods = {method.name: method for method in load_methods(stage.models)}
     folders = sorted(path.parent for path in (stage.data / "test").glob("*/index.json"))
     sets = {folder.name: PackedStore.open(folder) for folder in folders}
+    shown = show_image(methods, sets, settings)
 
     summary: dict[str, dict[str, Any]] = {}
     images: list[dict[str, Any]] = []
@@ -28,20 +34,23 @@ def evaluate(stage: Stage) -> None:
         numbers = {f"{protocol}/{set_name}/{method}/{name}": value for name, value in row.items()}
         stage.tracker.metrics(numbers, 0)
     described = protocol_description(settings, stage.params.model.scale)
-    write_json(stage.results / "quality.json", {"protocol": described, "results": summary})
+    quality = {"protocol": described, "environment": environment(torch.get_num_threads())}
+    write_json(stage.results / "quality.json", quality | {"results": summary})
     write_rows(stage.results / "images.csv", images)
-    write_json(stage.metrics / "evaluate.json", {"protocol": described} | headline(summary["tiles"]))
     for set_name in sets:
         rows = [row for row in images if row["set"] == set_name]
         stage.tracker.table(f"images_{set_name}", rows)
     observations = Observations.load(stage.tables / "observations.npz")
-    figures = make_pictures(methods, sets, summary["tiles"], observations, settings)
+    figures = make_pictures(shown, methods["cabm"].loaded.table, summary["tiles"], observations)
     save_figures(figures, stage.results / "figures")
+    save_crops(shown, stage.results / "crops")
     for name, figure in figures.items():
         stage.tracker.figure(name, figure)
+    measured = headline(summary["tiles"]) | {"seconds": round(time.perf_counter() - started, 2)}
+    write_json(stage.metrics / "evaluate.json", {"protocol": described} | measured)
 
 
-def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the few numbers by set that experiments are compared by."""
     wanted = {
         "bicubic_psnr": ("bicubic", "psnr"),
