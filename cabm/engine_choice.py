@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from cabm.engine import compile_model, supports
+from cabm.engine import IntegerModel, compile_model, supports
 from cabm.errors import InputError
 from cabm.models.base import Backbone
 from cabm.runners import ModelRunner, TileRunner
@@ -19,7 +20,21 @@ Device = Literal["auto", "cpu", "cuda"]
 # about 12 kB a pixel where its tail runs layer by layer); a GPU wants many.
 _CPU_BATCH_PIXELS = 4 * 96 * 96
 _GPU_BATCH_PIXELS = 32 * 96 * 96
-_INTEGER_BATCH_TILES = 64
+# tiles run one by one on each core; a call takes some rounds of all cores
+_INTEGER_ROUNDS = 8
+
+
+class IntegerRunner:
+    """Runs an integer model: 8-bit tiles to 8-bit tiles, float ones to float ones."""
+
+    def __init__(self, model: IntegerModel) -> None:
+        self.model = model
+        self.scale = model.scale
+
+    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Enlarge a batch; see `TileRunner`."""
+        dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
+        return self.model.run(tiles, bits, dtype=dtype), bits
 
 
 @dataclass(frozen=True)
@@ -31,30 +46,29 @@ class ChosenRunner:
         engine: ``int8`` or ``float``.
         device: where it computes, such as ``cpu`` or ``cuda``.
         reason: why not the integer engine, where ``auto`` did not take it; else empty.
-        batch_pixels: pixels of a good batch of tiles.
+        batch_pixels: pixels of a good batch of tiles; None: some tiles for each thread.
     """
 
     runner: TileRunner
     engine: str
     device: str
     reason: str
-    batch_pixels: int
+    batch_pixels: int | None
 
     def batch_size(self, tile_pixels: int) -> int:
         """Tiles of that many pixels in a good batch."""
+        if self.batch_pixels is None:
+            return _INTEGER_ROUNDS * torch.get_num_threads()
         return max(1, self.batch_pixels // tile_pixels)
 
 
-def choose_runner(
-    model: Backbone, *, engine: str = "auto", device: str = "auto", tile_pixels: int = 96 * 96
-) -> ChosenRunner:
+def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto") -> ChosenRunner:
     """Choose what runs a model: integers on a CPU that has the units, floats elsewhere.
 
     Args:
         model: the backbone on the CPU; moved to ``device`` if that is another.
         engine: ``int8`` insists on the integer engine, ``float`` on the simulated model.
         device: ``auto`` takes a GPU where there is one, unless the integer engine was asked for.
-        tile_pixels: pixels of one tile.
 
     Raises:
         InputError: an unknown name, no GPU, or the integer engine cannot run this model here.
@@ -80,8 +94,7 @@ def choose_runner(
         if engine == "int8" and reason:
             raise InputError(f"engine int8: {reason}; use engine float or auto")
         if not reason:
-            batch = _INTEGER_BATCH_TILES * tile_pixels
-            return ChosenRunner(compile_model(model), "int8", "cpu", "", batch)
+            return ChosenRunner(IntegerRunner(compile_model(model)), "int8", "cpu", "", None)
     runner = ModelRunner(model.to(device), collapse_tail=True)
     pixels = _GPU_BATCH_PIXELS if device == "cuda" else _CPU_BATCH_PIXELS
     return ChosenRunner(runner, "float", device, reason, pixels)

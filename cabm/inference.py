@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cabm.bicubic import enlarge_surrounded, surround, surrounded_tile
 from cabm.blending import blend_tiles
 from cabm.edge import edge_scores_of_image
-from cabm.resize import upscale_batch
 from cabm.runners import ModelRunner, TileRunner
 from cabm.table import EdgeToBitTable
 from cabm.tiling import TilePlan, plan, split
 
 __all__ = ["ModelRunner", "TileRunner", "TiledResult", "run_tiles", "super_resolve", "touches_border"]
+
+
+_BICUBIC_BATCH = 4  # the work of a tile stays in the cache
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class TiledResult:
     bits: np.ndarray | None
 
 
+@torch.inference_mode()
 def run_tiles(
     runner: TileRunner,
     tiles: Tensor,
@@ -44,6 +49,7 @@ def run_tiles(
     batch_size: int,
     at_border: np.ndarray | None = None,
     dtype: torch.dtype = torch.uint8,
+    surrounded: Callable[[int], Tensor] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Enlarge tiles in batches of the same or similar bits; rows of zeros are bicubic.
@@ -56,6 +62,8 @@ def run_tiles(
         at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
             the runner's ``inner``.
         dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
+        surrounded: gives a tile by its number with the pixels around it, (3,h+4,w+4), for bicubic ones;
+            None: they are mirrored at the tile's border.
         progress: called with the number of tiles of each batch that is done.
 
     Returns:
@@ -71,9 +79,10 @@ def run_tiles(
     for group in _groups(n, bits, inside):
         bypassed = bits is not None and not bool(bits[group[0]].any())
         run = inner if inside[group[0]] else runner
-        for part in group.split(batch_size):
+        for part in group.split(min(batch_size, _BICUBIC_BATCH) if bypassed else batch_size):
             if bypassed:
-                batch = upscale_batch(tiles[part].float(), scale)
+                around = surround(tiles[part]) if surrounded is None else _stacked(surrounded, part)
+                batch = enlarge_surrounded(around.float(), scale)
             else:
                 batch, chosen = run(tiles[part], None if bits is None else bits[part])
                 if chosen is not None:
@@ -85,12 +94,19 @@ def run_tiles(
     return torch.from_numpy(enlarged), used
 
 
+def _stacked(surrounded: Callable[[int], Tensor], numbers: Tensor) -> Tensor:
+    return torch.stack([surrounded(number) for number in numbers.tolist()])
+
+
 def _rounded(batch: Tensor, peak: int) -> np.ndarray:
-    """0..255 as whole numbers in 0..peak; a level is 257 of them in 16 bits."""
+    """0..255 as whole numbers in 0..peak; a level is 257 of them in 16 bits. Overwrites the batch."""
+    if batch.dtype == torch.uint8:
+        assert peak == 255
+        return batch.numpy()
     if peak == 255:
-        return batch.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
+        return batch.round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
     # PyTorch's casts to uint16 are not on every device
-    return (batch * (peak / 255)).clamp(0, peak).round().to(torch.int32).cpu().numpy()
+    return batch.mul_(peak / 255).round_().clamp_(0, peak).to(torch.int32).cpu().numpy()
 
 
 def _groups(n: int, bits: Tensor | None, inside: np.ndarray) -> list[Tensor]:
@@ -150,6 +166,7 @@ def super_resolve(
         bits,
         batch_size=batch_size,
         at_border=touches_border(tile_plan),
+        surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
     )
     merged = blend_tiles(enlarged.numpy(), tile_plan, runner.scale)
     return TiledResult(merged, tile_plan, scores, None if used is None else used.numpy())

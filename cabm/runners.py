@@ -18,7 +18,10 @@ class TileRunner(Protocol):
     scale: int
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enlarge (n,3,h,w) in 0..255 with bits (n,L); return (n,3,h*s,w*s) and the bits used."""
+        """Enlarge (n,3,h,w) in 0..255 with bits (n,L); return (n,3,h*s,w*s) and the bits used.
+
+        The result is float, or uint8 on the CPU where the tiles are; the caller may overwrite it.
+        """
         ...
 
 

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
+from cabm.bicubic import REACH, surround, surrounded_tile
 from cabm.blending import TileJoiner
 from cabm.edge import edge_scores_of_image
 from cabm.inference import run_tiles, touches_border
@@ -104,7 +106,7 @@ def score_tiles(raster: Raster, tile_plan: TilePlan, trace: Trace) -> np.ndarray
     for band in bands(tile_plan, 1):
         strip = _strip(window, band, raster, trace)
         with trace.clock("score"):
-            scores.append(edge_scores_of_image(strip, band.plan))
+            scores.append(edge_scores_of_image(strip[:, REACH:-REACH, REACH:-REACH], band.plan))
         window.release(band.image_rows.start - _REACH)
     return torch.cat(scores).numpy()
 
@@ -147,7 +149,9 @@ def enlarge(
         numbers = slice(flight[0].tiles.start, flight[-1].tiles.stop)
         strips = [_strip(window, band, raster, trace) for band in flight]
         with trace.clock("merge"):
-            tiles = torch.cat([split(s, band.plan) for s, band in zip(strips, flight, strict=True)])
+            inside = slice(REACH, -REACH)
+            pairs = zip(strips, flight, strict=True)
+            tiles = torch.cat([split(strip[:, inside, inside], band.plan) for strip, band in pairs])
             bits = None if table is None else torch.from_numpy(trace.bits[numbers])
         with trace.clock("network"):
             enlarged, used = run_tiles(
@@ -157,6 +161,7 @@ def enlarge(
                 batch_size=batch_size,
                 at_border=at_border[numbers],
                 dtype=dtype,
+                surrounded=partial(_surrounded, strips, flight),
                 progress=progress,
             )
         chosen.append(used)
@@ -173,13 +178,19 @@ def enlarge(
 
 
 def _strip(window: RowWindow, band: Band, raster: Raster, trace: Trace) -> torch.Tensor:
-    """What the network sees of a row of tiles: (3, n, W)."""
-    start, stop = band.image_rows.start, band.image_rows.stop
-    margin = FILL_REACH if has_alpha(raster.channels) else 0
-    above = min(margin, start)
-    rows = window.rows(start - above, stop + margin)
+    """What the network sees of a row of tiles, and the pixels around: (3, n + 4, W + 4)."""
+    margin = FILL_REACH if has_alpha(raster.channels) else REACH
+    first, end = band.image_rows.start - margin, band.image_rows.stop + margin
+    rows = window.rows(first, end)
     with trace.clock("merge"):
-        return network_input(rows)[:, above : above + stop - start]
+        seen = surround(network_input(rows))
+        above = band.image_rows.start - max(first, 0)
+        return seen[:, above : above + band.image_rows.stop - band.image_rows.start + 2 * REACH]
+
+
+def _surrounded(strips: list[torch.Tensor], flight: list[Band], number: int) -> torch.Tensor:
+    row, column = divmod(number, flight[0].plan.num_columns)
+    return surrounded_tile(strips[row], flight[row].plan, column)
 
 
 def _alpha(window: RowWindow, raster: Raster, first: int, count: int, scale: int) -> np.ndarray | None:
