@@ -150,6 +150,12 @@ class AssignedActivation(_SearchSpaceActivation):
         return Quantized(codes, self._scale(index), used)
 
 
+def _rescale(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y * scale + bias in float32 or wider, in place of what a convolution of codes returned."""
+    y = y.to(torch.promote_types(y.dtype, scale.dtype)).mul_(scale)
+    return y if bias is None else y.add_(bias.view(1, -1, 1, 1))
+
+
 class QuantConv2d(nn.Conv2d):
     """Convolution with weights quantized per tensor, on integer codes where its input has them.
 
@@ -166,7 +172,7 @@ class QuantConv2d(nn.Conv2d):
         """Convolve (B,C,H,W); the result is a float tensor."""
         if not isinstance(x, Quantized):
             codes, scale = weight_codes(self.weight, 8 if self.weight_bits == "same" else self.weight_bits)
-            return self._conv(x, codes) * scale + self._bias()
+            return self._rescale(self._conv(x, codes), scale)
         if self.weight_bits != "same" or isinstance(x.bits, int):
             bits = x.bits if self.weight_bits == "same" else self.weight_bits
             codes, scale = weight_codes(self.weight, bits)
@@ -191,11 +197,8 @@ class QuantConv2d(nn.Conv2d):
     def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
-    def _bias(self) -> Tensor | float:
-        return 0.0 if self.bias is None else self.bias.view(1, -1, 1, 1)
-
     def _rescale(self, y: Tensor, scale: Tensor) -> Tensor:
-        return y * scale if self.bias is None else y * scale + self._bias()
+        return _rescale(y, scale, self.bias)
 
     def extra_repr(self) -> str:
         """Add the weights' width."""
@@ -216,5 +219,4 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         y = F.conv_transpose2d(
             read, codes, None, self.stride, self.padding, extra, self.groups, self.dilation
         )
-        y = y * (x.scale * scale if quantized else scale)
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        return _rescale(y, x.scale * scale if quantized else scale, self.bias)
