@@ -21,6 +21,7 @@ from pydantic import (
 from cabm.data.sources import PrepareSettings
 from cabm.errors import InputError
 from cabm.schedule import Schedule
+from cabm.serving import ServingSettings
 from cabm.strict_yaml import read_yaml
 from cabm.tracking import TrackingSettings
 
@@ -251,6 +252,7 @@ class Params(Section):
     quantization: QuantizationSettings = QuantizationSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     tracking: TrackingSettings = TrackingSettings()
+    serving: ServingSettings = ServingSettings()
     prepare: PrepareSettings
     full_precision: TrainingSettings
     pams: QuantizedTrainingSettings

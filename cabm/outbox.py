@@ -72,7 +72,7 @@ class Outbox(Generic[Session]):
         self._bytes = 0
         self._dropped = 0
         self._given_up = False
-        self._failing = False
+        self._failing_since: float | None = None
         self._deadline: float | None = None  # set once the outbox is closing
         self._warned: set[Trouble] = set()
         self._changed = threading.Condition()
@@ -91,13 +91,19 @@ class Outbox(Generic[Session]):
         """Queue a function of the session that holds ``size`` bytes; False when it was dropped."""
         return self._put(_Parcel(size, job=job))
 
+    @property
+    def silence_s(self) -> float:
+        """For how many seconds the store has not answered; 0 when it does."""
+        since = self._failing_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def close(self, wait_s: float) -> int:
         """Send what is waiting, for ``wait_s`` seconds at most; returns how much never went out.
 
         A store that does not answer is given ``GRACE_S`` seconds, whatever ``wait_s`` says.
         """
         with self._changed:
-            self._deadline = time.monotonic() + (min(wait_s, GRACE_S) if self._failing else wait_s)
+            self._deadline = time.monotonic() + (min(wait_s, GRACE_S) if self.silence_s else wait_s)
             self._changed.notify_all()
         self._thread.join(self._deadline - time.monotonic())
         self._give_up()
@@ -154,7 +160,7 @@ class Outbox(Generic[Session]):
                     return None
                 pause = min(2 * pause, LAST_RETRY_S)
             else:
-                self._failing = False
+                self._failing_since = None
                 return session
 
     def _deliver(self, session: Session, parcel: _Parcel[Session]) -> bool:
@@ -182,7 +188,7 @@ class Outbox(Generic[Session]):
                     return False
                 pause = min(2 * pause, LAST_RETRY_S)
             else:
-                self._failing = False
+                self._failing_since = None
                 return True
 
     def _answers(self, session: Session) -> bool:
@@ -193,7 +199,8 @@ class Outbox(Generic[Session]):
         return True
 
     def _lost(self, error: Exception) -> None:
-        self._failing = True
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
         self._warn_once("unreachable", error)
 
     def _pause(self, seconds: float) -> bool:

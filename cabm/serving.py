@@ -37,6 +37,7 @@ PACKAGES = ("mlflow", "torch", "kornia", "numpy", "imageio", "pillow", "pydantic
 """What a served model imports, of what this package installs."""
 
 REGISTRATION_WAIT_S = 180.0
+PATIENCE_S = 10.0  # with a server that is gone
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def log_and_register(
         return Registered(name, str(version), is_champion, reason)
 
     try:
-        return tracker.call(register, REGISTRATION_WAIT_S)
+        return tracker.call(register, REGISTRATION_WAIT_S, PATIENCE_S)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         logger.warning("%s is not registered: %s: %s", name, type(error).__name__, reason)

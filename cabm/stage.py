@@ -88,8 +88,8 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         params = load_params()
-        # DVC's own names for the state of a pipeline's params; results of other stages do not enter
-        key = params_hash(params.model_dump(mode="json"))
+        # what is recorded and how leaves the pipeline the same
+        key = params_hash(params.model_dump(mode="json", exclude={"tracking", "serving"}))
         torch.set_num_threads(cpu_threads(params.runtime))
         section = getattr(params, name)
         logged = {
@@ -98,7 +98,12 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
             name: section.model_dump(mode="json"),
         }
         with open_run(
-            params.tracking, stage=name, params=logged, tags=_environment(), pipeline_key=key
+            params.tracking,
+            stage=name,
+            params=logged,
+            tags=_environment(),
+            pipeline_key=key,
+            data_hash=None if name == "prepare" else data_hash(DATA),  # it replaces what is there
         ) as tracker:
             if isinstance(section, TrainingSettings):
                 torch.manual_seed(section.seed)
@@ -112,6 +117,17 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
         print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
         return 130
     return 0
+
+
+def data_hash(directory: Path) -> str | None:
+    """Return one hash of all packed stores under a directory; None where there are none.
+
+    Raises:
+        InputError: a store is damaged.
+    """
+    stores = sorted(path.parent for path in directory.rglob("index.json"))
+    lines = [f"{store.relative_to(directory)} {PackedStore.open(store).sha256}" for store in stores]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 
 def _fail(name: str, message: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cabm.models.transfer import transfer_weights
 from cabm.pretrained import model_directory
 from cabm.quant import Kind, Precision
 from cabm.recording import ProgressBar, Recorder, Validation, write_curves
+from cabm.serving import Quality, log_and_register
 from cabm.stage import Stage
 from cabm.table import EdgeToBitTable
 from cabm.training import TrainingPlan, calibrate, train
@@ -48,7 +51,7 @@ def cabm(stage: Stage) -> None:
     """Step 5: fine-tune with the tables' bits, from step 3's weights, taught by the 8-bit model."""
     table_from = stage.params.cabm.table_from
     table = EdgeToBitTable.load(table_from or stage.tables / "edge_to_bit.json")
-    _run_step(
+    measured = _run_step(
         stage,
         "cabm",
         previous=stage.models / "cadyq",
@@ -56,6 +59,28 @@ def cabm(stage: Stage) -> None:
         extra=LossWeights(),
         table=table,
     )
+    _register(stage, measured)
+
+
+def _register(stage: Stage, measured: Mapping[str, float]) -> None:
+    """Offer the finished model to the registry, where it competes with the champion of its kind."""
+    params, settings = stage.params, stage.params.evaluate
+    protocol = f"tiles of {settings.patch}, {settings.step} apart"
+    registered = log_and_register(
+        stage.tracker,
+        stage.models / stage.name,
+        name=f"cabm-{params.model.name}-x{params.model.scale}",
+        quality=Quality(
+            psnr=measured["psnr"],
+            fab=measured.get("fab", math.nan),  # nothing but bicubic tiles has no FAB
+            measured_on=f"validation images {stage.store('validation').sha256[:16]}, {protocol}",
+        ),
+        settings=params.serving,
+    )
+    if registered is not None:
+        stage.tracker.tags(
+            {"registered": f"{registered.name} version {registered.version}", "champion": registered.reason}
+        )
 
 
 def _run_step(
@@ -66,7 +91,8 @@ def _run_step(
     teacher: Path | None,
     extra: LossWeights,
     table: EdgeToBitTable | None = None,
-) -> None:
+) -> dict[str, float]:
+    """Train one step, write its outs, and return what the validation images measured."""
     settings: TrainingSettings = stage.settings()
     params = stage.params
     device = params.runtime.torch_device()
@@ -78,7 +104,8 @@ def _run_step(
         seed=settings.seed,
         positions=load_positions(stage.data, params.prepare, settings.patch),
     )
-    inputs: dict[str, Any] = {"train": store.sha256, "kind": kind}
+    sampling = params.prepare.sampling.model_dump(mode="json")
+    inputs: dict[str, Any] = {"train": store.sha256, "kind": kind, "sampling": sampling}
 
     quantized = settings if isinstance(settings, QuantizedTrainingSettings) else None
     start = _given(settings.init_from, previous)
@@ -141,6 +168,7 @@ def _run_step(
     if table is not None:
         stage.tracker.dict("edge_to_bit", table.describe())
     resume_file.unlink(missing_ok=True)
+    return measured
 
 
 def _given(named: str | None, own: Path | None) -> LoadedModel | None:

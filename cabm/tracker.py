@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -139,10 +139,17 @@ class Tracker:
 
         self._artifact(name, ".png", encode)
 
-    def call(self, function: Callable[[Any, str], T], wait_s: float) -> T | None:
+    def call(
+        self, function: Callable[[Any, str], T], wait_s: float, patience_s: float = math.inf
+    ) -> T | None:
         """Return ``function(MlflowClient, run id)``, or None when the store has no answer in time.
 
         What the function itself raises is raised here.
+
+        Args:
+            function: runs in the background thread, after all that was recorded before.
+            wait_s: for how long it may take.
+            patience_s: for how long the store may be gone.
         """
         result: Future[T] = Future()
 
@@ -152,12 +159,14 @@ class Tracker:
             except Exception as error:
                 result.set_exception(error)
 
-        if not self._put(job):
+        if self._outbox is None or not self._put(job):
             return None
-        try:
-            return result.result(wait_s)
-        except TimeoutError:
-            return None
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and self._outbox.silence_s < patience_s:
+            wait([result], min(0.2, wait_s))
+            if result.done():
+                return result.result()
+        return None
 
     def _put(self, job: Callable[[RunSession], None], size: int = RECORD_BYTES) -> bool:
         return self._outbox is not None and self._outbox.put_job(job, size)
