@@ -87,7 +87,7 @@ class IntegerModel:
         return out
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return `run`'s float32 result and the bits used, as `cabm.inference.TileRunner` asks."""
+        """Return `run`'s float32 result and the bits used, as `cabm.runners.TileRunner` asks."""
         return self.run(tiles, bits, dtype=torch.float32), bits
 
     def _rows(self, tiles: Tensor, bits: Tensor | None) -> Sequence[Row]:

@@ -112,11 +112,11 @@ def available() -> tuple[bool, str]:
 @cache
 def fast_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware."""
-    features = _cpu_features()
+    features = cpu_features()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def _cpu_features() -> dict[str, object]:
+def cpu_features() -> dict[str, object]:
     """What PyTorch knows of the CPU; nothing where this torch does not tell."""
     try:
         return dict(torch.cpu.get_capabilities())
@@ -128,7 +128,7 @@ def _missing_units() -> str | None:
     machine = platform.machine().lower()
     if machine not in ("x86_64", "amd64"):
         return f"the integer engine needs an x86-64 CPU, this is {machine or 'unknown'}"
-    features = _cpu_features()
+    features = cpu_features()
     if not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
         return "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX)"
     if not torch.backends.mkldnn.is_available():

@@ -58,7 +58,7 @@ def test_other_processors_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processors_without_integer_units_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(onednn, "_cpu_features", lambda: {"avx2": True, "avx512_f": True})
+    monkeypatch.setattr(onednn, "cpu_features", lambda: {"avx2": True, "avx512_f": True})
     refused("no integer matrix units")
 
 

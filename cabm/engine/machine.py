@@ -1,0 +1,43 @@
+"""What this machine is, and how fast its integer units are at best."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from cabm.engine import onednn
+from cabm.engine.grid import Grid, Storage
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Return, JSON-ready, what a timing on this machine depends on."""
+    features = onednn.cpu_features()
+    units = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
+    return {
+        "cpu": f"{features.get('cpu_name', 'CPU')} ({', '.join(units) or 'no integer units'})",
+        "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+        "torch": torch.__version__,
+    }
+
+
+def int8_peak(repeats: int = 10) -> float:
+    """Return the operations per second of one large oneDNN product on one thread, at best."""
+    channels, side = 1024, 64
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    conv = onednn.IntegerConv(torch.ones(channels, channels, 1, 1))
+    x = torch.ones(1, channels, side, side, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    grid, scaling = Grid(127.0, 8, Storage.POSITIVE), onednn.Scaling(torch.ones(1), None)
+    best = float("inf")
+    try:
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            conv.to_codes(x, grid, scaling, grid)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * channels**2 * side**2 / best

@@ -1,0 +1,66 @@
+"""OpenVINO's own int8 of the float model, as a measure of what post-training quantization gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cabm.models.base import Backbone
+
+
+class _SrOnly(nn.Module):
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).sr
+
+
+def installed() -> bool:
+    """Whether ``openvino`` and ``nncf`` are there (extra ``bench``)."""
+    return find_spec("openvino") is not None and find_spec("nncf") is not None
+
+
+def int8_runner(
+    model: Backbone, calibration: Tensor, threads: int, hint: str
+) -> Callable[[Tensor], list[np.ndarray]]:
+    """Quantize a float model with NNCF's defaults and return what enlarges tiles with it.
+
+    Args:
+        model: a float backbone.
+        calibration: (N,3,h,w) float32 tiles; their shape is what the runner takes.
+        threads: CPU threads.
+        hint: OpenVINO's performance hint, ``LATENCY`` or ``THROUGHPUT``.
+    """
+    import nncf
+    import openvino as ov
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with torch.no_grad():
+        converted = ov.convert_model(
+            _SrOnly(model).eval(), example_input=calibration[:1], input=[1, *calibration.shape[1:]]
+        )
+    quantized = nncf.quantize(converted, nncf.Dataset([tile[None].numpy() for tile in calibration]))
+    options = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    compiled = ov.compile_model(quantized, "CPU", options)
+    queue = ov.AsyncInferQueue(compiled)
+
+    def run(tiles: Tensor) -> list[np.ndarray]:
+        results: list[np.ndarray] = [np.empty(0)] * len(tiles)
+
+        def keep(request: ov.InferRequest, index: int) -> None:
+            results[index] = request.get_output_tensor(0).data.copy()
+
+        queue.set_callback(keep)
+        for index, tile in enumerate(tiles):
+            queue.start_async({0: tile[None].numpy()}, index)
+        queue.wait_all()
+        return results
+
+    return run
