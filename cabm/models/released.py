@@ -45,7 +45,7 @@ def read_released_file(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch has no common error for bad files: RuntimeError, EOFError, UnpicklingError, KeyError ...
-        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise InputError(
                 f"{path}: holds objects that would run code when loaded; where you trust the file, save "
                 "only its state_dict again and import that"
