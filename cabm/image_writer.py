@@ -170,7 +170,7 @@ class _PngPipe:
 
     def abort(self) -> None:
         """End the stream where it is; the encoder fails."""
-        self._aborted = True
+        self._aborted = self._failure is None
 
     def raise_failure(self, path: Path) -> None:
         """Raise what stopped the encoder, unless it was `abort`."""

@@ -64,7 +64,7 @@ class Upscaler:
         chosen: what runs it.
         overlap: ``evaluated``: tiles as the model was evaluated and its table built (96 pixels, 94 apart,
             if they do not say otherwise); ``auto``: overlapping by what the network sees, so that a tiled
-            image equals one computed whole (of a float model), at two to four times the work; or pixels.
+            image equals one computed whole (of a float model), at two to three times the work; or pixels.
         tile: side of a tile in input pixels; None: the table's, or what ``auto`` needs.
         threads: CPU threads; None: as PyTorch is set.
 
@@ -228,7 +228,7 @@ class Upscaler:
         elif overlap == "auto":
             # a fade lies in the middle of the overlap; on both sides of it, all that the network sees
             pixels = 2 * self.model.receptive_field + MAX_FADE
-            default = max(default, 3 * pixels + -3 * pixels % _AUTO_TILE_MULTIPLE)
+            default = max(default, -(-5 * pixels // 2 // _AUTO_TILE_MULTIPLE) * _AUTO_TILE_MULTIPLE)
         elif isinstance(overlap, int) and overlap >= 0:
             pixels = overlap
         else:

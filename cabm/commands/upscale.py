@@ -83,7 +83,7 @@ def upscale(
         str,
         typer.Option(
             help="How tiles overlap. evaluated: as the model was evaluated (2 pixels). auto: by what the "
-            "network sees, so that a float model's tiles equal the image computed whole; 2 to 4 times the "
+            "network sees, so that a float model's tiles equal the image computed whole; 2 to 3 times the "
             "work. Or pixels."
         ),
     ] = "evaluated",
