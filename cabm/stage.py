@@ -69,8 +69,7 @@ class Stage:
         or inputs never picks up this one's state; it lies outside DVC's outs, which DVC deletes.
         """
         sections = {
-            name: getattr(self.params, name).model_dump(mode="json")
-            for name in ("model", "quantization", self.name)
+            name: getattr(self.params, name).model_dump(mode="json") for name in ("model", self.name)
         }
         described = {"version": __version__, "sections": sections, "inputs": inputs}
         described["precision"] = str(self.params.runtime.autocast())
@@ -85,7 +84,8 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
     Input errors print one line. Ctrl-C and SIGTERM exit non-zero, so that DVC never records half a result.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: background shells hand it on ignored
+        signal.signal(number, _interrupt)
     try:
         params = load_params()
         # what is recorded and how leaves the pipeline the same

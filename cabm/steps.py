@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,13 @@ def _run_step(
         positions=load_positions(stage.data, params.prepare, settings.patch),
     )
     sampling = params.prepare.sampling.model_dump(mode="json")
-    inputs: dict[str, Any] = {"train": store.sha256, "kind": kind, "sampling": sampling}
+    precision = _precision(params.quantization, kind)
+    inputs: dict[str, Any] = {"train": store.sha256, "precision": asdict(precision), "sampling": sampling}
 
     quantized = settings if isinstance(settings, QuantizedTrainingSettings) else None
     start = _given(settings.init_from, previous)
     taught_by = _given(quantized.teacher_from, teacher) if quantized else None
-    model = build_model(
-        params.model.name,
-        params.model.scale,
-        _precision(params.quantization, kind),
-        params.model.chosen_options(),
-    )
+    model = build_model(params.model.name, params.model.scale, precision, params.model.chosen_options())
     uncalibrated: list[str] = []
     if start is not None:
         inputs["start"] = start.config.weights_sha256
@@ -178,6 +175,16 @@ def _given(named: str | None, own: Path | None) -> LoadedModel | None:
 
 
 def _precision(settings: QuantizationSettings, kind: Kind) -> Precision:
+    """Return what a step computes in.
+
+    Settings that the step does not use stay at their defaults, and dvc.yaml does not list them for it:
+    another search space keeps the float and the 8-bit model.
+    """
+    match kind:
+        case "float":
+            return Precision(kind)
+        case "pams":
+            return Precision(kind, weight_bits=settings.weight_bits, quantize_ends=settings.quantize_ends)
     return Precision(kind, settings.search_space, settings.weight_bits, settings.quantize_ends)
 
 
