@@ -279,9 +279,14 @@ def _load(
     model.load_state_dict(part("model."))
     if average is not None:
         average.values = part("average.")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in part("optimizer.").items():
         index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # the fused kernel walks parameter and state in memory order, so their layouts must agree
+            tensor = torch.empty_like(parameter).copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"]), json.loads(metadata["history"])

@@ -44,6 +44,8 @@ def make(kind: Kind) -> tuple[Backbone, Objective]:
     bits = None
     if kind == "cabm":
         bits = lambda low: torch.tensor([4, 8]).repeat(len(low), 2)  # noqa: E731
+    # as the stages train: the layout must survive a resume too
+    model = model.to(memory_format=torch.channels_last)
     weights = LossWeights(bits=1e-3) if kind == "float" else LossWeights(1000, 100, 1e-3)
     return model, Objective(weights, None if kind == "float" else plain.eval(), bits)
 
