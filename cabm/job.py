@@ -210,19 +210,25 @@ def _search(path: Path, output: Path | None, scale: int) -> list[tuple[Path, Pat
     files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
     if output is not None and output.resolve() != path.resolve():
         files = [file for file in files if output.resolve() not in file.resolve().parents]
-    names = {(file.parent, stem) for file in files for stem in (file.stem, file.name.replace(".", "_"))}
-    ending = f"_x{scale}"
-    sources = [
-        file
-        for file in files
-        if not (file.stem.endswith(ending) and (file.parent, file.stem.removesuffix(ending)) in names)
-    ]
+    sources = _without_results(files, f"_x{scale}")
     if not sources:
         raise InputError(f"{path}: no images in this folder (PNG, JPEG, WebP, TIFF or BMP)")
     return [
         (file, file.parent if output is None else output / file.parent.relative_to(path))
         for file in sources
     ]
+
+
+def _without_results(files: list[Path], ending: str) -> list[Path]:
+    """Leave out the files that are named as results of others."""
+    sources: list[Path] = []
+    names: set[tuple[Path, str]] = set()
+    for file in sorted(files, key=lambda file: (len(file.stem), file)):
+        if file.stem.endswith(ending) and (file.parent, file.stem.removesuffix(ending)) in names:
+            continue
+        sources.append(file)
+        names |= {(file.parent, file.stem), (file.parent, file.name.replace(".", "_"))}
+    return sorted(sources)
 
 
 def _existing_folder(output: Path) -> Path:
