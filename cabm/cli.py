@@ -12,6 +12,7 @@ from cabm.commands.bench_train import bench_train
 from cabm.commands.build_table import build_table
 from cabm.commands.import_checkpoint import import_checkpoint
 from cabm.commands.preset import preset
+from cabm.commands.report import report
 from cabm.commands.show import plot_table, show_model, show_table
 from cabm.commands.upscale import upscale
 from cabm.errors import InputError, TrainingDiverged
@@ -32,6 +33,7 @@ app.add_typer(tables, name="table")
 
 app.command()(upscale)
 app.command()(preset)
+app.command()(report)
 models.command("show")(show_model)
 tables.command("show")(show_table)
 tables.command("plot")(plot_table)

@@ -25,7 +25,7 @@ from cabm.report import edge_hypothesis, psnr_against_fab, table_picture
 from cabm.table import EdgeToBitTable
 
 CROP = 96  # output pixels
-WIDE_CROP = 192  # of the crops that the report lays over each other
+WIDE_CROP = 168  # of the crops that the report lays over each other; three fit its width, doubled
 ORIGINAL = "original"
 SHOWN_METHODS = {"bicubic": "bicubic", "full_precision": "float", "cabm": "CABM"}
 
