@@ -52,7 +52,7 @@ class IdnProgram:
         self._model = model
         self._entry = (PackedConv(model.entry1), PackedConv(model.entry2))
         self._blocks = [self._pack(block) for block in model.body]
-        self._tail = FloatConv(*_as_convolution(model.tail), float_dtype)
+        self._tail = FloatConv(*as_convolution(model.tail), float_dtype)
 
     @staticmethod
     def _pack(block: DistillationBlock) -> tuple[list[PackedConv], PackedConv, FloatConv]:
@@ -98,7 +98,7 @@ def _leaky_codes(x: Tensor, following: Step) -> Tensor:
     return encode(x, following.grid, slope=SLOPE)
 
 
-def _as_convolution(deconv: torch.nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+def as_convolution(deconv: torch.nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """Return the convolution that equals a transposed one when PixelShuffle follows it.
 
     Output row s * i + p of stride s reads input row i + j with the kernel's row s * j' + p + padding, where

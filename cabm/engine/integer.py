@@ -129,6 +129,18 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
 
 def supports(model: Backbone) -> str | None:
     """Return why ``model`` cannot run on integers here, in one line, or None if it can."""
+    reason = why_not(model)
+    if reason is not None:
+        return reason
+    device = next(model.parameters()).device.type
+    if device != "cpu":
+        return f"the integer engine runs on the CPU, the model is on {device}"
+    ok, reason = onednn.available()
+    return None if ok else reason
+
+
+def why_not(model: Backbone) -> str | None:
+    """Return why ``model`` has no integer form on any machine, or None if it has."""
     precision = model.precision
     if precision.kind == "float":
         return "a float model has no quantized layers"
@@ -138,11 +150,7 @@ def supports(model: Backbone) -> str | None:
         return "quantized heads and tails have no integer program yet"
     if isinstance(model, SRResNet) and model.options["release_graph"]:
         return "the released graph of srresnet convolves values that are not quantized"
-    device = next(model.parameters()).device.type
-    if device != "cpu":
-        return f"the integer engine runs on the CPU, the model is on {device}"
-    ok, reason = onednn.available()
-    return None if ok else reason
+    return None
 
 
 def _store(result: Tensor, out: Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cabm.engine.ends import ActiveTail
-from cabm.engine.idn import _as_convolution
+from cabm.engine.idn import as_convolution
 from cabm.engine.tail import CollapsedTail, Edge, collapse_at
 from cabm.models import build_model
 from cabm.models.tail import collapse
@@ -88,6 +88,6 @@ def test_a_transposed_convolution_is_one_before_pixel_shuffle(stride: int, size:
     deconv = torch.nn.ConvTranspose2d(4, 3, size, stride=stride, padding=size // 2)
     x = torch.randn(1, 4, 7, 9)
     wanted = deconv(x, output_size=[7 * stride, 9 * stride])
-    weight, bias = _as_convolution(deconv)
+    weight, bias = as_convolution(deconv)
     phases = torch.nn.functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
     torch.testing.assert_close(torch.pixel_shuffle(phases, stride), wanted, rtol=0, atol=1e-5)

@@ -1,0 +1,136 @@
+"""Build ONNX graphs of quantized convolutions, with codes in 8-bit containers.
+
+A convolution whose result is quantized stands between DequantizeLinear and QuantizeLinear (QDQ), which
+runtimes fuse into one integer kernel. One whose result stays float is a ConvInteger, for the same reason.
+QuantizeLinear saturates at the container's range; codes of fewer bits are clipped as bytes behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cabm.engine.grid import Grid
+from cabm.quant.functional import weight_codes
+from cabm.quant.layers import QuantConv2d
+
+OPSET = 17
+
+
+class Codes(NamedTuple):
+    """A quantized tensor of the graph: the name of its bytes, and what they stand for."""
+
+    data: str
+    grid: Grid
+
+
+class GraphBuilder:
+    """Collects nodes and constants; names are made up in order.
+
+    Args:
+        onnx: the onnx module, which is an optional dependency.
+    """
+
+    def __init__(self, onnx: Any) -> None:
+        self._onnx = onnx
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._known: dict[tuple[str, bytes], str] = {}
+
+    def constant(self, value: np.ndarray | Tensor | np.generic) -> str:
+        """Return the name of a constant; equal ones share it."""
+        value = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        key = f"{value.dtype}{value.shape}", value.tobytes()
+        if key not in self._known:
+            self._known[key] = f"constant_{len(self._constants)}"
+            self._constants.append(self._onnx.numpy_helper.from_array(value, self._known[key]))
+        return self._known[key]
+
+    def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Add a node with one output and return its name."""
+        name = output or f"{operator}_{len(self._nodes)}"
+        self._nodes.append(self._onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def quantize(self, x: str, grid: Grid) -> Codes:
+        """Quantize a float tensor."""
+        data = self.node("QuantizeLinear", x, *self._scale_and_zero(grid))
+        low, high = grid.low + grid.zero, grid.levels + grid.zero
+        if (low, high) != (0, 255):
+            data = self.node("Clip", data, self.constant(np.uint8(low)), self.constant(np.uint8(high)))
+        return Codes(data, grid)
+
+    def dequantize(self, codes: Codes) -> str:
+        """Return the float tensor that codes stand for."""
+        return self.node("DequantizeLinear", codes.data, *self._scale_and_zero(codes.grid))
+
+    def conv_between_codes(self, x: Codes, conv: QuantConv2d) -> str:
+        """Convolve codes where the result is quantized at once, but for a ReLU."""
+        weight, scale, pads = self._weight(conv, x.grid)
+        step = x.grid.scale * scale
+        inputs = [
+            self.dequantize(x),
+            self.node(
+                "DequantizeLinear", self.constant(weight), self.constant(scale), self.constant(np.int8(0))
+            ),
+        ]
+        if conv.bias is not None:
+            codes = np.rint(conv.bias.detach().numpy() / step).clip(-(2**30), 2**30).astype(np.int32)
+            inputs.append(self.node("DequantizeLinear", self.constant(codes), self.constant(step)))
+        return self.node("Conv", *inputs, pads=pads, group=conv.groups)
+
+    def conv_to_float(self, x: Codes, conv: QuantConv2d, outputs: slice = slice(None)) -> str:
+        """Convolve codes where the result stays float."""
+        weight, scale, pads = self._weight(conv, x.grid)
+        zeros = self.constant(np.uint8(x.grid.zero)), self.constant(np.int8(0))
+        weight_name = self.constant(weight[outputs])
+        sums = self.node("ConvInteger", x.data, weight_name, *zeros, pads=pads, group=conv.groups)
+        floats = self.node("Cast", sums, to=self._onnx.TensorProto.FLOAT)
+        y = self.node("Mul", floats, self.constant(x.grid.scale * scale))
+        if conv.bias is None:
+            return y
+        return self.node("Add", y, self.constant(conv.bias[outputs].view(1, -1, 1, 1)))
+
+    def conv(self, x: str, weight: Tensor, bias: Tensor | None) -> str:
+        """Convolve floats; "same" padding, stride 1."""
+        inputs = [x, self.constant(weight)] + ([] if bias is None else [self.constant(bias)])
+        return self.node("Conv", *inputs, pads=[weight.shape[-1] // 2] * 4)
+
+    def norm(self, x: str, norm: nn.BatchNorm2d) -> str:
+        """Batch norm in evaluation mode."""
+        inputs = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        names = [self.constant(value) for value in inputs]
+        return self.node("BatchNormalization", x, *names, epsilon=norm.eps)
+
+    def pixel_shuffle(self, x: str, factor: int) -> str:
+        """Return PixelShuffle(factor) of a tensor."""
+        return self.node("DepthToSpace", x, blocksize=factor, mode="CRD")
+
+    def build(self, scale: int, properties: dict[str, str]) -> Any:
+        """Return the checked model: "image" (N,3,h,w) float32 to "enlarged" (N,3,h*scale,w*scale)."""
+        helper, float32 = self._onnx.helper, self._onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            self._nodes,
+            "cabm",
+            [helper.make_tensor_value_info("image", float32, ["n", 3, "h", "w"])],
+            [helper.make_tensor_value_info("enlarged", float32, ["n", 3, f"{scale}*h", f"{scale}*w"])],
+            self._constants,
+        )
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="cabm")
+        helper.set_model_props(model, properties)
+        self._onnx.checker.check_model(model)
+        return model
+
+    def _scale_and_zero(self, grid: Grid) -> tuple[str, str]:
+        return self.constant(grid.scale), self.constant(np.uint8(grid.zero))
+
+    @staticmethod
+    def _weight(conv: QuantConv2d, grid: Grid) -> tuple[np.ndarray, np.float32, list[int]]:
+        bits = grid.bits if conv.weight_bits == "same" else int(conv.weight_bits)
+        with torch.no_grad():
+            codes, scale = weight_codes(conv.weight, bits)
+        return codes.to(torch.int8).numpy(), np.float32(scale.item()), [*conv.padding, *conv.padding]

@@ -1,0 +1,127 @@
+"""The backbones as ONNX graphs, at one row of bits each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from cabm.engine.grid import Storage
+from cabm.engine.idn import SLOPE, as_convolution
+from cabm.engine.lower import Row, grid_of
+from cabm.engine.onnx_graph import GraphBuilder
+from cabm.models.base import Backbone
+from cabm.models.carn import CARN, Cascade, ResidualBlock
+from cabm.models.edsr import EDSR
+from cabm.models.idn import IDN, DistillationBlock
+from cabm.models.srresnet import SRResNet
+
+
+def edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
+    """Add an EDSR; every quantized convolution stands between codes."""
+    mean = g.constant(model.mean)
+    head = g.conv(g.node("Sub", "image", mean), model.head.weight, model.head.bias)
+    x = head
+    for block in model.body:
+        skip = g.quantize(x, grid_of(block.act1, row, Storage.SHIFTED))
+        hidden = g.node("Relu", g.conv_between_codes(skip, block.conv1))
+        hidden = g.quantize(hidden, grid_of(block.act2, row, Storage.POSITIVE))
+        residual = g.conv_between_codes(hidden, block.conv2)
+        if block.res_scale != 1:
+            residual = g.node("Mul", residual, g.constant(np.float32(block.res_scale)))
+        residual = g.quantize(residual, grid_of(block.act3, row, Storage.SHIFTED))
+        x = g.node("Add", g.dequantize(residual), g.dequantize(skip))
+    x = g.node("Add", g.conv(x, model.body_end.weight, model.body_end.bias), head)
+    for conv, factor in zip(model.upsample, model.factors, strict=True):
+        x = g.pixel_shuffle(g.conv(x, conv.weight, conv.bias), factor)
+    x = g.conv(x, model.tail.weight, model.tail.bias)
+    g.node("Add", x, mean, output="enlarged")
+
+
+def srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
+    """Add an SRResNet."""
+
+    def prelu(x: str, module: nn.PReLU) -> str:
+        return g.node("LeakyRelu", x, alpha=float(module.weight))
+
+    head = prelu(g.conv("image", model.head.weight, None), model.prelu)
+    x = head
+    for block in model.body:
+        skip = g.quantize(x, grid_of(block.act1, row, Storage.SHIFTED))
+        hidden = prelu(g.norm(g.conv_to_float(skip, block.conv1), block.bn1), model.prelu)
+        hidden_codes = g.quantize(hidden, grid_of(block.act2, row, Storage.SHIFTED))
+        residual = g.norm(g.conv_to_float(hidden_codes, block.conv2), block.bn2)
+        x = g.node("Add", residual, g.dequantize(skip))
+    x = g.node("Add", g.norm(g.conv(x, model.body_end.weight, None), model.body_end_bn), head)
+    for conv, module, factor in zip(model.upsample, model.upsample_prelu, model.factors, strict=True):
+        x = prelu(g.pixel_shuffle(g.conv(x, conv.weight, None), factor), module)
+    pads = [model.tail.padding[0]] * 4
+    g.node("Conv", x, g.constant(model.tail.weight), pads=pads, output="enlarged")
+
+
+def carn(g: GraphBuilder, model: CARN, row: Row) -> None:
+    """Add a CARN."""
+
+    def block(x: str, module: ResidualBlock) -> str:
+        codes = g.quantize(x, grid_of(module.act1, row, Storage.SHIFTED))
+        hidden = g.node("Relu", g.conv_between_codes(codes, module.conv1))
+        codes = g.quantize(hidden, grid_of(module.act2, row, Storage.POSITIVE))
+        return g.node("Relu", g.node("Add", g.conv_to_float(codes, module.conv2), x))
+
+    def cascade(x: str, module: Cascade) -> str:
+        collected, hidden = [x], x
+        for inner, fusion in zip(module.blocks, module.fusion, strict=True):
+            run = cascade if isinstance(inner, Cascade) else block
+            collected.append(run(hidden, inner))
+            joined = g.node("Concat", *collected, axis=1)
+            hidden = g.node("Relu", g.conv(joined, fusion.weight, fusion.bias))
+        return hidden
+
+    mean, full = g.constant(model.mean), g.constant(np.float32(255))
+    x = g.conv(g.node("Sub", g.node("Div", "image", full), mean), model.head.weight, model.head.bias)
+    x = cascade(x, model.body)
+    for conv, factor in zip(model.upsample, model.factors, strict=True):
+        x = g.pixel_shuffle(g.node("Relu", g.conv(x, conv.weight, conv.bias)), factor)
+    x = g.conv(x, model.tail.weight, model.tail.bias)
+    g.node("Mul", g.node("Add", x, mean), full, output="enlarged")
+
+
+def idn(g: GraphBuilder, model: IDN, row: Row) -> None:
+    """Add an IDN."""
+
+    def leaky(x: str) -> str:
+        return g.node("LeakyRelu", x, alpha=SLOPE)
+
+    def step(x: str, act: nn.Module, conv: nn.Module, outputs: slice = slice(None)) -> str:
+        codes = g.quantize(x, grid_of(act, row, Storage.SHIFTED))
+        return leaky(g.conv_to_float(codes, conv, outputs))
+
+    def block(x: str, module: DistillationBlock) -> str:
+        hidden = step(x, module.act1, module.conv1)
+        third = step(hidden, module.act2, module.conv2)
+        distilled = step(third, module.act3, module.conv3, slice(module.num_kept, None))
+        hidden = step(third, module.act3, module.conv3, slice(0, module.num_kept))
+        hidden = step(hidden, module.act4, module.conv4)
+        hidden = step(hidden, module.act5, module.conv5)
+        feature = step(hidden, module.act6, module.conv6)
+        joined = g.node("Add", feature, g.node("Concat", x, distilled, axis=1))
+        return g.conv(joined, module.compression.weight, module.compression.bias)
+
+    hidden = step("image", model.entry1_act, model.entry1)
+    hidden = step(hidden, model.entry2_act, model.entry2)
+    for module in model.body:
+        hidden = block(hidden, module)
+    enlarged = g.pixel_shuffle(g.conv(hidden, *as_convolution(model.tail)), model.scale)
+    sizes = g.constant(np.array([1, 1, model.scale, model.scale], np.float32))
+    cubic = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
+    bicubic = g.node("Resize", "image", "", sizes, **cubic)
+    g.node("Add", enlarged, bicubic, output="enlarged")
+
+
+GRAPHS: dict[str, Callable[[GraphBuilder, Backbone, Row], None]] = {
+    "edsr": edsr,
+    "srresnet": srresnet,
+    "carn": carn,
+    "idn": idn,
+}
