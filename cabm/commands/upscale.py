@@ -178,7 +178,7 @@ def upscale(
         left = len(survey.todo) - len(reports)
         _echo(f"cabm: interrupted with {left} to do; the same command goes on where it was", err=True)
         raise typer.Exit(130) from None
-    if not quiet:
+    if not quiet and (reports or survey.kept):
         _echo(summary(reports, survey))
     if failures:
         _fail([failure.reason for failure in failures], len(tasks))
