@@ -127,17 +127,17 @@ def headline(data: ReportData) -> str:
     if cabm.fab is None:
         text = f"{name}: CABM bypasses every tile: {cabm.psnr:.2f} dB, by bicubic enlargement alone."
         return _unbroken(text)
-    text = f"{model_title(data)} on {name}: {cabm.psnr:.2f} dB at {cabm.fab:.2f} bits on average"
+    text = f"{model_title(data)} on {name} reaches {cabm.psnr:.2f} dB at {cabm.fab:.2f} bits on average"
     comparisons = [
         f"{compared(cabm.psnr - rows[other].psnr)} {words}"
-        for other, words in (("full_precision", "float"), ("pams", "8 bits everywhere"))
+        for other, words in (("full_precision", "float"), ("pams", "PAMS (8 bits)"))
         if other in rows
     ]
     if comparisons:
-        text += f", {' and '.join(comparisons)}"
+        text += f": {' and '.join(comparisons)}"
     share = _share_of_bitops(rows, "cabm", "pams")
     if share is not None:
-        text += f", for {percent(share)} of the bit operations of 8 bits"
+        text += f", for {percent(share)} of PAMS’s bit operations"
     return _unbroken(text + ".")
 
 

@@ -1,8 +1,9 @@
-"""Measure every step of the method on every test set, and draw the figures."""
+"""Measure every step of the method on every test set, draw the figures and write the report."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from cabm.comparison import compare, image_rows, load_methods, protocol_descript
 from cabm.data.store import PackedStore
 from cabm.environment import environment
 from cabm.files import write_json
+from cabm.html_report import write_report
 from cabm.observations import Observations
 from cabm.pictures import make_pictures, save_crops, save_figures, show_image
 from cabm.stage import Stage, run_stage
 
 
 def evaluate(stage: Stage) -> None:
-    """Write metrics, per-image results and figures."""
+    """Write metrics, per-image results, figures and the report."""
     started = time.perf_counter()
     settings = stage.params.evaluate
     methods = {method.name: method for method in load_methods(stage.models)}
@@ -48,6 +50,7 @@ def evaluate(stage: Stage) -> None:
         stage.tracker.figure(name, figure)
     measured = headline(summary["tiles"]) | {"seconds": round(time.perf_counter() - started, 2)}
     write_json(stage.metrics / "evaluate.json", {"protocol": described} | measured)
+    write_report(Path(), stage.results)
 
 
 def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, Any]:
