@@ -139,7 +139,7 @@ class FileRaster:
             yield from ArrayRaster(_decode_bmp(self.path, self.height * self.width)[0]).blocks(num_rows)
             return
         with _decoding(self.path):
-            image, _ = _upright(self.path, self.format)
+            image = _upright(self.path, self.format)
             image, _, _ = _standard(self.path, image)
             region = pyvips.Region.new(image)
             for top in range(0, self.height, num_rows):
@@ -169,11 +169,11 @@ def open_raster(path: str | Path, max_pixels: int | None = None) -> FileRaster:
         array, metadata = _decode_bmp(path, max_pixels or WHOLE_MAX_PIXELS)
         return FileRaster(path, kind, *array.shape, array.dtype, metadata, ())
     with _decoding(path):
-        image, rotated = _upright(path, kind)
+        image = _upright(path, kind)
         whole = kind == "webp" or bool(_field(image, "interlaced") or _field(image, "jpeg-multiscan"))
         _check_size(path, image.width, image.height, max_pixels, whole)
         metadata = _metadata(image)
-        notes = ("turned upright as its EXIF orientation says",) if rotated else ()
+        notes: tuple[str, ...] = ()
         if (_field(image, "n-pages") or 1) > 1:
             notes += (f"first of {_field(image, 'n-pages')} pages",)
         image, keeps_profile, colour_notes = _standard(path, image)
@@ -240,13 +240,13 @@ def _load(path: Path, kind: str, access: str) -> Any:
     return pyvips.Operation.call(f"{kind}load", str(path), **options)
 
 
-def _upright(path: Path, kind: str) -> tuple[Any, bool]:
-    """Open the image with its orientation applied; tell whether it had to be."""
+def _upright(path: Path, kind: str) -> Any:
+    """Open the image with its orientation applied."""
     image = _load(path, kind, "sequential")
     if (_field(image, "orientation") or _UPRIGHT) == _UPRIGHT:
-        return image, False
+        return image
     # turned rows need all columns: libvips decodes once, to memory or, above 100 MB, to a temporary file
-    return _load(path, kind, "random").autorot(), True
+    return _load(path, kind, "random").autorot()
 
 
 def _field(image: Any, name: str) -> Any:
