@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cabm.errors import InputError, describe
-from cabm.files import atomic_directory, read_json, sha256_file, write_json
+from cabm.files import atomic_directory, atomic_write, read_json, sha256_file, write_json
 from cabm.models import BACKBONES, Backbone, build_model
 from cabm.quant import Precision
 from cabm.table import EdgeToBitTable
@@ -94,7 +94,9 @@ def save_model(
     assert (table is not None) == (precision.kind == "cabm"), "a cabm model goes with a table"
     with atomic_directory(directory) as temporary:
         weights = temporary / WEIGHTS_FILE
-        save_file({name: _stored(tensor, half) for name, tensor in model.state_dict().items()}, weights)
+        tensors = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
+        with atomic_write(weights) as file:  # for its ordinary file mode: safetensors makes it private
+            save_file(tensors, file)
         config = ModelConfig(
             format=FORMAT,
             backbone=model.name,
