@@ -179,8 +179,7 @@ def open_raster(path: str | Path, max_pixels: int | None = None) -> FileRaster:
         image, keeps_profile, colour_notes = _standard(path, image)
         dtype = np.dtype(np.uint8 if image.format == "uchar" else np.uint16)
         size = (image.height, image.width, image.bands)
-    if not keeps_profile:
-        metadata = replace(metadata, icc=None)
+    metadata = metadata if keeps_profile else replace(metadata, icc=None)
     return FileRaster(path, kind, *size, dtype, metadata, notes + colour_notes)
 
 

@@ -74,7 +74,7 @@ def show_model(model: ModelArgument, as_json: JsonOption = False) -> None:
     if loaded.table is not None:
         _print({"table": f"sha256 {facts['table_sha256']}"})
         _print_table(loaded.table, _MOST_ROWS)
-    _print({f"{key}": value for key, value in _flat(config.provenance).items()})
+    _print(_flat(config.provenance))
 
 
 def show_table(
@@ -167,7 +167,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            # a table is shown above, and in the JSON
+            flat |= {} if key == "table" else _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
