@@ -66,7 +66,7 @@ def show_model(model: ModelArgument, as_json: JsonOption = False) -> None:
         "backbone": f"{facts['backbone']}, {options}",
         "precision": f"{precision.kind}{widths}{weights}{ends}",
         "size": f"{facts['parameters'] / 1e6:.2f} million parameters,"
-        f" {facts['weights_bytes'] / 1e6:.2f} MB; {facts['macs_per_pixel'] / 1e6:.2f} million MACs per pixel",
+        f" {facts['weights_bytes'] / 1e6:.2f} MB; {facts['macs_per_pixel'] / 1e6:.2f} million MACs a pixel",
         "sees": f"{facts['receptive_field']} input pixels to each side",
         "weights": f"sha256 {facts['weights_sha256']}",
     }
