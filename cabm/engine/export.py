@@ -16,10 +16,10 @@ from cabm.engine.integer import why_not
 from cabm.engine.lower import Row
 from cabm.engine.onnx_graph import GraphBuilder
 from cabm.engine.onnx_models import GRAPHS
-from cabm.engine.packed import pack_state
 from cabm.errors import InputError
 from cabm.files import atomic_directory, atomic_write, write_json
 from cabm.models.base import Backbone
+from cabm.packed import pack_state
 
 ROWS_FILE = "rows.json"
 FORMAT = "cabm.onnx/1"
@@ -120,7 +120,7 @@ def compare_onnx(model: Backbone, path: str | Path, tiles: Tensor, bits: Row = N
 
 
 def export_packed(model: Backbone, path: str | Path) -> None:
-    """Write the weights as int8 codes and scales, the rest as float16 (`cabm.engine.packed`).
+    """Write the weights as int8 codes and scales, the rest as float16 (`cabm.packed`).
 
     Raises:
         InputError: weights that take the activation's width.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from cabm.engine import onednn
+from cabm.engine import onednn, steps
 from cabm.engine.carn import CarnProgram
 from cabm.engine.edsr import EdsrProgram
 from cabm.engine.idn import IdnProgram
@@ -123,6 +123,7 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
         raise InputError(f"engine int8: {reason}; use engine float or auto")
     if float_dtype is None:
         float_dtype = torch.bfloat16 if onednn.fast_bfloat16() else torch.float32
+    steps.compiled()
     with torch.no_grad():
         return IntegerModel(model, float_dtype)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cabm.engine import kernels
-from cabm.engine.grid import Grid
+from cabm.engine.grid import Grid, Storage
 
 Kernel = Callable[..., None]
 
@@ -31,13 +31,23 @@ class Compiled:
 
 @cache
 def compiled() -> Compiled | None:
-    """Return the compiled kernels, or None without numba. Compilation happens at the first call of each."""
+    """Return the compiled kernels, or None without a numba that works; compiles at the first call."""
     try:
         import numba
-    except ImportError:
+
+        names = ("encode", "add_encode", "add_decode")
+        loops = Compiled(*(_compile(numba, getattr(kernels, name)) for name in names))
+        return loops if _tried(loops) else None
+    except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
         return None
-    names = ("encode", "add_encode", "add_decode")
-    return Compiled(*(_compile(numba, getattr(kernels, name)) for name in names))
+
+
+def _tried(loops: Compiled) -> bool:
+    """Try a kernel once, here and not in the threads that run tiles."""
+    grid = Grid(2.0, 2, Storage.SHIFTED)
+    out = np.zeros(3, np.uint8)
+    loops.encode(np.array([0.6, 5, -5], np.float32), np.float32(1), *_rounding(grid), out)
+    return out.tolist() == [128, 129, 127]
 
 
 def _compile(numba: Any, kernel: Kernel) -> Kernel:

@@ -14,10 +14,10 @@ from cabm.engine.export import (
     export_onnx_rows,
     export_packed,
 )
-from cabm.engine.packed import pack_state, unpack_state
 from cabm.errors import InputError
 from cabm.files import read_json
 from cabm.models import build_model
+from cabm.packed import pack_state, unpack_state
 from cabm.quant import Precision
 from cabm.quant.functional import weight_codes
 from cabm.quant.layers import QuantConv2d

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cabm.engine.grid import Grid, Storage
@@ -12,6 +12,7 @@ alphas = st.floats(2.0**-12, 2.0**12, width=32)
 widths = st.integers(2, 8)
 
 
+@settings(deadline=None)
 @given(alphas, widths)
 def test_factors_are_those_of_the_simulation(alpha: float, bits: int) -> None:
     grid = Grid(alpha, bits, Storage.SHIFTED)
@@ -21,6 +22,7 @@ def test_factors_are_those_of_the_simulation(alpha: float, bits: int) -> None:
     assert float(grid.inverse) == float(levels / clip)
 
 
+@settings(deadline=None)
 @given(alphas, widths)
 def test_the_reciprocal_of_the_divisor_is_the_inverse(alpha: float, bits: int) -> None:
     grid = Grid(alpha, bits, Storage.SIGNED)

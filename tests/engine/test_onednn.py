@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -110,6 +113,16 @@ def test_wrong_results_fall_back(monkeypatch: pytest.MonkeyPatch, fault: str) ->
 
     monkeypatch.setattr(onednn.IntegerConv, "_run", wrong)
     refused("are wrong")
+
+
+@needs_units
+def test_older_kernels_of_onednn_are_found_out() -> None:
+    """Without VNNI oneDNN sums pairs in 16 bits, which saturate: wrong, and silently so."""
+    code = "from cabm.engine import onednn; print(onednn._failed_self_test())"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert "are wrong" in found.stdout
 
 
 def test_models_elsewhere_fall_back() -> None:

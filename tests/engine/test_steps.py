@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cabm.engine import steps
@@ -43,6 +45,7 @@ def simulated_codes(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 @pytest.mark.parametrize("slope", [1.0, 0.05, 0.25])
 def test_encode_makes_the_simulations_codes(way: str, slope: float) -> None:
+    @settings(deadline=None)
     @given(grid=grids, seed=st.integers(0, 99), spread=st.floats(0.01, 100))
     def check(grid: Grid, seed: int, spread: float) -> None:
         x = values(seed, spread)
@@ -57,6 +60,7 @@ def test_encode_makes_the_simulations_codes(way: str, slope: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
 def test_sums_and_their_codes_are_the_simulations(way: str, dtype: torch.dtype) -> None:
+    @settings(deadline=None)
     @given(
         b_grid=st.builds(
             Grid,
@@ -87,3 +91,20 @@ def test_rounds_half_to_even(way: str) -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 200.0, -200.0]).view(1, 1, 1, 7)
     grid = Grid(127.0, 8, Storage.SIGNED)
     assert steps.encode(x, grid).flatten().tolist() == [0, 2, 2, 0, -2, 127, -127]
+
+
+@pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
+def test_a_broken_numba_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_kernel(numba: object, kernel: object) -> object:
+        if fault == "fails":
+            raise SystemError("initialization of _internal failed")
+        return lambda *arguments: None
+
+    if fault == "is missing":
+        monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setattr(steps, "_compile", compile_kernel)
+    steps.compiled.cache_clear()
+    try:
+        assert steps.compiled() is None
+    finally:
+        steps.compiled.cache_clear()
