@@ -15,6 +15,7 @@ from torch import Tensor
 from cabm.errors import InputError, describe
 from cabm.files import atomic_directory, atomic_write, read_json, sha256_file, write_json
 from cabm.models import BACKBONES, Backbone, build_model
+from cabm.packed import pack_state, unpack_state
 from cabm.quant import Precision
 from cabm.table import EdgeToBitTable
 
@@ -80,6 +81,7 @@ def save_model(
     table: EdgeToBitTable | None = None,
     provenance: dict[str, Any] | None = None,
     half: bool = False,
+    packed: bool = False,
 ) -> None:
     """Write a model directory, aside and renamed.
 
@@ -89,12 +91,15 @@ def save_model(
         table: its edge-to-bit table; required for the cabm kind.
         provenance: JSON-ready facts on where it comes from.
         half: store float weights as float16, which halves the file.
+        packed: store quantized weights as their int8 codes, which quarters it; they load as weights that
+            quantize to the same codes.
     """
     precision = model.precision
     assert (table is not None) == (precision.kind == "cabm"), "a cabm model goes with a table"
     with atomic_directory(directory) as temporary:
         weights = temporary / WEIGHTS_FILE
-        tensors = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
+        state = pack_state(model) if packed else model.state_dict()
+        tensors = {name: _stored(tensor, half) for name, tensor in state.items()}
         with atomic_write(weights) as file:  # for its ordinary file mode: safetensors makes it private
             save_file(tensors, file)
         config = ModelConfig(
@@ -172,7 +177,7 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         found = sha256_file(path)
         if found != sha256:
             raise InputError(f"{path}: hash {found[:12]} is not the config's {sha256[:12]}; copy it again")
-        return load_file(path)
+        return unpack_state(load_file(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:

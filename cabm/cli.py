@@ -9,7 +9,9 @@ import typer
 
 from cabm import __version__
 from cabm.commands.bench_train import bench_train
+from cabm.commands.bench_upscale import bench_upscale
 from cabm.commands.build_table import build_table
+from cabm.commands.export import export
 from cabm.commands.import_checkpoint import import_checkpoint
 from cabm.commands.preset import preset
 from cabm.commands.report import report
@@ -39,7 +41,9 @@ tables.command("show")(show_table)
 tables.command("plot")(plot_table)
 tables.command("build")(build_table)
 app.command("import-checkpoint")(import_checkpoint)
+app.command()(export)
 bench.command("train")(bench_train)
+bench.command("upscale")(bench_upscale)
 
 
 @app.callback(invoke_without_command=True)

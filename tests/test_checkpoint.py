@@ -14,6 +14,7 @@ from cabm.errors import InputError
 from cabm.files import sha256_file
 from cabm.models import Backbone, build_model
 from cabm.quant import Kind, Precision
+from cabm.quant.functional import weight_codes
 from cabm.table import EdgeToBitTable, build_table
 
 OPTIONS = {"num_features": 8, "num_blocks": 2}
@@ -70,6 +71,21 @@ def test_half_precision_halves_the_file_and_keeps_clip_values(tmp_path: Path) ->
     loaded = load_model(tmp_path / "half").model
     assert loaded.tail.weight.dtype == torch.float32
     assert torch.equal(loaded.body[0].act1.alpha, model.body[0].act1.alpha)
+
+
+@pytest.mark.parametrize("kind", ["pams", "cabm"])
+def test_packed_weights_compute_the_same_codes(kind: Kind, tmp_path: Path) -> None:
+    model = make_model(kind)
+    table = make_table(model) if kind == "cabm" else None
+    save_model(tmp_path / "float", model, table=table)
+    save_model(tmp_path / "packed", model, table=table, packed=True)
+    loaded = load_model(tmp_path / "packed").model
+    for name in ("conv1", "conv2"):
+        wanted, scale = weight_codes(getattr(model.body[1], name).weight, 8)
+        found, same_scale = weight_codes(getattr(loaded.body[1], name).weight, 8)
+        assert torch.equal(wanted, found) and scale == same_scale
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("float", "packed")]
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_rewriting_replaces_the_directory_as_a_whole(tmp_path: Path) -> None:

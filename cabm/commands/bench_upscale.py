@@ -1,0 +1,45 @@
+"""`cabm bench upscale`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench_upscale(
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="Quantized model directory; default: random weights."),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="Backbone, where no model is given.")] = "edsr",
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Its enlargement.")] = 4,
+    width: Annotated[int, typer.Option(min=1, help="Input width that times are extrapolated to.")] = 2048,
+    height: Annotated[int, typer.Option(min=1, help="Input height.")] = 1080,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each contender; the median counts.")] = 5,
+    openvino: Annotated[bool, typer.Option(help="Time OpenVINO's int8 too, where installed.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time an upscaling by the float model, the simulated one, the integer engine and OpenVINO.
+
+    Example: cabm bench upscale --backbone srresnet --rounds 3
+    """
+    import json
+
+    from cabm.engine.bench import UpscaleBench, format_report
+    from cabm.engine.bench import bench_upscale as run
+
+    options = UpscaleBench(
+        model=model,
+        backbone=backbone,
+        scale=scale,
+        width=width,
+        height=height,
+        threads=threads,
+        rounds=rounds,
+        openvino=openvino,
+    )
+    result = run(options)
+    typer.echo(json.dumps(result, indent=2) if as_json else format_report(result))

@@ -1,0 +1,93 @@
+"""Weights as they are used: int8 codes for quantized convolutions, float16 for the rest.
+
+A file of these is a quarter of the float one. The clip values, biases and norms stay float32: they are few,
+and decide codes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cabm.errors import InputError
+from cabm.models.base import Backbone
+from cabm.quant.functional import weight_codes
+from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
+
+SCALE_SUFFIX = ".scale"
+
+
+def pack_state(model: Backbone) -> dict[str, Tensor]:
+    """Return a quantized model's state with quantized weights as int8 codes and a scale each.
+
+    The names are those of the state dict; the scale of ``x.weight`` is ``x.weight.scale`` (1,) float32.
+
+    Raises:
+        InputError: weights take the activation's width, so that one width of codes is not enough.
+    """
+    if model.precision.weight_bits == "same":
+        raise InputError(
+            "weight_bits: same needs its weights in float, for codes of every width;"
+            " pack a model with weight_bits 8"
+        )
+    quantized = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantConv2d | QuantConvTranspose2d)
+    }
+    packed = {}
+    for name, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        if name in quantized:
+            bits = getattr(quantized[name], "weight_bits", 8)
+            codes, scale = weight_codes(value, bits)
+            packed[name] = codes.to(torch.int8)
+            packed[name + SCALE_SUFFIX] = scale.reshape(1)
+        elif value.is_floating_point() and value.dim() > 1:
+            packed[name] = value.half()
+        else:
+            packed[name] = value
+    return packed
+
+
+def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the float32 state that `pack_state` packed.
+
+    Quantizing the weights again gives the packed codes and scales. States without int8 weights pass
+    unchanged, but for float16, which becomes float32.
+
+    Raises:
+        InputError: an int8 weight has no positive scale, or codes below -127.
+    """
+    state = {}
+    for name, value in tensors.items():
+        if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in tensors:
+            continue
+        if value.dtype == torch.int8:
+            scale = tensors.get(name + SCALE_SUFFIX)
+            if scale is None or scale.numel() != 1 or not 0 < float(scale) < float("inf"):
+                raise InputError(f"{name}: int8 codes need a positive {name + SCALE_SUFFIX}; copy it again")
+            if bool((value == -128).any()):
+                raise InputError(f"{name}: codes reach from -127 to 127, found -128; copy it again")
+            value = value.float() * _step_that_requantizes(value, float(scale))
+        elif value.dtype == torch.float16:
+            value = value.float()
+        state[name] = value
+    return state
+
+
+def _step_that_requantizes(codes: Tensor, scale: float) -> float:
+    """Return a step s for which `weight_codes` of ``codes * s`` finds ``scale`` again."""
+    largest = int(codes.abs().max())
+    if largest == 0:
+        return scale
+    levels, wanted = np.float32(largest), np.float32(scale)
+    guess = np.float32((float(wanted) * largest - 1e-8) / largest)  # weight_codes adds 1e-8
+    down = up = guess
+    for _ in range(4):
+        for step in (down, up):
+            if (levels * step + np.float32(1e-8)) / levels == wanted and step > 0:
+                return float(step)
+        down, up = np.nextafter(down, np.float32(0)), np.nextafter(up, np.float32(np.inf))
+    return float(guess)
