@@ -20,6 +20,7 @@ from cabm.table import EdgeToBitTable
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
 STEPS = ("full_precision", "pams", "cadyq", "cabm")
+FIGURES = ("bit_map", "crops", "edge_hypothesis", "edge_to_bit")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # what the evaluate stage draws is far smaller; a page that nobody can open helps nobody
 _MAX_IMAGE_BYTES = 16 * 2**20
@@ -159,6 +160,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
     curves = {name: project / CURVES / f"{name}.csv" for name in STEPS}
     models = {name: project / MODELS / name for name in STEPS}
     results = project / RESULTS
+    figures = {name: results / "figures" / f"{name}.png" for name in FIGURES}
     crops = _read_if_there(results / "crops" / "crops.json", Crops)
     versions = [v for crop in crops.crops for v in crop.versions.values()] if crops else []
     table = project / TABLES / "edge_to_bit.json"
@@ -171,7 +173,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
         models={n: read_config(path) for n, path in models.items() if (path / CONFIG_FILE).exists()},
         table=EdgeToBitTable.load(table) if table.exists() else None,
         params=load_params(params) if params.exists() else None,
-        figures={path.stem: image_uri(path) for path in sorted((results / "figures").glob("*.png"))},
+        figures={name: image_uri(path) for name, path in _existing(figures)},
         crops=crops,
         crop_images={v.file: image_uri(results / "crops" / v.file) for v in versions},
     )
@@ -208,7 +210,7 @@ def _validated(path: Path, model: type[Model], content: Any) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {describe(error, content)}; run its stage again") from None
+        raise InputError(f"{path}: {describe(error)}; run its stage again") from None
 
 
 def _read_metrics(stage: str, path: Path) -> StageMetrics:
