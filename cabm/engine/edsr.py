@@ -50,7 +50,9 @@ class EdsrProgram:
             body_end.weight.detach().to(float_dtype).contiguous(memory_format=torch.channels_last),
             body_end.bias.detach().to(float_dtype),
         )
-        self._tail = CollapsedTail([*model.upsample, model.tail], model.factors, float_dtype)
+        convs = [*model.upsample, model.tail]
+        replicate = model.replicate_tail
+        self._tail = CollapsedTail(convs, model.factors, float_dtype, replicate=replicate)
 
     def plan(self, row: Row) -> list[_Block]:
         """Return the blocks at the bits of ``row``."""

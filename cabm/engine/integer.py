@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from cabm.engine.srresnet import SRResNetProgram
 from cabm.errors import InputError
 from cabm.models.base import Backbone
 from cabm.models.srresnet import SRResNet
+
+KEPT_PLANS = 256  # rows of bits whose scales stay worked out, of some 50 kB each
 
 # a backbone joins the engine with a line here
 PROGRAMS: dict[str, Callable[[Backbone, torch.dtype], Program]] = {
@@ -45,6 +48,7 @@ class IntegerModel:
         self._search_space = model.precision.search_space
         self.num_adaptive = 0 if self._kind == "pams" else model.num_adaptive
         self._program = PROGRAMS[model.name](model.eval(), float_dtype)
+        self._plan = lru_cache(KEPT_PLANS)(self._program.plan)
 
     def run(
         self,
@@ -75,7 +79,7 @@ class IntegerModel:
         threads = threads or torch.get_num_threads()
         workers = max(1, min(threads, n))
         with torch.inference_mode():
-            plans = {row: self._program.plan(row) for row in dict.fromkeys(rows)}
+            plans = {row: self._plan(row) for row in dict.fromkeys(rows)}
 
         def one(index: int) -> None:
             with torch.inference_mode():

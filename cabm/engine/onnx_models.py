@@ -13,7 +13,7 @@ from cabm.engine.lower import Row, grid_of
 from cabm.engine.onnx_graph import GraphBuilder
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN, Cascade, ResidualBlock
-from cabm.models.edsr import EDSR
+from cabm.models.edsr import EDSR, TAIL_REACH
 from cabm.models.idn import IDN, DistillationBlock
 from cabm.models.srresnet import SRResNet
 
@@ -33,9 +33,16 @@ def edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
         residual = g.quantize(residual, grid_of(block.act3, row, Storage.SHIFTED))
         x = g.node("Add", g.dequantize(residual), g.dequantize(skip))
     x = g.node("Add", g.conv(x, model.body_end.weight, model.body_end.bias), head)
+    if model.replicate_tail:
+        sides = g.constant(np.array([0, 0, TAIL_REACH, TAIL_REACH] * 2, np.int64))
+        x = g.node("Pad", x, sides, mode="edge")
     for conv, factor in zip(model.upsample, model.factors, strict=True):
         x = g.pixel_shuffle(g.conv(x, conv.weight, conv.bias), factor)
     x = g.conv(x, model.tail.weight, model.tail.bias)
+    if model.replicate_tail:
+        margin = TAIL_REACH * model.scale
+        ends = (np.array([end, end], np.int64) for end in (margin, -margin))
+        x = g.node("Slice", x, *(g.constant(end) for end in ends), g.constant(np.array([2, 3], np.int64)))
     g.node("Add", x, mean, output="enlarged")
 
 

@@ -106,9 +106,18 @@ class CollapsedTail:
         convs: the convolutions, first to last, with biases.
         factors: r of the PixelShuffle after each but the last.
         dtype: what the inner convolution computes in; the ring is float32.
+        replicate: the features go on beyond the border as its pixels do (`EDSR.replicate_tail`): no ring.
     """
 
-    def __init__(self, convs: Sequence[nn.Conv2d], factors: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        convs: Sequence[nn.Conv2d],
+        factors: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        replicate: bool = False,
+    ) -> None:
+        self._replicate = replicate
         self._convs, self._factors, self._dtype = list(convs), list(factors), dtype
         self._scale = 1
         for factor in factors:
@@ -119,7 +128,8 @@ class CollapsedTail:
             weight = torch.cat([weight, self._minus_pixel(weight)], dim=1)
         self._inner = dense(weight.to(dtype)), bias.to(dtype)
         self._remainder = (bias - bias.to(dtype).float()).view(1, -1, 1, 1)
-        self._ring = [self._ring_part(edge) for edge in _edges() if any(edge)]
+        edges = [] if replicate else [edge for edge in _edges() if any(edge)]
+        self._ring = [self._ring_part(edge) for edge in edges]
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
         """Return the enlarged image (N,3,h*R,w*R) float32.
@@ -128,16 +138,22 @@ class CollapsedTail:
             feature: (N,n,h,w) float32.
             image: (N,3,h,w) float32, the low-resolution image about the mean; only an aid to precision.
         """
-        if min(feature.shape[2:]) <= self._reach:  # opposite sides come together
+        padding = self._reach
+        if self._replicate:
+            feature = F.pad(feature, [self._reach] * 4, mode="replicate")
+            padding = 0
+        elif min(feature.shape[2:]) <= self._reach:  # opposite sides come together
             return self._by_layers(feature)
         weight, bias = self._inner
         if self._dtype == torch.float32:
-            phases = F.conv2d(feature, weight, bias, padding=self._reach)
+            phases = F.conv2d(feature, weight, bias, padding=padding)
         else:
-            joined = dense(torch.cat([dense(feature.to(self._dtype)), dense(image.to(self._dtype))], dim=1))
-            phases = F.conv2d(joined, weight, bias, padding=self._reach).float()
+            pixels = dense(image.to(self._dtype))
+            around = F.pad(pixels, [self._reach] * 4, mode="replicate") if self._replicate else pixels
+            joined = dense(torch.cat([dense(feature.to(self._dtype)), around], dim=1))
+            phases = F.conv2d(joined, weight, bias, padding=padding).float()
             phases.add_(self._remainder)
-            pixels = joined[:, feature.shape[1] :].float()
+            pixels = pixels.float()
             phases.view(-1, image.shape[1], self._scale**2, *image.shape[2:]).add_(pixels[:, :, None])
         for part in self._ring:
             part.mend(phases, feature)
