@@ -22,9 +22,9 @@ def observe(
 ) -> Observations:
     """Run a model over the tiles of a store and record scores, bits and errors.
 
-    The observations' measures are the sums of squared errors of each tile against the original, of
-    the network (``network_sse``) and of bicubic enlargement (``bicubic_sse``), and ``samples``,
-    how many values they sum over.
+    The observations' measures are the sums of squared errors against the original of the pixels that each
+    tile owns, less a border of ``scale`` pixels of the image as in the evaluation: of the network
+    (``network_sse``) and of bicubic enlargement (``bicubic_sse``); and ``samples``, how many values.
 
     Args:
         runner: a CADyQ model.
@@ -44,13 +44,15 @@ def observe(
         scores.append(edge_score(tiles).numpy())
         bits.append(used.numpy())
         images += [store.names[index]] * len(tiles)
-        for tile, result, (y0, x0, y1, x1) in zip(tiles, enlarged, tile_plan.boxes * scale, strict=True):
+        # what of a tile ends in the image, and is measured there: its border belongs to a neighbour
+        owned = tile_plan.owned(scale).clip(scale, [[height * scale - scale, width * scale - scale] * 2])
+        for tile, result, box, own in zip(tiles, enlarged, tile_plan.boxes * scale, owned, strict=True):
+            (top, left), (y0, x0, y1, x1) = box[:2], own
+            here = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
             target = high[:, y0:y1, x0:x1].float()
-            result = result[:, : target.shape[1], : target.shape[2]]
             plain = upscale_batch(tile[None].float(), scale)[0].clamp_(0, 255).round_()
-            plain = plain[:, : target.shape[1], : target.shape[2]]
-            network.append(_squared_error(result.float(), target))
-            bicubic.append(_squared_error(plain, target))
+            network.append(_squared_error(result[here].float(), target))
+            bicubic.append(_squared_error(plain[here], target))
             samples.append(target.numel())
     measures = {"network_sse": network, "bicubic_sse": bicubic, "samples": samples}
     return Observations(

@@ -11,6 +11,10 @@ from cabm.models.tail import collapse
 from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
 
+# low-resolution pixels that the tail sees to each side, at every scale
+TAIL_REACH = 2
+
+
 class ResidualBlock(nn.Module):
     """Two quantized convolutions around a ReLU; the quantized input is also the skip."""
 
@@ -41,6 +45,9 @@ class EDSR(Backbone):
         num_features: n, channels of the body (baseline 64).
         num_blocks: B, residual blocks (baseline 16).
         res_scale: factor on each block's residual (baseline 1).
+        replicate_tail: continue the tail's input beyond the image by its outermost pixels, not by zeros
+            inside the tail as the published EDSR does. The tail then equals one convolution up to the
+            border, so that training on the collapsed tail leaves no untrained ring of pixels.
     """
 
     name = "edsr"
@@ -52,8 +59,10 @@ class EDSR(Backbone):
         num_features: int = 64,
         num_blocks: int = 16,
         res_scale: float = 1.0,
+        replicate_tail: bool = False,
     ) -> None:
         options = {"num_features": num_features, "num_blocks": num_blocks, "res_scale": res_scale}
+        options |= {"replicate_tail": True} if replicate_tail else {}
         super().__init__(scale, precision, options)
         n = num_features
         quantizers = self.quantizers
@@ -72,7 +81,8 @@ class EDSR(Backbone):
         self._add_layers()
         # one pixel per 3x3 convolution; those of the tail lie on finer grids
         self.receptive_field = 2 + 2 * num_blocks + grid_reach([1] * (len(self.factors) + 1), self.factors)
-        self.tail_border = None if quantizers.quantizes_ends else scale - 1
+        self.replicate_tail = replicate_tail
+        self.tail_border = None if quantizers.quantizes_ends else 0 if replicate_tail else scale - 1
 
     def _add_layers(self) -> None:
         self.add_layer("head")
@@ -102,8 +112,16 @@ class EDSR(Backbone):
         if collapse_tail and self.tail_border is not None:
             with torch.autocast(feature.device.type, enabled=False):
                 weight, bias = collapse([*self.upsample, self.tail], self.factors)
-            phases = F.conv2d(feature, weight, bias, padding=weight.shape[-1] // 2)
-            return F.pixel_shuffle(phases, self.scale)
+            reach = weight.shape[-1] // 2
+            if self.replicate_tail:
+                feature, reach = F.pad(feature, [reach] * 4, mode="replicate"), 0
+            return F.pixel_shuffle(F.conv2d(feature, weight, bias, padding=reach), self.scale)
+        if self.replicate_tail:
+            feature = F.pad(feature, [TAIL_REACH] * 4, mode="replicate")
         for act, conv, factor in zip(self.upsample_act, self.upsample, self.factors, strict=True):
             feature = F.pixel_shuffle(conv(act(feature, context)), factor)
-        return self.tail(self.tail_act(feature, context))
+        enlarged = self.tail(self.tail_act(feature, context))
+        if self.replicate_tail:
+            margin = TAIL_REACH * self.scale
+            enlarged = enlarged[..., margin:-margin, margin:-margin]
+        return enlarged

@@ -8,7 +8,7 @@ from cabm.engine.idn import as_convolution
 from cabm.engine.tail import CollapsedTail, Edge, collapse_at
 from cabm.models import build_model
 from cabm.models.tail import collapse
-from cabm.quant import Precision
+from cabm.quant import Precision, PrecisionContext
 
 SIZES = [(9, 12), (3, 3), (4, 7), (2, 5), (1, 1), (3, 1)]
 
@@ -42,6 +42,21 @@ def test_every_pixel_of_the_collapsed_tail_is_right_up_to_the_border(
     x = torch.randn(2, 6, *size)
     found = CollapsedTail(convs, factors, torch.float32)(x, torch.zeros(2, 3, *size))
     torch.testing.assert_close(found, by_layers(convs, factors, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (9, 8)])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_replicating_tail_is_the_models(dtype: torch.dtype, scale: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    options = {"num_features": 6, "num_blocks": 1, "replicate_tail": True}
+    model = build_model("edsr", scale, Precision("float"), options)
+    feature, image = torch.randn(2, 6, *size), torch.randn(2, 3, *size)
+    wanted = model.run_tail(feature, PrecisionContext(), collapse_tail=False)
+    tail = CollapsedTail([*model.upsample, model.tail], model.factors, dtype, replicate=True)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(tail(feature, image), wanted, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -272,3 +272,29 @@ def test_wrong_options_are_the_users_error(backbone):
         build_model(backbone, 2, Precision(), {"depth": 3})
     with pytest.raises(InputError, match="unknown backbone 'rcan'"):
         build_model("rcan", 2, Precision())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_replicating_tail_collapses_without_a_border(scale, size):
+    torch.manual_seed(0)
+    options = {"num_features": 6, "num_blocks": 1, "replicate_tail": True}
+    model = build_model("edsr", scale, Precision("float"), options).double().eval()
+    x = torch.rand(2, 3, *size, dtype=torch.float64) * 255
+    plain, collapsed = (model(x, collapse_tail=flag).sr for flag in (False, True))
+    torch.testing.assert_close(plain, collapsed, rtol=0, atol=1e-9)
+    assert plain.shape[2:] == (size[0] * scale, size[1] * scale) and model.tail_border == 0
+
+
+def test_replicating_tail_differs_from_the_published_one_only_near_the_border():
+    models = []
+    for replicate in (False, True):
+        torch.manual_seed(0)
+        options = {"num_features": 6, "num_blocks": 1, "replicate_tail": replicate}
+        models.append(build_model("edsr", 4, Precision("float"), options).eval())
+    x = torch.rand(1, 3, 12, 12) * 255
+    with torch.no_grad():
+        published, ours = (model(x).sr for model in models)
+    inside = slice(8, -8)
+    torch.testing.assert_close(published[..., inside, inside], ours[..., inside, inside])
+    assert not torch.equal(published, ours)
