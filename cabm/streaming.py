@@ -165,13 +165,16 @@ def enlarge(
                 progress=progress,
             )
         chosen.append(used)
-        for row_of_tiles in enlarged.numpy().reshape(len(flight), -1, *enlarged.shape[1:]):
+        rows_of_tiles = deque(enlarged.numpy().reshape(len(flight), -1, *enlarged.shape[1:]))
+        del enlarged  # rows of tiles and of pixels are the largest things here: none outlives its use
+        while rows_of_tiles:
             with trace.clock("merge"):
-                rgb = joiner.add(row_of_tiles)
-                alpha = _alpha(window, raster, first_row, len(rgb), scale)
-                rows = image_output(rgb, raster.channels, alpha)
+                rows = joiner.add(rows_of_tiles.popleft())
+                alpha = _alpha(window, raster, first_row, len(rows), scale)
+                rows = image_output(rows, raster.channels, alpha)
             first_row += len(rows)
             yield rows
+            del rows
         window.release(flight[-1].image_rows.start - 2 * _REACH)
     if table is None and chosen[0] is not None:
         trace.bits = torch.cat(chosen).numpy()

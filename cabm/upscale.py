@@ -185,6 +185,7 @@ class Upscaler:
                 for rows in self._rows(raster, tile_plan, trace, progress):
                     with trace.clock("encode"):
                         write(rows)
+                    del rows
                 trace.add("encode", 0.0)
         return self._report(tile_plan, trace, raster.notes + spec.notes)
 

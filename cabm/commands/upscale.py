@@ -194,9 +194,8 @@ def describe(task: Task, report: Report) -> str:
     if report.bypassed:
         lines[-1] += f"; {report.bypassed:.0%} bicubic"
     if report.fab is not None:
-        lines.append(
-            f"  FAB      {report.fab:.2f}" if report.bypassed < 1 else "  FAB      nothing computed"
-        )
+        fab = f"{report.fab:.2f}" if report.bypassed < 1 else "nothing computed"
+        lines.append(f"  FAB      {fab}")
         lines.append(f"  BitOPs   {report.bitops_saved:.1%} saved against the float network")
     phases = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items())
     lines.append(f"  seconds  {total:.2f}: {phases}")
