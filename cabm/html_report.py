@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from cabm.files import atomic_write
 from cabm.report import psnr_against_fab
-from cabm.report_data import STAGES, STEPS, Measured, ReportData, read_report_data
+from cabm.report_data import STAGES, STEPS, Measured, ReportData, StepMetrics, read_report_data
 from cabm.report_tables import (
     MISSING,
     decimal,
@@ -81,8 +81,8 @@ def render_report(data: ReportData) -> str:
         crop_images=data.crop_images,
         curves=[
             {"title": label(name), "figure": svg_uri(figure)}
-            for name, rows in data.curves.items()
-            if (figure := training_curves(rows)) is not None
+            for name in data.curves
+            if (figure := training_curves(whole_curve(data, name))) is not None
         ],
         stages=stage_rows(data),
         image_table=image_table(data.images),
@@ -220,6 +220,14 @@ def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[s
         if points:
             found.append({"set": name, "figure": svg_uri(psnr_against_fab(points))})
     return found
+
+
+def whole_curve(data: ReportData, step: str) -> list[dict[str, float]]:
+    """Return the rows of a training step's curve, with the validation of its result in the last one."""
+    rows, metrics = data.curves[step], data.metrics.get(step)
+    if not rows or not isinstance(metrics, StepMetrics):
+        return rows
+    return [*rows[:-1], {"validation_psnr": metrics.validation.psnr} | rows[-1]]
 
 
 def table_description(data: ReportData) -> dict[str, Any]:

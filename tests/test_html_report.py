@@ -16,7 +16,7 @@ from cabm.cli import app
 from cabm.comparison import write_rows
 from cabm.errors import InputError
 from cabm.files import write_json
-from cabm.html_report import compared, headline, write_report
+from cabm.html_report import compared, headline, whole_curve, write_report
 from cabm.images import write_image
 from cabm.report_data import read_report_data
 from cabm.report_tables import decimal, duration, image_table, percent, result_groups
@@ -335,6 +335,16 @@ def test_curves_without_rows_draw_nothing(project: Path) -> None:
     for path in (project / "curves").iterdir():
         path.write_text("step\n")
     assert "No training curves yet." in report(project).text
+
+
+def test_a_curve_ends_with_the_validation_of_its_result(project: Path) -> None:
+    curve = [{"step": 10, "train_l1": 20.0, "validation_psnr": 27.0}, {"step": 20, "train_l1": 6.5}]
+    names = ["step", "train_l1", "validation_psnr"]
+    write_rows(
+        project / "curves" / "pams.csv", [{name: row.get(name, "") for name in names} for row in curve]
+    )
+    rows = whole_curve(read_report_data(project), "pams")
+    assert [row["validation_psnr"] for row in rows] == [27.0, 28.5]
 
 
 def test_headline_when_every_tile_is_bypassed(project: Path) -> None:
