@@ -109,6 +109,8 @@ def test_results_hold_every_step_by_both_protocols(finished: Path) -> None:
     assert rows["pams"]["bitops_patch_T"] < rows["full_precision"]["bitops_patch_T"]
     assert rows["cadyq"]["bitops_image_T"] < rows["cadyq"]["bitops_patch_T"]
     assert "shave" in quality["protocol"]
+    page = (finished / "results" / "report.html").read_text()
+    assert "<h1>" in page and "No results yet" not in page
     per_image = (finished / "results" / "images.csv").read_text().splitlines()
     assert len(per_image) == 1 + 2 * 5 * 3
 
