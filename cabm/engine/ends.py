@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cabm.engine.onednn import pointwise_float_conv
 from cabm.engine.steps import dense
 from cabm.models.tail import before_pixel_shuffle
 
@@ -28,8 +29,10 @@ class FloatConv:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve (N,I,h,w); the result is of the convolution's type."""
-        y = F.conv2d(dense(x.to(self._weight.dtype)), self._weight, self._bias, padding=self._padding)
-        return dense(y)
+        x = dense(x.to(self._weight.dtype))
+        if self._padding == 0 and x.dtype == torch.float32:
+            return dense(pointwise_float_conv(x, self._weight, self._bias))
+        return dense(F.conv2d(x, self._weight, self._bias, padding=self._padding))
 
 
 class ActiveTail:
