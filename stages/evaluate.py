@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from cabm.comparison import compare, image_rows, load_methods, protocol_description, summarise, write_rows
 from cabm.data.store import PackedStore
@@ -29,7 +30,9 @@ def evaluate(stage: Stage) -> None:
 
     summary: dict[str, dict[str, Any]] = {}
     images: list[dict[str, Any]] = []
-    for protocol, set_name, method, results in compare(list(methods.values()), sets, settings):
+    passes = len(methods) * len(sets) * (2 if settings.whole_image else 1)
+    measured_sets = compare(list(methods.values()), sets, settings)
+    for protocol, set_name, method, results in tqdm(measured_sets, "evaluate", passes, unit="set"):
         row = summarise(methods[method], results)
         summary.setdefault(protocol, {}).setdefault(set_name, {})[method] = row
         images += image_rows(protocol, set_name, method, results)
