@@ -10,7 +10,6 @@ from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean, upsampl
 from cabm.models.tail import collapse
 from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
-
 # low-resolution pixels that the tail sees to each side, at every scale
 TAIL_REACH = 2
 
