@@ -25,6 +25,14 @@ DEFAULT_MODEL = "edsr_x4"
 TILE, STEP = 96, 94
 """Tiles of models without a table, in input pixels; those with one have their table's."""
 
+DEFAULT_OVERLAP = 6
+"""Input pixels that tiles overlap by.
+
+Measured with a trained EDSR x4 on Urban100, against images computed whole: 2 pixels (as the tables are
+built and models are evaluated) leave seams of up to 39 levels, 6 pixels nothing above 8 levels for 9 %
+more work.
+"""
+
 _IN_MEMORY_BYTES = 64 << 20  # images up to this size are decoded once instead of twice
 _AUTO_TILE_MULTIPLE = 16
 
@@ -62,9 +70,9 @@ class Upscaler:
     Args:
         loaded: the model and its table.
         chosen: what runs it.
-        overlap: ``evaluated``: tiles as the model was evaluated and its table built (96 pixels, 94 apart,
-            if they do not say otherwise); ``auto``: overlapping by what the network sees, so that a tiled
-            image equals one computed whole (of a float model), at two to three times the work; or pixels.
+        overlap: pixels; ``evaluated``: as the model was evaluated and its table built (2 pixels, if the
+            table does not say otherwise); or ``auto``: by what the network sees, so that a tiled image
+            equals one computed whole (of a float model), at two to three times the work.
         tile: side of a tile in input pixels; None: the table's, or what ``auto`` needs.
         threads: CPU threads; None: as PyTorch is set.
 
@@ -83,7 +91,7 @@ class Upscaler:
         loaded: LoadedModel,
         chosen: ChosenRunner,
         *,
-        overlap: str | int = "evaluated",
+        overlap: str | int = DEFAULT_OVERLAP,
         tile: int | None = None,
         threads: int | None = None,
     ) -> None:
@@ -103,7 +111,7 @@ class Upscaler:
         engine: str = "auto",
         device: str = "auto",
         threads: int | None = None,
-        overlap: str | int = "evaluated",
+        overlap: str | int = DEFAULT_OVERLAP,
         tile: int | None = None,
     ) -> Upscaler:
         """Load a model directory, or a model by name.

@@ -45,15 +45,16 @@ def test_fades_lie_in_the_overlaps_about_their_middle_and_apart(length, tile, st
         assert after * scale <= first <= end <= (before + side) * scale
         assert first + end == (before + side + after) * scale
         assert end - first <= MAX_FADE * scale
+        assert end - first <= max(1, (before + side - after) * scale / 2)
     assert all(end <= first for (_, end), (first, _) in pairwise(ranges))
 
 
-def test_a_step_between_tiles_becomes_a_ramp_across_their_overlap():
-    tile_plan = plan(8, 14, 8, 6)
+def test_a_step_between_tiles_becomes_a_ramp_across_the_middle_of_their_overlap():
+    tile_plan = plan(8, 12, 8, 4)
     tiles = np.zeros((2, 1, 32, 32), np.uint8)
     tiles[1] = 160
     row = blend_tiles(tiles, tile_plan, 4)[5, :, 0].astype(int)
-    assert row.tolist() == [0] * 24 + [10, 30, 50, 70, 90, 110, 130, 150] + [160] * 24
+    assert row.tolist() == [0] * 20 + [10, 30, 50, 70, 90, 110, 130, 150] + [160] * 20
 
 
 def test_sixteen_bits_keep_their_precision():

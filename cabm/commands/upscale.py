@@ -82,11 +82,11 @@ def upscale(
     overlap: Annotated[
         str,
         typer.Option(
-            help="How tiles overlap. evaluated: as the model was evaluated (2 pixels). auto: by what the "
-            "network sees, so that a float model's tiles equal the image computed whole; 2 to 3 times the "
-            "work. Or pixels."
+            help="Pixels that tiles overlap by. evaluated: as the model was evaluated (2). auto: by what "
+            "the network sees, so that a float model's tiles equal the image computed whole; 2 to 3 times "
+            "the work."
         ),
-    ] = "evaluated",
+    ] = "6",
     tile: Annotated[
         int | None, typer.Option(min=1, help="Side of a tile in input pixels. Default: the table's.")
     ] = None,

@@ -130,7 +130,7 @@ def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
         (["{tmp}/a.png", "-m", "nowhere"], "nowhere: no such model directory"),
         (["{tmp}/a.png", "-o", "{tmp}/b.gif"], "cannot write gif"),
         (["{tmp}/a.png", "-o", "{tmp}/text.png/x"], "is a file, not a folder"),
-        (["{tmp}/a.png", "--tile", "2"], "tiles of 2 pixels that overlap by 2"),
+        (["{tmp}/a.png", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
         (["{tmp}/a.png", "--overlap", "much"], "overlap 'much'"),
         (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "cannot draw into this"),
         (["{tmp}/empty"], "no images in this folder"),
