@@ -89,7 +89,8 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
     try:
         params = load_params()
         # what is recorded and how leaves the pipeline the same
-        key = params_hash(params.model_dump(mode="json", exclude={"tracking", "serving"}))
+        everything = params.model_dump(mode="json", exclude={"tracking", "serving"})
+        key = params_hash(everything)
         torch.set_num_threads(cpu_threads(params.runtime))
         section = getattr(params, name)
         logged = {
@@ -103,6 +104,8 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
             params=logged,
             tags=_environment(),
             pipeline_key=key,
+            pipeline_title=f"{params.model.name} x{params.model.scale}",
+            pipeline_params=everything,
             data_hash=None if name == "prepare" else data_hash(DATA),  # it replaces what is there
         ) as tracker:
             if isinstance(section, TrainingSettings):

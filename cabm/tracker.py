@@ -31,6 +31,8 @@ class RunSession(Protocol):
 
     client: Any
     run_id: str
+    pipeline: RunSession | None
+    """The run of the whole pipeline, in that of a stage."""
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
         """Add points to the curves."""
@@ -84,10 +86,17 @@ class Tracker:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers (scalar tensors too) at a training step."""
         if self._outbox:
-            now = int(time.time() * 1000)
-            self._outbox.put_records(
-                [(clean_name(name), float(value), now, int(step)) for name, value in values.items()]
-            )
+            self._outbox.put_records(_points(values, step))
+
+    def pipeline_metrics(self, values: Mapping[str, float]) -> None:
+        """Record the numbers that pipelines are compared by, on the run of the whole pipeline."""
+        points = _points(values, 0)
+
+        def send(session: RunSession) -> None:
+            if session.pipeline is not None:
+                session.pipeline.log_metrics(points)
+
+        self._put(send)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record nested params under dotted names. The first value of a name stays."""
@@ -189,6 +198,11 @@ class NullTracker(Tracker):
 def clean_name(name: str) -> str:
     """Return a name with underscores where it has characters that MLflow refuses."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def _points(values: Mapping[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [(clean_name(name), float(value), now, int(step)) for name, value in values.items()]
 
 
 def _plain(value: Any) -> Any:

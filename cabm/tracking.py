@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cabm.outbox import Outbox
-from cabm.provenance import code_tags, params_hash
+from cabm.provenance import code_tags, flatten_params, params_hash
 from cabm.tracker import Metric, NullTracker, RunSession, ServedModel, Tracker, clean_name
 from cabm.tracking_store import (
     database_path,
@@ -66,7 +66,7 @@ class _Session:
 
     client: MlflowClient
     run_id: str
-    parent_id: str
+    pipeline: _Session | None = None
     known_params: dict[str, str] = field(default_factory=dict)
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
@@ -92,7 +92,10 @@ class _Session:
             self.log_tags({"params.changed": "\n".join(changed)})
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
-        _log_tags(self.client, self.run_id, tags)
+        from mlflow.entities import RunTag
+
+        items = [RunTag(clean_name(name), str(value)[:MAX_TAG_CHARS]) for name, value in tags.items()]
+        self.client.log_batch(self.run_id, tags=items)
 
     def log_artifact(self, path: str, content: bytes) -> None:
         target = PurePosixPath(path)
@@ -113,7 +116,8 @@ class _Session:
 
     def end(self, status: str) -> None:
         self.client.set_terminated(self.run_id, status)
-        self.client.set_terminated(self.parent_id, status)
+        if self.pipeline is not None:
+            self.pipeline.end(status)
 
 
 @contextmanager
@@ -124,6 +128,8 @@ def open_run(
     params: Mapping[str, Any],
     tags: Mapping[str, Any],
     pipeline_key: str,
+    pipeline_title: str = "pipeline",
+    pipeline_params: Mapping[str, Any] | None = None,
     data_hash: str | None = None,
 ) -> Iterator[Tracker]:
     """Record the body of the ``with`` block as one run under its pipeline's run.
@@ -138,6 +144,9 @@ def open_run(
         params: nested params, recorded under dotted names; their hash becomes a tag.
         tags: further tags.
         pipeline_key: names the state of params and code that the pipeline's runs share.
+        pipeline_title: what the pipeline's run is called, before the beginning of its key. Under
+            ``dvc exp run`` the name is the experiment's.
+        pipeline_params: nested params of the pipeline's run, by which pipelines are compared.
         data_hash: names the data; becomes a tag.
     """
     if not settings.enabled:
@@ -146,7 +155,7 @@ def open_run(
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = resolve_uri(settings.uri)
     experiment = os.environ.get("DVC_EXP_NAME")
-    name = experiment or f"pipeline {pipeline_key[:10]}"
+    name = experiment or f"{pipeline_title} {pipeline_key[:10]}"
     key = clean_name(experiment or pipeline_key)
     all_tags = {"experiment": name, **code_tags(), "params.sha256": params_hash(params)}
     all_tags |= {"data.sha256": data_hash} if data_hash else {}
@@ -160,7 +169,9 @@ def open_run(
             yield NullTracker()
             return
         outbox: Outbox[RunSession] = Outbox(
-            connect=lambda: _connect(uri, settings.experiment, name, key, stage, all_tags),
+            connect=lambda: _connect(
+                uri, settings.experiment, name, key, stage, all_tags, flatten_params(pipeline_params or {})
+            ),
             send=_Session.log_metrics,
             is_transient=is_transient,
             probe=lambda session: session.client.get_run(session.run_id),
@@ -188,7 +199,13 @@ def open_run(
 
 
 def _connect(
-    uri: str, experiment: str, name: str, key: str, stage: str, tags: Mapping[str, Any]
+    uri: str,
+    experiment: str,
+    name: str,
+    key: str,
+    stage: str,
+    tags: Mapping[str, Any],
+    pipeline_params: Mapping[str, str],
 ) -> _Session:
     """Open the experiment, the pipeline's run and the stage's run; make what is not there."""
     from mlflow.tracking import MlflowClient
@@ -204,14 +221,15 @@ def _connect(
             client, experiment_id, name, {"pipeline.key": key, "stage": "pipeline"}, keep=True
         )
         link = {"pipeline.key": key, "stage": stage, "mlflow.parentRunId": parent_id}
-        run_id = _get_or_create_run(client, experiment_id, f"{name} / {stage}", link, keep=False)
-    session = _Session(client, run_id, parent_id)
-    session.known_params |= client.get_run(run_id).data.params
+        run_id = _get_or_create_run(client, experiment_id, f"{stage} ({name})", link, keep=False)
+    pipeline = _Session(client, parent_id, None, client.get_run(parent_id).data.params)
+    session = _Session(client, run_id, pipeline, client.get_run(run_id).data.params)
     source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     source |= {"mlflow.source.git.commit": tags["baseline"]} if "baseline" in tags else {}
-    _log_tags(client, run_id, {**source, **tags})
-    pipeline = ("experiment", "baseline", "dirty")
-    _log_tags(client, parent_id, {name: tags[name] for name in pipeline if name in tags})
+    session.log_tags({**source, **tags})
+    shared = ("experiment", "baseline", "dirty")
+    pipeline.log_tags({name: tags[name] for name in shared if name in tags})
+    pipeline.log_params(pipeline_params)
     return session
 
 
@@ -242,13 +260,6 @@ def _get_or_create_run(
         client.update_run(found[0].info.run_id, status="RUNNING")
         return found[0].info.run_id
     return client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
-
-
-def _log_tags(client: MlflowClient, run_id: str, tags: Mapping[str, Any]) -> None:
-    from mlflow.entities import RunTag
-
-    items = [RunTag(clean_name(name), str(value)[:MAX_TAG_CHARS]) for name, value in tags.items()]
-    client.log_batch(run_id, tags=items)
 
 
 def log_pyfunc(client: MlflowClient, run_id: str, served: ServedModel) -> tuple[str, str]:

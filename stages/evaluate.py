@@ -51,13 +51,20 @@ def evaluate(stage: Stage) -> None:
     save_crops(shown, stage.results / "crops")
     for name, figure in figures.items():
         stage.tracker.figure(name, figure)
-    measured = headline(summary["tiles"]) | {"seconds": round(time.perf_counter() - started, 2)}
-    write_json(stage.metrics / "evaluate.json", {"protocol": described} | measured)
+    compared = headline(summary["tiles"])
+    shave = stage.params.model.scale
+    protocol = f"Y, shave {shave}, LR tiles of {settings.patch}, {settings.step} apart"
+    write_json(stage.metrics / "quality.json", {"protocol": protocol} | compared)
+    stage.tracker.pipeline_metrics(
+        {f"{name}/{key}": value for name, row in compared.items() for key, value in row.items()}
+    )
+    seconds = round(time.perf_counter() - started, 2)
+    write_json(stage.metrics / "evaluate.json", {"protocol": described, "seconds": seconds})
     write_report(Path(), stage.results)
 
 
-def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the few numbers by set that experiments are compared by."""
+def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the few numbers by set that experiments are compared by, rounded to be read."""
     wanted = {
         "bicubic_psnr": ("bicubic", "psnr"),
         "float_psnr": ("full_precision", "psnr"),
@@ -70,7 +77,11 @@ def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "cabm_bypassed": ("cabm", "bypassed"),
     }
     return {
-        set_name: {name: rows[method][key] for name, (method, key) in wanted.items() if key in rows[method]}
+        set_name: {
+            name: round(rows[method][key], 4)
+            for name, (method, key) in wanted.items()
+            if key in rows[method]
+        }
         for set_name, rows in tiles.items()
     }
 

@@ -93,8 +93,8 @@ def assert_same_weights(project: Path, finished: Path, stage: str) -> None:
 
 def test_pipeline_writes_what_dvc_expects(finished: Path) -> None:
     for stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].values():
-        plots = [next(iter(entry)) for entry in stage.get("plots", [])]
-        for out in [*stage["outs"], *(next(iter(entry)) for entry in stage["metrics"]), *plots]:
+        for entry in [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]:
+            out = entry if isinstance(entry, str) else next(iter(entry))
             assert (finished / out).exists(), out
     assert not list((finished / ".resume").rglob("*.safetensors")), "resume state is dropped on success"
 

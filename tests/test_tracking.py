@@ -209,10 +209,26 @@ def test_the_stages_of_a_pipeline_stand_under_one_finished_run(
     parents = [run.data.tags["mlflow.parentRunId"] for run in children]
     assert parents == [first.info.run_id] * 3 + [second.info.run_id]
     assert [run.info.run_name for run in children[:3]] == [
-        "pipeline 0123456789 / pams",
-        "pipeline 0123456789 / cadyq",
-        "pipeline 0123456789 / cabm",
+        "pams (pipeline 0123456789)",
+        "cadyq (pipeline 0123456789)",
+        "cabm (pipeline 0123456789)",
     ]
+
+
+def test_pipelines_are_compared_by_their_own_params_and_metrics(
+    settings: TrackingSettings, client: MlflowClient
+) -> None:
+    whole = {"model": {"name": "edsr"}, "cadyq": {"w_bit": 1e-4}}
+    for stage in ("cadyq", "evaluate"):
+        arguments = {"pipeline_title": "edsr x4", "pipeline_params": whole}
+        with open_stage(settings, stage, **arguments) as run:
+            run.metrics({"loss": 1.0}, 0)
+            run.pipeline_metrics({f"{stage}/psnr": 26.5})
+    pipeline = only(stage_runs(client, "pipeline"))
+    assert pipeline.info.run_name == "edsr x4 0123456789"
+    assert pipeline.data.params == {"model.name": "edsr", "cadyq.w_bit": "0.0001"}
+    assert pipeline.data.metrics == {"cadyq/psnr": 26.5, "evaluate/psnr": 26.5}
+    assert only(stage_runs(client, "cadyq")).data.metrics == {"loss": 1.0}
 
 
 def test_an_experiment_of_dvc_gives_its_name(
@@ -229,7 +245,7 @@ def test_an_experiment_of_dvc_gives_its_name(
     child = only(stage_runs(client, "cadyq"))
     assert parent.info.run_name == "husky-yawn"
     assert parent.data.tags["experiment"] == "husky-yawn"
-    assert child.info.run_name == "husky-yawn / cadyq"
+    assert child.info.run_name == "cadyq (husky-yawn)"
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.tags["experiment"] == "husky-yawn"
     assert child.data.tags["baseline"] == "f" * 40
