@@ -32,7 +32,8 @@ class ModelRunner:
         model: the backbone.
         autocast: type that convolutions compute in; None: float32.
         collapse_tail: run a linear tail as one convolution where that is exact, which is twice as fast:
-            on tiles inside the image (`inner`), whose outermost pixels the neighbours overlap.
+            everywhere, or on tiles inside the image (`inner`), whose outermost pixels the neighbours
+            overlap.
 
     Attributes:
         inner: what to run tiles with that do not touch the image's border.
@@ -44,9 +45,9 @@ class ModelRunner:
         self.model = model.eval()
         self.scale = model.scale
         self.autocast = autocast
-        self._collapses = False
+        self._collapses = collapse_tail and model.tail_border == 0
         self.inner: ModelRunner = self
-        if collapse_tail and model.tail_border is not None:
+        if collapse_tail and model.tail_border:
             self.inner = ModelRunner(model, autocast)
             self.inner._collapses = True
 
