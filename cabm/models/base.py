@@ -195,4 +195,5 @@ def grid_reach(reaches: Sequence[int], factors: Sequence[int]) -> int:
 
 def pixel_mean() -> Tensor:
     """Return the training set's mean colour in 0..255 as (1,3,1,1)."""
-    return torch.tensor(RGB_MEAN).view(1, 3, 1, 1) * 255
+    # plain numbers: tensor arithmetic on the meta device imports a compiler, a second at every start
+    return torch.tensor([255 * value for value in RGB_MEAN]).view(1, 3, 1, 1)
