@@ -232,7 +232,8 @@ def test_test_sets_need_names_of_their_own(tmp_path, content, sources, message):
 
 def test_yaml_writes_small_numbers_in_two_ways(tmp_path, content):
     for text in ("2e-4", "2.0e-4", "0.0002"):  # YAML 1.1 takes the first for a word
-        params = yaml.safe_dump(content).replace("learning_rate: 0.0006", f"learning_rate: {text}")
+        written = yaml.safe_dump(changed(content, "full_precision.learning_rate", 0.0625))
+        params = written.replace("learning_rate: 0.0625", f"learning_rate: {text}")
         assert load_params(save(tmp_path, params)).full_precision.learning_rate == 2e-4
 
 

@@ -62,7 +62,7 @@ def test_greedy_is_the_hardest_positions_in_order(height, width, scale, patch, s
     hr, lr = pair(height + patch - 1, width + patch - 1, scale, seed)
     expected = brute_force(hr, lr, scale, patch).ravel()
     found = rank_positions(hr, lr, scale, lr_patch=patch, portion=0.3)
-    assert len(found) == max(1, round(0.3 * height * width))
+    assert len(found) == max(1, round(0.3 * (height * width)))
     errors = expected.reshape(height, width)[tuple(found.T)]
     np.testing.assert_allclose(errors, np.sort(expected)[::-1][: len(found)], rtol=1e-9, atol=1e-9)
 
