@@ -172,7 +172,8 @@ def log_and_register(
 
     def register(client: Any, run_id: str) -> Registered:
         model_id, location = tracking.log_pyfunc(client, run_id, served)
-        tags = {key: str(value) for key, value in vars(quality).items()}
+        tags = {"psnr": str(round(quality.psnr, 4)), "fab": str(round(quality.fab, 4))}
+        tags |= {"measured_on": quality.measured_on}
         for key in ("psnr", "fab"):
             client.log_metric(run_id, f"model/{key}", getattr(quality, key), model_id=model_id)
         try:
