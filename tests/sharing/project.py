@@ -66,6 +66,15 @@ class Clone:
         return {str(path.relative_to(self.root)): sha256(path) for path in sorted(files)}
 
 
+def clone_with_cache(source: Clone, root: Path) -> Clone:
+    """Return a clone that has its own copy of all that DVC keeps, and a workspace with all outs."""
+    clone = source.clone(root)
+    shutil.copytree(source.root / ".dvc" / "cache", root / ".dvc" / "cache")
+    shutil.copytree(source.root / "data" / "raw", root / "data" / "raw")
+    clone.dvc("checkout")
+    return clone
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

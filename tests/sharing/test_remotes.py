@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from cabm.checkpoint import load_model
 from cabm.errors import InputError
-from tests.sharing.project import OUTS, Clone
+from tests.sharing.project import OUTS, Clone, clone_with_cache
 from tests.sharing.remotes import Remote, directory_remote, s3_remote, ssh_remote
 
 pytestmark = pytest.mark.slow
@@ -48,9 +47,7 @@ def remote(
 @pytest.fixture()
 def shared(finished: Clone, remote: Remote, tmp_path: Path) -> Shared:
     """The finished pipeline in a clone of its own, with its remote committed, and pushed."""
-    author = finished.clone(tmp_path / "author").with_environment(**remote.environment)
-    shutil.copytree(finished.root / ".dvc" / "cache", author.root / ".dvc" / "cache")
-    author.dvc("checkout")
+    author = clone_with_cache(finished, tmp_path / "author").with_environment(**remote.environment)
     author.dvc("remote", "add", "--default", "store", remote.url)
     for key, value in {"verify": "true", **remote.settings}.items():
         author.dvc("remote", "modify", "store", key, value)
