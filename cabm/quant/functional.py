@@ -44,53 +44,49 @@ def channel_deviation(x: Tensor) -> Tensor:
     return (centred.square_().sum(dim=(2, 3)) / (x[0, 0].numel() - 1)).sqrt_()
 
 
-def _code_dtype(x: Tensor) -> torch.dtype:
-    """Codes take the type that autocast would cast them to anyway, to save it the pass."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
+def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
     """Return round(clip(x, -alpha, alpha) * n / alpha), rounding half to even, without gradient.
 
     Args:
         x: (B,C,H,W), any range.
         alpha: (B,) or (1,) clip values, > 0.
-        levels: (B,) or (1,) whole n as float.
-        dtype: type of the codes; must hold n exactly.
+        levels: whole n: (B,) as float, or one for all samples.
+
+    Returns:
+        (B,C,H,W) in the type of x and alpha; float32 at least, or 8-bit codes are not exact.
     """
+    if not isinstance(levels, Tensor):
+        # bounds known to all samples: one pass
+        return (x * _per_sample(levels / alpha)).round_().clamp_(-levels, levels)
     bound = _per_sample(levels)
-    # float32 for the product: bfloat16 has half a code of error above 64
     codes = (x * _per_sample(levels / alpha)).round_()
     torch.minimum(codes, bound, out=codes)
-    torch.maximum(codes, -bound, out=codes)
-    return codes.to(dtype)
+    return torch.maximum(codes, -bound, out=codes)
 
 
 class _AssignedCodes(torch.autograd.Function):
     """Codes of samples whose bits are given; gradients of METHOD section 1 (straight-through)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x, alpha, levels)
-        return quantize_to_codes(x, alpha, levels, dtype)
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        ctx.levels = levels
+        return quantize_to_codes(x, alpha, levels)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        x, alpha, levels = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, alpha = ctx.saved_tensors
         # d codes / d value = n / alpha; the caller multiplies by the detached scale alpha / n
-        grad_value = grad * _per_sample(levels / alpha)
-        outside = x.abs()
-        torch.ge(outside, _per_sample(alpha), out=outside)
-        outside.mul_(grad_value)
-        grad_x = grad_value.sub_(outside).to(x.dtype)
-        grad_alpha = None
-        if ctx.needs_input_grad[1]:
-            grad_alpha = _sample_sums(outside.mul_(x.sign()))
-            if alpha.numel() == 1:
-                grad_alpha = grad_alpha.sum().view(1)
-        return grad_x, grad_alpha, None, None
+        grad_x = grad * _per_sample(ctx.levels / alpha)
+        # -1, 0, 1: below, within, above. A quotient rounds to 1 only from alpha upwards
+        side = (x / _per_sample(alpha)).clamp_(-1, 1).trunc_()
+        clipped = grad_x * side
+        grad_x.addcmul_(clipped, side, value=-1)
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None
+        grad_alpha = clipped.sum().view(1) if alpha.numel() == 1 else _sample_sums(clipped)
+        return grad_x, grad_alpha, None
 
 
 class _SelectedCodes(torch.autograd.Function):
@@ -108,16 +104,14 @@ class _SelectedCodes(torch.autograd.Function):
         probabilities: Tensor,
         selected: Tensor,
         levels: Tensor,
-        dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x, alphas, probabilities, selected, levels)
-        return quantize_to_codes(x, alphas[selected], levels[selected], dtype)
+        return quantize_to_codes(x, alphas[selected], levels[selected])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, alphas, probabilities, selected, levels = ctx.saved_tensors
-        grad = grad.to(x.dtype)
         # d codes / d value, put onto the sums and not onto every element
         factor = (levels / alphas)[selected]
         magnitude = x.abs()
@@ -134,11 +128,11 @@ class _SelectedCodes(torch.autograd.Function):
             # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
             codes = torch.mul(magnitude, level / alpha, out=buffer).round_().clamp_(max=level)
             grad_probabilities.append(_sample_sums(codes.mul_(signed)) * factor * (alpha / level))
-        grad_x = passed.mul_(grad).mul_(_per_sample(factor)).to(x.dtype)
-        return grad_x, torch.stack(grad_alphas), torch.stack(grad_probabilities, 1), None, None, None
+        grad_x = passed.mul_(grad).mul_(_per_sample(factor))
+        return grad_x, torch.stack(grad_alphas), torch.stack(grad_probabilities, 1), None, None
 
 
-def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor) -> Tensor:
+def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
     """Quantize each sample with its own clip value and width, straight-through.
 
     The value of the result is ``codes * (alpha / levels).detach()``. With that, the gradient of the
@@ -147,9 +141,9 @@ def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor) -> Tensor:
     Args:
         x: (B,C,H,W), any range.
         alpha: (B,) or (1,) clip values, > 0.
-        levels: (B,) or (1,) n of each sample's width.
+        levels: (B,) n of each sample's width, or one for all.
     """
-    return _AssignedCodes.apply(x, alpha, levels, _code_dtype(x))
+    return _AssignedCodes.apply(x, alpha, levels)
 
 
 def selected_codes(
@@ -164,17 +158,21 @@ def selected_codes(
         selected: (B,) index of the width used forward.
         levels: (K,) n per width.
     """
-    return _SelectedCodes.apply(x, alphas, probabilities, selected, levels, _code_dtype(x))
+    return _SelectedCodes.apply(x, alphas, probabilities, selected, levels)
 
 
-class _RoundStraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
+class _WeightCodes(torch.autograd.Function):
+    """round(w n / m), straight-through; m is a constant."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def forward(ctx: Any, weight: Tensor, levels: int, largest: Tensor) -> Tensor:
+        ctx.slope = levels / largest
+        return (weight * levels).div_(largest).round_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.slope, None, None
 
 
 def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -192,5 +190,5 @@ def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         Codes in -n..n (with gradient) and the scale (0-dim, without). A weight of zeros has codes of zero.
     """
     levels = num_levels(bits)
-    largest = weight.detach().abs().max() + 1e-8
-    return _RoundStraightThrough.apply(weight * levels / largest), largest / levels
+    largest = torch.linalg.vector_norm(weight.detach(), torch.inf) + 1e-8
+    return _WeightCodes.apply(weight, levels, largest), largest / levels

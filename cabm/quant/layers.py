@@ -70,7 +70,7 @@ class PamsActivation(nn.Module):
             context.observer.record(self, x)
             return x
         scale = (self.alpha.detach() / self.levels).view(1, 1, 1, 1)
-        return Quantized(assigned_codes(x, self.alpha, self.levels), scale, self.bits)
+        return Quantized(assigned_codes(x, self.alpha, num_levels(self.bits)), scale, self.bits)
 
     def extra_repr(self) -> str:
         """Name the width."""
@@ -151,9 +151,9 @@ class AssignedActivation(_SearchSpaceActivation):
 
 
 def _rescale(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y * scale + bias in float32 or wider, in place of what a convolution of codes returned."""
-    y = y.to(torch.promote_types(y.dtype, scale.dtype)).mul_(scale)
-    return y if bias is None else y.add_(bias.view(1, -1, 1, 1))
+    """Return y * scale + bias of what a convolution of codes returned, in float32 or wider."""
+    y = y.to(torch.promote_types(y.dtype, scale.dtype))
+    return y.mul_(scale) if bias is None else torch.addcmul(bias.view(1, -1, 1, 1), y, scale)
 
 
 class QuantConv2d(nn.Conv2d):

@@ -37,9 +37,7 @@ def values(seed: int, spread: float) -> torch.Tensor:
 
 
 def simulated_codes(x: torch.Tensor, grid: Grid) -> torch.Tensor:
-    codes = quantize_to_codes(
-        x, torch.tensor([grid.alpha]), torch.tensor([float(grid.levels)]), torch.float32
-    )
+    codes = quantize_to_codes(x, torch.tensor([grid.alpha]), grid.levels)
     return codes.clamp(min=grid.low) + grid.zero
 
 

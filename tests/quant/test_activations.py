@@ -46,9 +46,7 @@ def test_values_are_torchs_fake_quantization(bits):
     levels = num_levels(bits)
     step = 2.0**-3
     x = (torch.arange(-5 * levels, 5 * levels + 1) * step / 4).view(1, 1, 1, -1)
-    codes = quantize_to_codes(
-        x, torch.tensor([levels * step]), torch.tensor([float(levels)]), torch.float32
-    )
+    codes = quantize_to_codes(x, torch.tensor([levels * step]), levels)
     expected = torch.fake_quantize_per_tensor_affine(x, step, 0, -levels, levels)
     assert torch.equal(codes * step, expected)
 
@@ -63,12 +61,12 @@ def test_properties_of_codes(bits, alpha, values):
     levels = num_levels(bits)
     x = torch.tensor(values).view(1, 1, 1, -1)
     alphas, n = torch.tensor([alpha]), torch.tensor([float(levels)])
-    codes = quantize_to_codes(x, alphas, n, torch.float32)
+    codes = quantize_to_codes(x, alphas, n)
     step = alphas / n
     assert torch.equal(codes, codes.round())
     assert codes.abs().max() <= levels
-    assert torch.equal(quantize_to_codes(-x, alphas, n, torch.float32), -codes)
-    assert torch.equal(quantize_to_codes(codes * step, alphas, n, torch.float32), codes)
+    assert torch.equal(quantize_to_codes(-x, alphas, n), -codes)
+    assert torch.equal(quantize_to_codes(codes * step, alphas, n), codes)
     inside = x.abs() <= alphas
     error = (codes * step - x).abs()[inside]
     assert bool((error <= 0.5001 * step + 1e-6 * alpha).all())
@@ -83,7 +81,7 @@ def test_codes_under_bfloat16_autocast_are_the_same_numbers(memory_format, autoc
     alpha, levels = torch.tensor([0.5, 1.5, 2.5]), LEVELS.float()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         codes = assigned_codes(x, alpha, levels)
-    assert codes.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert codes.dtype == torch.float32
     exact = torch.round(
         x.double().clamp(-per_sample(alpha), per_sample(alpha)) * per_sample(levels / alpha)
     )
