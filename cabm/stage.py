@@ -20,6 +20,7 @@ from cabm import __version__
 from cabm.config import Params, TrainingSettings, cpu_threads, load_params
 from cabm.data.store import PackedStore
 from cabm.errors import InputError, TrainingDiverged
+from cabm.memory import keep_freed_memory
 from cabm.provenance import params_hash, project_root
 from cabm.tracker import Tracker
 from cabm.tracking import open_run
@@ -110,6 +111,7 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
         ) as tracker:
             if isinstance(section, TrainingSettings):
                 torch.manual_seed(section.seed)
+                keep_freed_memory()
             body(Stage(name, params, tracker))
     except (InputError, TrainingDiverged, SafetensorError) as error:
         return _fail(name, str(error))

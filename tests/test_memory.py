@@ -1,0 +1,38 @@
+"""That freed activations are used again, seen by the page faults of a process of its own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+from cabm.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+def step():
+    blocks = [b"x" * (16 << 20) for _ in range(4)]
+
+step()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    run = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways")
+def test_freed_memory_is_used_without_new_faults() -> None:
+    kept, returned = faults("keep"), faults("give back")
+    assert kept < 100
+    assert returned > 10_000, "the default that this is about"
