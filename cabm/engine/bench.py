@@ -90,7 +90,7 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
     tiles, bits = _work(options, model, table)
     runs: dict[str, Callable[[], object]] = {}
     skipped: dict[str, str] = {}
-    plain = _float_twin(model)
+    plain = float_twin(model)
     runs[FLOAT] = lambda: _forward(plain, tiles, None)
     runs[SIMULATED] = lambda: _forward(model, tiles, bits)
     reason = supports(model)
@@ -198,7 +198,7 @@ def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:
     ].clamp(0, 255)
 
 
-def _float_twin(model: Backbone) -> Backbone:
+def float_twin(model: Backbone) -> Backbone:
     """Return the float model of the same weights."""
     twin = build_model(model.name, model.scale, Precision("float"), model.options)
     given = model.state_dict()
@@ -266,7 +266,7 @@ def _peak_memory_here(options: UpscaleBench, name: str) -> float:
         engine = compile_model(model)
         run = lambda: engine.run(tiles, bits)  # noqa: E731
     else:
-        plain = _float_twin(model)
+        plain = float_twin(model)
         run = lambda: _forward(plain, tiles, None)  # noqa: E731
     for _ in range(2):
         run()
