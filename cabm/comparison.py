@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 
 from cabm.checkpoint import LoadedModel, load_model
 from cabm.config import EvaluateSettings
+from cabm.controls import constant, shuffled
 from cabm.data.store import PackedStore
 from cabm.evaluation import ImageResult, evaluate_store, mean_results
 from cabm.files import atomic_write
 from cabm.inference import ModelRunner, TiledResult, super_resolve
 from cabm.metrics import bitops
 from cabm.models import Backbone
+from cabm.observations import Observations
 from cabm.quant.precision import FIXED_BITS
 from cabm.resize import upscale
 from cabm.tiling import TilePlan, plan
@@ -59,8 +61,24 @@ def load_methods(models: Path) -> list[Method]:
     methods = [Method("bicubic")]
     for name in STEPS:
         loaded = load_model(models / name)
-        methods.append(Method(name, loaded, ModelRunner(loaded.model)))
+        methods.append(Method(name, loaded, ModelRunner(loaded.model, collapse_tail=True)))
     return methods
+
+
+def control_methods(cabm: Method, observations: Observations) -> list[Method]:
+    """Return the CABM model with tables that know less: whether the edge score is worth anything.
+
+    Args:
+        cabm: the method with the learned table.
+        observations: those that the table was built from.
+    """
+    loaded = cabm.loaded
+    assert loaded is not None and loaded.table is not None
+    tables = {
+        "cabm_shuffled": shuffled(loaded.table, seed=0),
+        "cabm_constant": constant(loaded.table, observations.scores),
+    }
+    return [Method(name, replace(loaded, table=table), cabm.runner) for name, table in tables.items()]
 
 
 def _bicubic(image: np.ndarray, scale: int) -> TiledResult:

@@ -241,6 +241,9 @@ class EvaluateSettings(Section):
     max_whole_pixels: Count = 300_000
     """Low-resolution pixels above which an image is not run uncut (memory)."""
 
+    controls: bool = False
+    """Measure CABM with shuffled rows and with one row for all too: is the edge score worth anything?"""
+
     picture: str | None = None
     """``set/image`` that bit map and crops show; the first image of the last set by default."""
 

@@ -49,7 +49,7 @@ class Validation:
         self.store = store
         self.table = table
         self.settings = settings
-        self.runner = ModelRunner(copy.deepcopy(model), autocast)
+        self.runner = ModelRunner(copy.deepcopy(model), autocast, collapse_tail=True)
 
     def measure(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Return mean ``psnr``, ``ssim`` and, for models with bits, ``fab``."""

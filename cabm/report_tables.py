@@ -12,7 +12,14 @@ from cabm.config import Params
 from cabm.report_data import STAGES, ImageRow, Measured, ReportData, StageMetrics, StepMetrics
 
 MISSING = "–"
-LABELS = {"full_precision": "float", "pams": "PAMS", "cadyq": "CADyQ", "cabm": "CABM"}
+LABELS = {
+    "full_precision": "float",
+    "pams": "PAMS",
+    "cadyq": "CADyQ",
+    "cabm": "CABM",
+    "cabm_shuffled": "CABM, rows shuffled",
+    "cabm_constant": "CABM, one row for all",
+}
 STAGE_WORK = {
     "prepare": "pack images",
     "full_precision": "train in full precision",

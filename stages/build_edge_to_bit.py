@@ -21,7 +21,7 @@ def build(stage: Stage) -> None:
     loaded = load_model(source)
     started = time.perf_counter()
     observations = observe(
-        ModelRunner(loaded.model),
+        ModelRunner(loaded.model, collapse_tail=True),
         stage.store("validation"),
         patch=settings.patch,
         step=settings.step,

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cabm.comparison import compare, image_rows, load_methods, protocol_description, summarise, write_rows
+from cabm.comparison import (
+    compare,
+    control_methods,
+    image_rows,
+    load_methods,
+    protocol_description,
+    summarise,
+    write_rows,
+)
 from cabm.data.store import PackedStore
 from cabm.environment import environment
 from cabm.files import write_json
@@ -24,6 +32,9 @@ def evaluate(stage: Stage) -> None:
     started = time.perf_counter()
     settings = stage.params.evaluate
     methods = {method.name: method for method in load_methods(stage.models)}
+    observations = Observations.load(stage.tables / "observations.npz")
+    if settings.controls:
+        methods |= {method.name: method for method in control_methods(methods["cabm"], observations)}
     folders = sorted(path.parent for path in (stage.data / "test").glob("*/index.json"))
     sets = {folder.name: PackedStore.open(folder) for folder in folders}
     shown = show_image(methods, sets, settings)
@@ -45,7 +56,6 @@ def evaluate(stage: Stage) -> None:
     for set_name in sets:
         rows = [row for row in images if row["set"] == set_name]
         stage.tracker.table(f"images_{set_name}", rows)
-    observations = Observations.load(stage.tables / "observations.npz")
     figures = make_pictures(shown, methods["cabm"].loaded.table, summary["tiles"], observations)
     save_figures(figures, stage.results / "figures")
     save_crops(shown, stage.results / "crops")
