@@ -15,6 +15,7 @@ from torch import Tensor
 from cabm.errors import InputError, describe
 from cabm.files import atomic_directory, atomic_write, read_json, sha256_file, write_json
 from cabm.models import BACKBONES, Backbone, build_model
+from cabm.models.registry import MAX_OPTION
 from cabm.packed import pack_state, unpack_state
 from cabm.quant import Precision
 from cabm.table import EdgeToBitTable
@@ -23,8 +24,6 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TABLE_FILE = "edge_to_bit.json"
 FORMAT = "cabm.model/1"
-# far above any published network of this family; a config from elsewhere cannot ask for all memory
-MAX_OPTION = 4096
 
 
 class PrecisionConfig(BaseModel):
@@ -167,9 +166,8 @@ def read_config(directory: Path) -> ModelConfig:
 def _build(directory: Path, config: ModelConfig) -> Backbone:
     try:
         return build_model(config.backbone, config.scale, config.precision.build(), config.options)
-    except (InputError, RuntimeError, ValueError, KeyError, ZeroDivisionError) as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"{directory / CONFIG_FILE}: the model cannot be built: {message}") from None
+    except InputError as error:
+        raise InputError(f"{directory / CONFIG_FILE}: {error}") from None
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:

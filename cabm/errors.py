@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from pydantic import ValidationError
+
+_MAX_SHOWN = 80  # characters of a key or a value in a message
 
 
 class InputError(ValueError):
     """Something the user gave is wrong: a file, a parameter, an option.
 
     The message is one line: what was found, where, and what to do about it. The command line
-    and the stages print it without a traceback and exit non-zero.
+    and the stages print it without a traceback and exit non-zero. What a file or its name says
+    cannot break the line or steer the terminal: characters that do not print are written as escapes.
     """
+
+    def __init__(self, message: str) -> None:
+        printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(printable))
 
 
 class TrainingDiverged(RuntimeError):
@@ -28,9 +36,33 @@ def describe(error: ValidationError, content: Any = None) -> str:
     """
     problems = []
     for problem in error.errors(include_url=False):
-        where = ".".join(_keys(problem["loc"], content)) or "the file"
-        problems.append(f"{where}: {problem['msg']} (found {str(problem['input'])[:80]!r})")
-    return "; ".join(problems[:5])
+        where = ".".join(key[:_MAX_SHOWN] for key in _keys(problem["loc"], content)) or "the file"
+        problems.append(f"{where}: {problem['msg'][:200]} (found {shown(problem['input'])!r})")
+        if len(problems) == 5:
+            break
+    return "; ".join(problems)
+
+
+def shown(value: Any) -> str:
+    """Return the beginning of a value as text, in time and memory that its size does not matter to.
+
+    A few lines of YAML can stand for a structure of any size, and a whole number can have more digits
+    than Python agrees to write.
+    """
+    if isinstance(value, str):
+        return value[:_MAX_SHOWN]
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (dict, list, tuple)):
+        return _Brief().repr(value)[:_MAX_SHOWN]
+    return str(value)[:_MAX_SHOWN]
+
+
+class _Brief(reprlib.Repr):
+    """The standard library's short texts of containers, with long numbers as above."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return shown(x)
 
 
 def _keys(places: tuple[int | str, ...], content: Any) -> list[str]:
@@ -39,6 +71,7 @@ def _keys(places: tuple[int | str, ...], content: Any) -> list[str]:
     keys = []
     for index, place in enumerate(places):
         sequence = isinstance(content, (list, tuple)) and isinstance(place, int)
+        sequence = sequence and place < len(content)  # a tuple may be too short
         inside = sequence or (isinstance(content, dict) and place in content)
         if inside:
             content = content[place]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +43,53 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory beside ``path`` that replaces it when the block ends well."""
+    """Yield a temporary directory beside ``path`` that replaces it when the block ends well.
+
+    Whoever looks, or is killed, sees the old directory, none or the new one, each whole.
+
+    Raises:
+        InputError: there is a file of that name.
+    """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
+        new = temporary / "new"
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            path.replace(temporary / "old")
+        new.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: str | Path, *, older_than_s: float = 0.0) -> None:
+    """Remove what killed writers of ``path`` left beside it, whole or half.
+
+    Args:
+        path: what `atomic_write` or `atomic_directory` were to write.
+        older_than_s: only what nobody has written to for so long; 0 where there is no other writer.
+    """
+    path = Path(path)
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    name = re.compile(rf"\.({stem}-[a-z0-9_]{{8}}{suffix}|{stem}{suffix}-[a-z0-9_]{{8}})")
+    if not path.parent.is_dir():
+        return
+    for left in path.parent.glob(".*"):
+        with suppress(FileNotFoundError):
+            if not name.fullmatch(left.name) or time.time() - left.stat().st_mtime < older_than_s:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -76,10 +113,13 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        # half a character, which JSON can spell, could be neither printed nor written again
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also: bytes that are no text, endless numbers
         raise InputError(f"{path}: not valid JSON ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cabm.errors import InputError
+from cabm.files import remove_leftovers
 from cabm.image_writer import DEFAULT_QUALITY, FORMATS, SUFFIXES
 from cabm.images import is_image
 from cabm.raster import open_raster
@@ -161,7 +160,8 @@ def run_task(
         progress: called with the number of tiles of each batch that is done.
     """
     try:
-        _remove_stale(task.output)
+        # a live writer touches its file all the time
+        remove_leftovers(task.output, older_than_s=_STALE_SECONDS)
         raster = open_raster(task.source, options.max_pixels)
         spec = upscaler.output_spec(raster, task.format, options.quality)
         return upscaler.upscale_file(raster, task.output, spec, progress=progress)
@@ -255,16 +255,6 @@ def _check_room(needed: Counter[Path]) -> None:
                 f"{folder}: no room: about {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free;"
                 " make room or choose another folder with -o"
             )
-
-
-def _remove_stale(output: Path) -> None:
-    """Remove what a killed run left of this output; a live one touches its file all the time."""
-    name = re.compile(rf"\.{re.escape(output.stem)}-[a-z0-9_]{{8}}{re.escape(output.suffix)}")
-    if not output.parent.is_dir():
-        return
-    for left in output.parent.glob(".*"):
-        if name.fullmatch(left.name) and time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            left.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException, source: Path) -> str:

@@ -20,6 +20,7 @@ from cabm import __version__
 from cabm.config import Params, TrainingSettings, cpu_threads, load_params
 from cabm.data.store import PackedStore
 from cabm.errors import InputError, TrainingDiverged
+from cabm.files import remove_leftovers
 from cabm.memory import keep_freed_memory
 from cabm.provenance import params_hash, project_root
 from cabm.tracker import Tracker
@@ -31,6 +32,8 @@ TABLES = Path("tables")
 METRICS = Path("metrics")
 CURVES = Path("curves")
 RESULTS = Path("results")
+RESUME_FILE = "state.safetensors"
+_STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Stage:
         described["precision"] = str(self.params.runtime.autocast())
         text = json.dumps(described, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return project_root() / ".resume" / self.name / fingerprint / "state.safetensors"
+        return project_root() / ".resume" / self.name / fingerprint / RESUME_FILE
 
 
 def run_stage(name: str, body: Callable[[Stage], None]) -> int:
@@ -112,6 +115,7 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
             if isinstance(section, TrainingSettings):
                 torch.manual_seed(section.seed)
                 keep_freed_memory()
+            _remove_leftovers(name)
             body(Stage(name, params, tracker))
     except (InputError, TrainingDiverged, SafetensorError) as error:
         return _fail(name, str(error))
@@ -133,6 +137,14 @@ def data_hash(directory: Path) -> str | None:
     stores = sorted(path.parent for path in directory.rglob("index.json"))
     lines = [f"{store.relative_to(directory)} {PackedStore.open(store).sha256}" for store in stores]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def _remove_leftovers(name: str) -> None:
+    """Remove what killed runs of this stage wrote aside."""
+    for out in (MODELS / name, METRICS / f"{name}.json", CURVES / f"{name}.csv"):
+        remove_leftovers(out)  # DVC lets one process at a time make an out
+    for folder in project_root().glob(".resume/*/*"):  # experiments share these
+        remove_leftovers(folder / RESUME_FILE, older_than_s=_STALE_SECONDS)
 
 
 def _fail(name: str, message: str) -> int:

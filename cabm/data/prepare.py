@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def load_positions(directory: Path, settings: PrepareSettings, patch: int) -> np
     path = directory / "train" / POSITIONS_FILE
     try:
         positions = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # numpy parses a header
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: no ranked positions ({reason}); run the prepare stage again") from None
     if not isinstance(positions, np.ndarray):

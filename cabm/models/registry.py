@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from cabm.errors import InputError
+from cabm.errors import InputError, shown
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN
 from cabm.models.edsr import EDSR
@@ -19,6 +21,9 @@ BACKBONES: dict[str, type[Backbone]] = {
     CARN.name: CARN,
 }
 
+MAX_OPTION = 4096
+"""Far above any published network of this family; a file from elsewhere cannot ask for all memory."""
+
 
 def build_model(
     name: str, scale: int, precision: Precision, options: dict[str, Any] | None = None
@@ -32,11 +37,37 @@ def build_model(
         options: further constructor arguments, such as ``num_features``.
 
     Raises:
-        InputError: unknown name, or an option that this backbone does not have.
+        InputError: unknown name, an option that this backbone does not have, or a value that it cannot be
+            built with.
     """
     if name not in BACKBONES:
         raise InputError(f"model.name: unknown backbone {name!r}; known are {', '.join(sorted(BACKBONES))}")
+    options = options or {}
+    _check_options(BACKBONES[name], options)
     try:
-        return BACKBONES[name](scale, precision, **(options or {}))
-    except TypeError as error:
-        raise InputError(f"model: {name} cannot be built with {options}: {error}") from None
+        return BACKBONES[name](scale, precision, **options)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # as torch has it
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model: {name} cannot be built with {options}: {reason}") from None
+
+
+def _check_options(backbone: type[Backbone], options: Mapping[str, Any]) -> None:
+    """Compare options with the defaults of the constructor's arguments: a whole number asks for one."""
+    arguments = inspect.signature(backbone).parameters
+    kinds = {name: type(argument.default) for name, argument in arguments.items()}
+    known = [name for name in kinds if name not in ("scale", "precision")]
+    cannot = f"model: {backbone.name} cannot be built with"
+    for option, value in options.items():
+        if option not in known:
+            raise InputError(f"{cannot} {option}; its options are {', '.join(known)}")
+        kind = kinds[option]
+        if kind is bool:
+            fits, wanted = isinstance(value, bool), "true or false"
+        else:
+            number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+            fits = number and 0 <= value <= MAX_OPTION
+            wanted = f"a {'whole ' if kind is int else ''}number up to {MAX_OPTION}"
+        if not fits:
+            raise InputError(f"{cannot} {option} {shown(value)}; give {wanted}")

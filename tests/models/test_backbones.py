@@ -270,6 +270,9 @@ def test_wrong_options_are_the_users_error(backbone):
         build_model(backbone, 5, Precision())
     with pytest.raises(InputError, match=rf"{backbone} cannot be built with .*depth"):
         build_model(backbone, 2, Precision(), {"depth": 3})
+    for value in (8.5, "8", True, -1, 10**9, float("nan"), None, [8]):
+        with pytest.raises(InputError, match=rf"{backbone} cannot be built with num_features .* whole"):
+            build_model(backbone, 2, Precision(), {"num_features": value})
     with pytest.raises(InputError, match="unknown backbone 'rcan'"):
         build_model("rcan", 2, Precision())
 

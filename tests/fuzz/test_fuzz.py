@@ -1,0 +1,60 @@
+"""Readers against thousands of nearly right files: they read them, or refuse them in one line."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.mutations import inputs
+from tests.fuzz.targets import NAMES, outcome, targets
+
+EXAMPLES = {"default": 20, "slow": 2000}
+
+
+def attack(name: str, examples: int) -> None:
+    target = targets()[name]
+
+    @settings(
+        max_examples=max(5, round(target.share * examples)),
+        deadline=None,
+        derandomize=examples == EXAMPLES["default"],
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def run(data: st.DataObject) -> None:
+        content = data.draw(inputs(target))
+        with tempfile.TemporaryDirectory() as folder:
+            outcome(target, Path(folder), content)
+
+    run()
+
+
+def test_every_target_is_tried() -> None:
+    assert set(NAMES) == set(targets())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_files_are_accepted(name: str, tmp_path: Path) -> None:
+    """Else nothing behind the first check would ever be reached."""
+    target = targets()[name]
+    for number, seed in enumerate(target.seeds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert outcome(target, folder, seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_files_are_read_or_refused_in_one_line(name: str) -> None:
+    attack(name, EXAMPLES["default"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_damaged_files(name: str) -> None:
+    attack(name, EXAMPLES["slow"])

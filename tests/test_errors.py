@@ -1,0 +1,57 @@
+"""Messages are one short line, whatever a file says."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cabm.errors import InputError, describe
+
+
+class Schedule(BaseModel):
+    halve_at: tuple[int, int] = (0, 0)
+    steps: int = 0
+
+
+def message(content: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        Schedule.model_validate(content)
+    return describe(caught.value, content)
+
+
+def test_a_tuple_that_is_too_short_is_named() -> None:
+    assert message({"halve_at": [1]}).startswith("halve_at.1: Field required")
+
+
+def test_places_and_values_are_named() -> None:
+    assert message({"steps": "many"}) == (
+        "steps: Input should be a valid integer, unable to parse string as an integer (found 'many')"
+    )
+    assert message({"halve_at": [1, "x"]}).startswith("halve_at.1: ")
+
+
+def test_a_number_of_any_length_is_described() -> None:
+    assert "a number of 39864 bits" in message({"halve_at": 10**12_000})
+    assert "a number of 39864 bits" in message({"halve_at": {"a": 10**12_000}})
+
+
+def test_a_few_lines_that_stand_for_billions_take_no_time() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    content = {"steps": yaml.safe_load("\n".join(lines))["a11"]}
+    started = time.monotonic()
+    text = message(content)
+    assert time.monotonic() - started < 30
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x00", "\u2028", "\u202e", "\ud800"])
+def test_nothing_in_a_message_breaks_the_line_or_steers_the_terminal(character: str) -> None:
+    text = str(InputError(f"a{character}b"))
+    assert text.isprintable()
+    assert text[0] == "a" and text[-1] == "b"
+    assert str(InputError("photos/Ünïcode näme 写真.png")) == "photos/Ünïcode näme 写真.png"

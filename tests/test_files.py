@@ -1,0 +1,104 @@
+"""Files and folders that are whole or not there, and what killed writers leave."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cabm.errors import InputError
+from cabm.files import atomic_directory, atomic_write, read_json, remove_leftovers
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill(folder: Path, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "a").write_text(text)
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    fill(target, "old")
+    (target / "b").touch()
+    with atomic_directory(target) as temporary:
+        fill(temporary, "new")
+        assert (target / "a").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+    assert names(target) == ["a"]
+    assert (target / "a").read_text() == "new"
+
+
+def test_a_writer_that_fails_leaves_the_old_directory(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "old")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out") as temporary:
+        fill(temporary, "new")
+        raise RuntimeError
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_file_is_not_replaced_by_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(InputError, match="is a file; name a folder"), atomic_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def abandon(path: Path, *, directory: bool) -> Path:
+    """Leave what a writer leaves that is killed before it is done."""
+    writer = (atomic_directory if directory else atomic_write)(path)
+    temporary = writer.__enter__()
+    left = temporary.parent if directory else temporary
+    if directory:
+        (temporary / "half").touch()
+    kept = left.with_name("kept")
+    left.rename(kept)  # out of the writer's reach
+    writer.gen.close()
+    return kept.rename(left)
+
+
+def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("cabm", "cadyq"):
+        abandon(tmp_path / name, directory=True)
+    abandon(tmp_path / "cabm.json", directory=False)
+    fill(tmp_path / "cabm", "whole")
+    (tmp_path / ".cabm-notes").touch()
+    remove_leftovers(tmp_path / "cabm")
+    remove_leftovers(tmp_path / "nowhere" / "cabm")
+    left = names(tmp_path)
+    assert left[-1] == "cabm"
+    assert sum(name.startswith(".cadyq-") for name in left) == 1
+    assert sum(name.endswith(".json") for name in left) == 1
+    assert ".cabm-notes" in left and len(left) == 4
+    remove_leftovers(tmp_path / "cabm.json")
+    assert not any(name.endswith(".json") for name in names(tmp_path))
+
+
+def test_what_may_still_be_written_to_stays(tmp_path: Path) -> None:
+    left = abandon(tmp_path / "state.safetensors", directory=False)
+    remove_leftovers(tmp_path / "state.safetensors", older_than_s=3600)
+    assert left.exists()
+    os.utime(left, (time.time() - 7200,) * 2)
+    remove_leftovers(tmp_path / "state.safetensors", older_than_s=3600)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[" * 100_000, "9" * 5000, '"\\ud800"', '{"\\udfff": 1}', "nul", "\ufeff{}"],
+)
+def test_what_is_not_json_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"a\.json: not valid JSON"):
+        read_json(path)
+
+
+def test_characters_outside_ascii_are_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["\\ud83d\\ude00", "é"]')
+    assert read_json(tmp_path / "a.json") == ["\U0001f600", "é"]
