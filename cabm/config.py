@@ -58,8 +58,8 @@ class ModelSettings(Section):
 class QuantizationSettings(Section):
     """What quantized positions compute at."""
 
-    search_space: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (4, 6, 8)
-    """Ascending widths for adaptive positions, 2..8 bits."""
+    search_space: tuple[Annotated[int, Field(ge=0, le=8)], ...] = (4, 6, 8)
+    """Ascending widths for adaptive positions, 2..8 bits; 0 in front: residual blocks can be skipped."""
 
     weight_bits: Annotated[int, Field(ge=2, le=8)] | Literal["same"] = 8
     """Width of the weights; ``same``: that of the activation they meet."""
@@ -70,8 +70,8 @@ class QuantizationSettings(Section):
     @field_validator("search_space")
     @classmethod
     def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
-        if not widths or list(widths) != sorted(set(widths)):
-            raise ValueError("list one or more widths, ascending, each once")
+        if not any(widths) or 1 in widths or list(widths) != sorted(set(widths)):
+            raise ValueError("list one or more widths of 2..8 bits, ascending, each once; 0 may lead them")
         return widths
 
 

@@ -118,7 +118,7 @@ def _run_step(
         inputs["start"] = start.config.weights_sha256
         uncalibrated = transfer_weights(start.model, model)
     if table is not None:
-        table.check(backbone=model.name, scale=model.scale, layers=model.layer_names)
+        table.check(**model.table_fit)
         inputs["table"] = table.describe()
     model = model.to(device, memory_format=torch.channels_last)
     unset = set(uncalibrated)

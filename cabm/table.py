@@ -147,19 +147,46 @@ class EdgeToBitTable:
         recorded = {"threshold": float(threshold), **(info or {})}
         return replace(self, thresholds=thresholds, rows=rows, bypass=recorded)
 
-    def check(self, *, backbone: str, scale: int, layers: Sequence[str]) -> None:
+    def check(
+        self,
+        *,
+        backbone: str,
+        scale: int,
+        layers: Sequence[str],
+        search_space: Sequence[int] | None = None,
+        branches: Sequence[Sequence[int]] = (),
+    ) -> None:
         """Refuse a model that the table was not built for.
 
+        Args:
+            backbone, scale, layers: of the model.
+            search_space: the model's widths; None: not compared.
+            branches: columns of each residual branch that the model can skip.
+
         Raises:
-            InputError: another backbone, scale or list of layers; the message names both.
+            InputError: another backbone, scale or list of layers, widths that the model lacks, or rows that
+                skip a part of a branch; the message names both sides.
         """
-        if (self.backbone, self.scale, self.layers) == (backbone, scale, tuple(layers)):
-            return
-        raise InputError(
-            f"edge-to-bit table of {_model_name(self.backbone, self.scale, self.layers)} "
-            f"does not fit the model, {_model_name(backbone, scale, layers)}: "
-            "use the table that was built from this model"
-        )
+        if (self.backbone, self.scale, self.layers) != (backbone, scale, tuple(layers)):
+            raise InputError(
+                f"edge-to-bit table of {_model_name(self.backbone, self.scale, self.layers)} "
+                f"does not fit the model, {_model_name(backbone, scale, layers)}: "
+                "use the table that was built from this model"
+            )
+        rows = self.rows[self.rows.any(axis=1)]
+        if search_space is not None and not np.isin(rows, search_space).all():
+            raise InputError(
+                f"edge-to-bit table of widths {np.unique(rows).tolist()} does not fit the model's search "
+                f"space {list(search_space)}: use the table that was built from this model"
+            )
+        for columns in branches:
+            skipped = rows[:, list(columns)] == 0
+            if np.any(skipped.any(axis=1) != skipped.all(axis=1)):
+                names = " and ".join(self.layers[column] for column in columns)
+                raise InputError(
+                    f"edge-to-bit table: {names} are one residual branch: 0 bits stand at all its layers "
+                    "or at none; rebuild the table"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Summary as JSON values; ``by_score`` has one entry per threshold, low scores first."""

@@ -255,6 +255,19 @@ def test_check_names_both_models():
         assert f"{other['backbone']} x{other['scale']} with {len(other['layers'])}" in str(caught.value)
 
 
+def test_check_refuses_widths_and_skips_that_the_model_cannot_run():
+    fit = {"backbone": "edsr", "scale": 4, "layers": list(ORIGIN["layers"])}
+    skipping = table(search_space=(0, 4, 6, 8), rows=[[0, 0, 4], [4, 6, 8], [8, 8, 8]])
+    # rows of zeros never reach the network
+    skipping.with_bypass(1.0).check(**fit, search_space=(0, 4, 6, 8), branches=[(0, 1)])
+    table().check(**fit, search_space=(2, 4, 6, 8))
+    with pytest.raises(InputError, match=r"widths \[0, 4, 6, 8\] .* search space \[4, 6, 8\]"):
+        skipping.check(**fit, search_space=(4, 6, 8))
+    with pytest.raises(InputError, match=r"body.0.b and body.1.a are one residual branch") as caught:
+        skipping.check(**fit, search_space=(0, 4, 6, 8), branches=[(1, 2)])
+    assert "\n" not in str(caught.value)
+
+
 def test_describe_is_json_and_counts_bits():
     summary = table(rows=[[4, 4, 4], [4, 6, 8], [8, 8, 8]]).with_bypass(1.0).describe()
     assert json.loads(json.dumps(summary)) == summary

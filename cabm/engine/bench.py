@@ -187,7 +187,7 @@ def _work(
         # rows of zeros are not computed and would be timed as nothing
         if bool(bits.any(dim=1).all()):
             return tiles, bits
-    widths = torch.tensor(model.precision.search_space)
+    widths = torch.tensor([bits for bits in model.precision.search_space if bits])
     mixed = widths[torch.arange(options.tiles * model.num_adaptive) % len(widths)]
     return tiles, mixed.view(options.tiles, -1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine.grid import Grid, Storage
-from cabm.engine.lower import PackedConv, Row, Step, grid_of
+from cabm.engine.lower import PackedConv, Row, Step, grid_of, is_skipped
 from cabm.engine.steps import add_decode, add_encode, dense, encode
 from cabm.engine.tail import CollapsedTail
 from cabm.models.edsr import EDSR
@@ -55,7 +55,10 @@ class EdsrProgram:
         self._tail = CollapsedTail(convs, model.factors, float_dtype, replicate=replicate)
 
     def plan(self, row: Row) -> list[_Block]:
-        """Return the blocks at the bits of ``row``."""
+        """Return the blocks that run at the bits of ``row``.
+
+        A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
+        """
         return [
             _Block(
                 conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
@@ -64,21 +67,26 @@ class EdsrProgram:
                 res_scale=block.res_scale,
             )
             for block, (conv1, conv2) in zip(self._model.body, self._convs, strict=True)
+            if not is_skipped(block.act1, row)
         ]
 
     def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
         """Enlarge one tile; see `Program.run`."""
         x = x - self._model.mean
         head = self._head(x)
+        body = self._body(head, plan) if plan else head
+        feature = F.conv2d(body.to(self._dtype), *self._body_end, padding=1).float()
+        return self._tail(feature.add_(head), x).add_(self._model.mean)
+
+    @staticmethod
+    def _body(head: Tensor, plan: list[_Block]) -> Tensor:
         skip = encode(head, plan[0].conv1.grid)
         for block, following in pairwise(plan):
             residual = block.run(skip)
             grid, out = block.conv1.grid, following.conv1.grid
             skip = add_encode(residual, block.residual.scale, skip, grid, out)
         last = plan[-1]
-        body = add_decode(last.run(skip), last.residual.scale, skip, last.conv1.grid)
-        feature = F.conv2d(body.to(self._dtype), *self._body_end, padding=1).float()
-        return self._tail(feature.add_(head), x).add_(self._model.mean)
+        return add_decode(last.run(skip), last.residual.scale, skip, last.conv1.grid)
 
     def _head(self, x: Tensor) -> Tensor:
         head = self._model.head

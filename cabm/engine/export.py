@@ -20,6 +20,7 @@ from cabm.errors import InputError
 from cabm.files import atomic_directory, atomic_write, write_json
 from cabm.models.base import Backbone
 from cabm.packed import pack_state
+from cabm.quant.branch import unequal_skips
 
 ROWS_FILE = "rows.json"
 FORMAT = "cabm.onnx/1"
@@ -145,6 +146,9 @@ def _graph(model: Backbone, bits: Row) -> Any:
         raise InputError(
             f"export to onnx: bits {sorted(set(bits))} are not all in {list(model.precision.search_space)}"
         )
+    wrong = None if bits is None else unequal_skips(np.array([bits]), model.branches)
+    if wrong is not None:
+        raise InputError(f"export to onnx: {wrong}")
     builder = GraphBuilder(onnx)
     with torch.no_grad():
         GRAPHS[model.name](builder, model.eval(), bits)

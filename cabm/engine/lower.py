@@ -38,8 +38,13 @@ def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
     else:
         assert row is not None
         bits = row[activation.position]
-        index = activation.search_space.index(bits)
+        index = activation.widths.tolist().index(bits)
     return Grid(float(activation.alpha.detach()[index]), bits, storage)
+
+
+def is_skipped(opening: nn.Module, row: Row) -> bool:
+    """Whether the residual branch that a quantizer opens is skipped at the bits of ``row``."""
+    return bool(opening.can_skip) and row is not None and row[opening.position] == 0
 
 
 class Step(NamedTuple):

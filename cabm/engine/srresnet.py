@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cabm.engine.ends import ActiveTail, FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.lower import PackedConv, Row, Step, grid_of
+from cabm.engine.lower import PackedConv, Row, Step, grid_of, is_skipped
 from cabm.engine.steps import add_decode, add_encode, encode
 from cabm.models.srresnet import SRResNet
 
@@ -54,7 +54,10 @@ class SRResNetProgram:
         self._tail = ActiveTail([*model.upsample, model.tail], model.factors, slopes, float_dtype)
 
     def plan(self, row: Row) -> list[_Block]:
-        """Return the blocks at the bits of ``row``."""
+        """Return the blocks that run at the bits of ``row``.
+
+        A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
+        """
         return [
             _Block(
                 conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
@@ -64,16 +67,21 @@ class SRResNetProgram:
                 slope=self._slope,
             )
             for block, (conv1, conv2) in zip(self._blocks, self._convs, strict=True)
+            if not is_skipped(block.act1, row)
         ]
 
     def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
         """Enlarge one tile; see `Program.run`."""
         head = F.leaky_relu(self._head(x), self._slope, inplace=True)
+        body = self._body(head, plan) if plan else head
+        return self._tail(self._body_end(body).float().add_(head), x)
+
+    @staticmethod
+    def _body(head: Tensor, plan: list[_Block]) -> Tensor:
         skip = encode(head, plan[0].conv1.grid)
         for block, following in pairwise(plan):
             skip = add_encode(block.run(skip), ONE, skip, block.conv1.grid, following.conv1.grid)
-        body = add_decode(plan[-1].run(skip), ONE, skip, plan[-1].conv1.grid)
-        return self._tail(self._body_end(body).float().add_(head), x)
+        return add_decode(plan[-1].run(skip), ONE, skip, plan[-1].conv1.grid)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 SAMPLES_PER_BATCH = 4096
 # candidates for alpha as shares of the largest magnitude; fine enough that the error is flat between them
 CANDIDATES = 100
+# A sure selector's probabilities underflow. With fewer bits than these expected the bit loss does not pull
+# any more, and its derivative, one over them, is far from overflow.
+LEAST_BITS = 1e-30
 
 
 class AlphaObserver:
@@ -66,12 +69,41 @@ class PrecisionContext:
         gradient: (B,2) mean |Sobel| of the input in x and y, for selectors.
         bits: (B,L) assigned bits, for tables.
         observer: when given, quantizers pass their input unquantized and report it here.
-        chosen: per adaptive position, the bits (B,) that were used.
-        bit_cost: per adaptive position, bits_ST / sg(expected bits) (B,), the terms of the bit loss.
+        chosen: per adaptive position, the bits (B,) that were used; 0: not computed.
+        expected: per adaptive position, the expectation (B,) of the bits over the selector's widths, with
+            gradient.
     """
 
     gradient: Tensor | None = None
     bits: Tensor | None = None
     observer: AlphaObserver | None = None
     chosen: list[Tensor] = field(default_factory=list)
-    bit_cost: list[Tensor] = field(default_factory=list)
+    expected: list[Tensor] = field(default_factory=list)
+
+    def report(self, used: Tensor, expected: Tensor | None = None) -> None:
+        """Add the bits (B,) that the next adaptive position used, and their expectation (B,)."""
+        self.chosen.append(used)
+        if expected is not None:
+            self.expected.append(expected)
+
+    def inside(self, samples: Tensor | None = None) -> PrecisionContext:
+        """Return a context for a part of the network, with reports of its own.
+
+        Args:
+            samples: (b,) numbers of the samples that run there; None: all.
+        """
+        if samples is None:
+            return PrecisionContext(gradient=self.gradient, bits=self.bits)
+        gradient, bits = (None if x is None else x[samples] for x in (self.gradient, self.bits))
+        return PrecisionContext(gradient=gradient, bits=bits)
+
+    def bit_cost(self) -> Tensor | None:
+        """Return bits_ST / sg(expected bits) (B,L), the terms of the bit loss; None without selectors.
+
+        Where nothing is expected to be computed, and nothing is, the cost is 0 and has no gradient.
+        """
+        if not self.expected:
+            return None
+        expected, used = torch.stack(self.expected, dim=1), torch.stack(self.chosen, dim=1)
+        straight_through = expected + (used - expected).detach()
+        return straight_through / expected.detach().clamp_min(LEAST_BITS)
