@@ -27,8 +27,8 @@ def written(name: str, folder: Path) -> Params:
     return load_params(path)
 
 
-def test_there_are_a_sample_a_small_and_the_papers() -> None:
-    assert preset_names() == ["paper", "sample", "small"]
+def test_there_are_the_shipped_models_a_sample_a_small_and_the_papers() -> None:
+    assert preset_names() == ["edsr_x4", "paper", "sample", "small"]
     listed = run("--list")
     for name in preset_names():
         (line,) = [line for line in listed.splitlines() if line.startswith(f"{name} ")]
@@ -83,10 +83,10 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     assert "give --force" in str(result.exception)
     assert path.read_text() == "mine"
     run("small", "-o", str(path), "--force")
-    assert load_params(path).full_precision.steps == 16_000
+    assert load_params(path).full_precision.steps == 20_000
 
 
 def test_an_unknown_preset_names_the_known() -> None:
     result = CliRunner().invoke(app, ["preset", "huge"])
     assert result.exit_code == 1
-    assert str(result.exception) == "huge: no such preset; there are paper, sample, small"
+    assert str(result.exception) == "huge: no such preset; there are edsr_x4, paper, sample, small"
