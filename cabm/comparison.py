@@ -12,7 +12,7 @@ import numpy as np
 
 from cabm.checkpoint import LoadedModel, load_model
 from cabm.config import EvaluateSettings
-from cabm.controls import constant, shuffled
+from cabm.controls import CONTROLS, constant, shuffled
 from cabm.data.store import PackedStore
 from cabm.evaluation import ImageResult, evaluate_store, mean_results
 from cabm.files import atomic_write
@@ -74,11 +74,11 @@ def control_methods(cabm: Method, observations: Observations) -> list[Method]:
     """
     loaded = cabm.loaded
     assert loaded is not None and loaded.table is not None
-    tables = {
-        "cabm_shuffled": shuffled(loaded.table, seed=0),
-        "cabm_constant": constant(loaded.table, observations.scores),
-    }
-    return [Method(name, replace(loaded, table=table), cabm.runner) for name, table in tables.items()]
+    tables = (shuffled(loaded.table, seed=0), constant(loaded.table, observations.scores))
+    return [
+        Method(name, replace(loaded, table=table), cabm.runner)
+        for name, table in zip(CONTROLS, tables, strict=True)
+    ]
 
 
 def _bicubic(image: np.ndarray, scale: int) -> TiledResult:

@@ -8,6 +8,9 @@ import numpy as np
 
 from cabm.table import EdgeToBitTable
 
+CONTROLS = ("cabm_shuffled", "cabm_constant")
+"""Names of the methods that use them."""
+
 
 def shuffled(table: EdgeToBitTable, *, seed: int) -> EdgeToBitTable:
     """Return the table with its computed rows in random order: the same rows, at the wrong scores.

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from cabm.comparison import Method
 from cabm.config import EvaluateSettings
+from cabm.controls import CONTROLS
 from cabm.data.store import PackedStore
 from cabm.errors import InputError
 from cabm.files import atomic_write, write_json
@@ -89,6 +90,7 @@ def make_pictures(
         {"method": method, "set": set_name, "psnr": row["psnr"], "fab": row.get("fab", fab_of(method))}
         for set_name, by_method in summary.items()
         for method, row in by_method.items()
+        if method not in CONTROLS  # too near to CABM for labels; tables have them
     ]
     boxes = detailed_boxes(shown.versions[ORIGINAL], CROP, 3)
     return {

@@ -45,10 +45,8 @@ _METHODS = {
     "pams": ("PAMS", "#c96a1f", "s"),
     "cadyq": ("CADyQ", "#2f7f86", "^"),
     "cabm": ("CABM", "#6b1353", "D"),
-    "cabm_shuffled": ("CABM, rows shuffled", "#4c6fb1", "v"),
-    "cabm_constant": ("CABM, one row for all", "#5d8a3a", "P"),
 }
-_OTHER_COLORS = ("#a63d40", "#7d6b2f", "#5b4b8a", "#3f6f4f")
+_OTHER_COLORS = ("#4c6fb1", "#5d8a3a", "#a63d40", "#7d6b2f")
 
 
 def psnr_against_fab(rows: Sequence[Mapping[str, Any]]) -> Figure:
