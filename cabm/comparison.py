@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from cabm.data.store import PackedStore
 from cabm.evaluation import ImageResult, evaluate_store, mean_results
 from cabm.files import atomic_write
 from cabm.inference import ModelRunner, TiledResult, super_resolve
-from cabm.metrics import bitops
+from cabm.metrics import Convention, bitops
 from cabm.models import Backbone
 from cabm.observations import Observations
 from cabm.quant.precision import FIXED_BITS
 from cabm.resize import upscale
-from cabm.tiling import TilePlan, plan
+from cabm.tiling import plan
 
 STEPS = ("full_precision", "pams", "cadyq", "cabm")
 
@@ -87,19 +87,21 @@ def _bicubic(image: np.ndarray, scale: int) -> TiledResult:
     return TiledResult(upscale(image, scale), whole, np.zeros(1), None)
 
 
-def model_bitops(model: Backbone, bits: np.ndarray | None, tile_plan: TilePlan, convention: str) -> float:
+def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -> float:
     """Bit operations of one image by a backbone; see `cabm.metrics.bitops`.
 
     Args:
         model: the backbone.
-        bits: (N,L) bits of the tiles; None where the model chooses none (float; PAMS: 8 everywhere).
-        tile_plan: the tiles.
+        result: what it made of the image; without bits, all that is quantized has 8.
         convention: ``patch`` (overlaps counted) or ``image``.
     """
-    if model.precision.kind == "pams":
-        bits = np.full(model.num_adaptive, FIXED_BITS)
     return bitops(
-        model.layers, bits, tile_plan, convention=convention, weight_bits=model.precision.weight_bits
+        model.layers,
+        np.full(model.num_adaptive, FIXED_BITS) if model.precision.kind == "pams" else result.bits,
+        result.plan,
+        convention=convention,
+        weight_bits=model.precision.weight_bits,
+        bypassed=result.bypassed,
     )
 
 
@@ -124,10 +126,10 @@ def summarise(method: Method, results: list[ImageResult]) -> dict[str, Any]:
     row = mean_results(results)
     if method.loaded is None:
         return row
-    for convention in ("patch", "image"):
+    for convention in get_args(Convention):
         total = 0.0
         for image in results:
-            total += model_bitops(method.loaded.model, image.result.bits, image.result.plan, convention)
+            total += model_bitops(method.loaded.model, image.result, convention)
         row[f"bitops_{convention}_T"] = total / len(results) / 1e12
     return row
 
@@ -146,6 +148,7 @@ def image_rows(
             "ssim": round(image.ssim, 5),
             "fab": "" if image.fab is None else round(image.fab, 4),
             "bypassed": round(image.bypassed, 4),
+            "skipped": round(image.skipped, 4),
             "tiles": len(image.result.plan),
             "seconds": round(image.seconds, 3),
         }
@@ -169,6 +172,7 @@ def protocol_description(settings: EvaluateSettings, scale: int) -> dict[str, An
         "ssim": "11x11 Gaussian, sigma 1.5, valid region, mean",
         "tiles": f"LR tiles of {settings.patch}, step {settings.step}, overlaps cut in the middle",
         "whole": "the uncut image; its one score decides the bits",
-        "fab": "mean bits over adaptive positions and computed tiles",
+        "fab": "mean bits over the adaptive positions that are computed",
+        "skipped": "share of adaptive positions with 0 bits in tiles that enter the network",
         "bitops": "sum of MACs x weight bits x activation bits per image, 10^12; patch: overlaps counted",
     }

@@ -40,10 +40,10 @@ def constant(table: EdgeToBitTable, scores: np.ndarray) -> EdgeToBitTable:
         ValueError: no tile of these is computed.
     """
     computed = np.flatnonzero(table.rows.any(axis=1))
-    fab = table.fab_of(scores)
-    if not fab.any():
+    bits = table.lookup(scores)
+    if not bits.any():
         raise ValueError("no tile of these scores is computed")
-    aim = fab[fab > 0].mean()
+    aim = bits[bits.any(axis=1)].mean()  # skipped layers count 0 bits, here as in the rows
     means = table.rows[computed].mean(axis=1)
     rows = table.rows.copy()
     rows[computed] = rows[computed[np.abs(means - aim).argmin()]]

@@ -10,7 +10,7 @@ import numpy as np
 
 from cabm.data.store import PackedStore
 from cabm.inference import TiledResult
-from cabm.metrics import bypassed_share, fab, psnr_y, ssim_y
+from cabm.metrics import fab, psnr_y, skipped_share, ssim_y
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class ImageResult:
         psnr, ssim: on Y, in dB and 0..1.
         fab: mean bits over computed tiles and adaptive positions; None for models without bits.
         bypassed: share of the tiles that were not computed.
+        skipped: share of the adaptive positions of the other tiles that were skipped.
         seconds: wall-clock of the enlargement.
         result: the image and its tiles.
     """
@@ -31,6 +32,7 @@ class ImageResult:
     ssim: float
     fab: float | None
     bypassed: float
+    skipped: float
     seconds: float
     result: TiledResult
 
@@ -58,14 +60,15 @@ def evaluate_store(
             psnr=psnr_y(result.image, original, store.scale),
             ssim=ssim_y(result.image, original, store.scale),
             fab=None if result.bits is None else fab(result.bits),
-            bypassed=0.0 if result.bits is None else bypassed_share(result.bits),
+            bypassed=float(result.bypassed.mean()),
+            skipped=0.0 if result.bits is None else skipped_share(result.bits, result.bypassed),
             seconds=seconds,
             result=result,
         )
 
 
 def mean_results(results: list[ImageResult]) -> dict[str, float]:
-    """Average a set: PSNR, SSIM and seconds over images, FAB and bypass over tiles (as the papers do)."""
+    """Average a set: PSNR, SSIM, seconds over images; FAB, bypass, skips over tiles (as the papers do)."""
     means = {
         "psnr": float(np.mean([r.psnr for r in results])),
         "ssim": float(np.mean([r.ssim for r in results])),
@@ -74,7 +77,9 @@ def mean_results(results: list[ImageResult]) -> dict[str, float]:
     rows = [r.result.bits for r in results if r.result.bits is not None]
     if rows:
         bits = np.concatenate(rows)
-        means["bypassed"] = bypassed_share(bits)
-        if means["bypassed"] < 1:
+        bypassed = np.concatenate([r.result.bypassed for r in results if r.result.bits is not None])
+        means["bypassed"] = float(bypassed.mean())
+        means["skipped"] = skipped_share(bits, bypassed)
+        if bits.any():
             means["fab"] = fab(bits)
     return means

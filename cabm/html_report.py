@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ from cabm.report_data import STAGES, STEPS, Measured, ReportData, StepMetrics, r
 from cabm.report_tables import (
     MISSING,
     decimal,
+    has_skips,
     image_table,
     label,
     model_rows,
@@ -71,7 +73,12 @@ def render_report(data: ReportData) -> str:
         headline=headline(data),
         figures_of_merit=key_numbers(data),
         protocols=[
-            {"title": PROTOCOLS.get(name, name), "name": name, "groups": result_groups(sets)}
+            {
+                "title": PROTOCOLS.get(name, name),
+                "name": name,
+                "groups": result_groups(sets),
+                "skips": has_skips(sets),
+            }
             for name, sets in results.items()
         ],
         trade_off=trade_off_figures(results.get("tiles", {})),
@@ -190,6 +197,11 @@ def key_numbers(data: ReportData) -> list[dict[str, str]]:
             "unit": "of tiles bypassed",
             "note": "bicubic takes their place",
         },
+        *(
+            [{"value": percent(cabm.skipped), "unit": "of layers skipped", "note": "in computed tiles"}]
+            if cabm.skipped
+            else []
+        ),
         {
             "value": MISSING if share is None else percent(share),
             "unit": "of float’s BitOPs",
@@ -214,7 +226,13 @@ def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[s
     found = []
     for name, rows in sets.items():
         points: Sequence[dict[str, Any]] = [
-            {"set": name, "method": method, "psnr": row.psnr, "fab": 8.0 if method == "pams" else row.fab}
+            {
+                "set": name,
+                "method": method,
+                "psnr": row.psnr,
+                "fab": 8.0 if method == "pams" else row.fab,
+                "skipped": row.skipped,
+            }
             for method, row in rows.items()
         ]
         if points:
@@ -240,6 +258,10 @@ def table_description(data: ReportData) -> dict[str, Any]:
         "mean bits": f"{facts['fab_lowest']:.2f} to {facts['fab_highest']:.2f} over the scores",
         "tiles": f"{facts['patch']} pixels, {facts['step']} apart",
     }
+    if 0 in data.table.search_space:
+        computed = data.table.rows[data.table.rows.any(axis=1)]
+        lowest, highest = (percent(share) for share in np.sort((computed == 0).mean(axis=1))[[0, -1]])
+        described["skipped"] = f"{lowest} to {highest} of the layers over the scores"
     bypass = facts["bypass"]
     if bypass and facts["bypassed_below"]:
         text = f"below a score of {facts['bypassed_below']:g}"

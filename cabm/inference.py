@@ -31,13 +31,23 @@ class TiledResult:
         image: (H*scale, W*scale, 3) uint8.
         plan: the tiles; one tile of the image's size where it was not cut.
         scores: (N,) edge score of each tile.
-        bits: (N,L) bits of each tile; zeros: not computed (bicubic); None for models without bits.
+        bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
+        by_table: whether a table gave the bits. Its rows of zeros are tiles that did not enter the network
+            (bicubic); a selector's are tiles whose every residual branch was skipped.
     """
 
     image: np.ndarray
     plan: TilePlan
     scores: np.ndarray
     bits: np.ndarray | None
+    by_table: bool = False
+
+    @property
+    def bypassed(self) -> np.ndarray:
+        """(N,) which tiles did not enter the network."""
+        if self.bits is None or not self.by_table:
+            return np.zeros(len(self.plan), dtype=bool)
+        return ~self.bits.any(axis=1)
 
 
 @torch.inference_mode()
@@ -169,4 +179,5 @@ def super_resolve(
         surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
     )
     merged = blend_tiles(enlarged.numpy(), tile_plan, runner.scale)
-    return TiledResult(merged, tile_plan, scores, None if used is None else used.numpy())
+    chosen = None if used is None else used.numpy()
+    return TiledResult(merged, tile_plan, scores, chosen, by_table=table is not None)

@@ -85,7 +85,8 @@ def fab(bits: ArrayLike) -> float:
 
     Args:
         bits: (N, L) or (L,); 0 is a position (a whole row: a tile) that is skipped. It is left out
-            here, so that the figure compares with published ones. See :func:`bypassed_share`.
+            here, so that the figure compares with published ones. See :func:`bypassed_share` and
+            :func:`skipped_share`.
 
     Returns:
         Mean bits; 0 if nothing is computed.
@@ -101,6 +102,21 @@ def bypassed_share(bits: ArrayLike) -> float:
     return float(np.mean(~bits.any(axis=1))) if len(bits) else 0.0
 
 
+def skipped_share(bits: ArrayLike, bypassed: ArrayLike | None = None) -> float:
+    """Share (0..1) of the adaptive positions that are skipped in tiles that enter the network.
+
+    Args:
+        bits: (N, L); 0 is a position whose residual branch is skipped.
+        bypassed: (N,) which tiles do not enter the network; None: those whose bits are all 0.
+
+    Returns:
+        The share; 0 if no tile enters the network.
+    """
+    bits = np.atleast_2d(np.asarray(bits))
+    entered = bits.any(axis=1) if bypassed is None else ~np.asarray(bypassed, dtype=bool)
+    return float(np.mean(bits[entered] == 0)) if entered.any() else 0.0
+
+
 def bitops(
     layers: Sequence[CostedLayer],
     bits: ArrayLike | None,
@@ -110,6 +126,7 @@ def bitops(
     weight_bits: int | Literal["same"] = 8,
     fixed_bits: int | None = None,
     float_macs_per_pixel: float = 0.0,
+    bypassed: ArrayLike | None = None,
 ) -> float:
     """Bit operations of one image: sum of MACs x weight bits x activation bits.
 
@@ -126,6 +143,8 @@ def bitops(
         weight_bits: of quantized layers; "same" as their activations (the paper's; the release keeps 8).
         fixed_bits: in place of what the layers state.
         float_macs_per_pixel: of work in float beside the layers.
+        bypassed: (N,) which tiles do not enter the network; None: those whose bits are all 0, as in tables.
+            A selector may skip every position of a tile, whose other layers run all the same.
 
     Raises:
         ValueError: the bits do not fit the layers and tiles, or an unknown convention.
@@ -150,7 +169,10 @@ def bitops(
     activations[:, adaptive] = bits
     weights = activations if weight_bits == "same" else np.full_like(activations, weight_bits)
     weights = np.where(activations == _FLOAT_BITS, _FLOAT_BITS, weights)
-    computed = activations[:, adaptive].any(axis=1) if width else np.ones(num_tiles, dtype=bool)
+    if bypassed is not None:
+        computed = ~np.asarray(bypassed, dtype=bool)
+    else:
+        computed = activations[:, adaptive].any(axis=1) if width else np.ones(num_tiles, dtype=bool)
     per_pixel = (activations * weights) @ macs + float_macs_per_pixel * _FLOAT_BITS**2
     return float(np.sum(per_pixel * areas * computed))
 
@@ -166,7 +188,7 @@ def cadyq_operations(
 
     Args:
         layers: all layers of the network; those with 32 fixed bits are the float ones.
-        mean_bits: FAB over the test set.
+        mean_bits: FAB over the test set; of a model that skips positions, the mean with theirs as 0.
         scale: output pixels per input pixel.
         output_size: height and width of the output that is counted.
 

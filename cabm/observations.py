@@ -134,6 +134,7 @@ def select_rows(
       regression of the ``lowest`` rows, each weighted by the tiles seen at its score, that has the least
       sum of absolute differences (the fewest bits, of several). It uses only widths of the search space,
       and one outlier at a low score does not raise all that follow, as a running maximum would.
+      Layers that were 0 together in every observed row, a residual branch, are so in the result.
 
     Args:
         scores: (N,) edge scores.
@@ -174,12 +175,13 @@ def select_rows(
     if strategy == "monotone":
         lowest = rows[np.argmin(rows.sum(axis=1))]
         rows = _isotonic(rows, weights, search_space)
+        # Fitted layer by layer, a row can lose all bits, or pass the cap, though no observed one did.
+        usable = rows.any(axis=1)
         if fab_cap is not None:
-            # Fitted layer by layer, a row can pass the cap though no observed one did.
-            below = rows.mean(axis=1) < fab_cap
-            thresholds, rows = thresholds[below], rows[below]
-            if not len(rows):
-                thresholds, rows = np.zeros(1), lowest[None]
+            usable &= rows.mean(axis=1) < fab_cap
+        thresholds, rows = thresholds[usable], rows[usable]
+        if not len(rows):
+            thresholds, rows = np.zeros(1), lowest[None]
     return merge_equal_rows(thresholds, rows)
 
 

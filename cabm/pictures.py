@@ -87,7 +87,13 @@ def make_pictures(
         observations: what the table was built from.
     """
     rows = [
-        {"method": method, "set": set_name, "psnr": row["psnr"], "fab": row.get("fab", fab_of(method))}
+        {
+            "method": method,
+            "set": set_name,
+            "psnr": row["psnr"],
+            "fab": row.get("fab", fab_of(method)),
+            "skipped": row.get("skipped"),
+        }
         for set_name, by_method in summary.items()
         for method, row in by_method.items()
         if method not in CONTROLS  # too near to CABM for labels; tables have them
@@ -97,7 +103,12 @@ def make_pictures(
         "psnr_against_fab": psnr_against_fab(rows),
         "edge_to_bit": table_picture(table),
         "edge_hypothesis": edge_hypothesis(observations.scores, observations.bits, observations.layers),
-        "bit_map": bit_map_overlay(shown.low, shown.cabm.plan, table.fab_of(shown.cabm.scores)),
+        "bit_map": bit_map_overlay(
+            shown.low,
+            shown.cabm.plan,
+            table.fab_of(shown.cabm.scores),
+            (table.lookup(shown.cabm.scores) == 0).mean(axis=1),
+        ),
         "crops": crops_side_by_side(shown.versions, boxes),
     }
 

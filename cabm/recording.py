@@ -52,10 +52,11 @@ class Validation:
         self.runner = ModelRunner(copy.deepcopy(model), autocast, collapse_tail=True)
 
     def measure(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return mean ``psnr``, ``ssim`` and, for models with bits, ``fab``."""
+        """Return mean ``psnr``, ``ssim``; for models with bits ``fab``, if they skip layers ``skipped``."""
         self.runner.model.load_state_dict(weights)
         means = mean_results(list(evaluate_store(self.store, self._enlarge)))
-        return {name: value for name, value in means.items() if name in ("psnr", "ssim", "fab")}
+        shown = ("psnr", "ssim", "fab", *(["skipped"] if self.runner.model.precision.skips else []))
+        return {name: value for name, value in means.items() if name in shown}
 
     def _enlarge(self, image: np.ndarray) -> TiledResult:
         return super_resolve(

@@ -54,7 +54,8 @@ def psnr_against_fab(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         rows: one per method and test set: ``method``, ``set``, ``psnr`` in dB, ``fab``. Rows without a FAB
-            (None or missing), or with one above 8, are float or bicubic: lines across.
+            (None or missing), or with one above 8, are float or bicubic: lines across. ``skipped``, the
+            share of layers that the FAB leaves out, is told where there is one.
     """
     sets = list(dict.fromkeys(str(row["set"]) for row in rows))
     columns = min(len(sets), 3 if len(sets) != 4 else 2)
@@ -106,9 +107,11 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     for spine in grid.spines.values():
         spine.set_visible(False)
     handles = [Patch(facecolor=bit_color(w), label=f"{w} bits") for w in widths if w]
-    if 0 in widths:
-        label = "bypassed" if 0 not in table.search_space else "skipped"
-        handles.insert(0, Patch(facecolor=BYPASS_COLOR, edgecolor=HATCH_COLOR, hatch=HATCH, label=label))
+    if (table.rows[table.rows.any(axis=1)] == 0).any():
+        handles.insert(0, Patch(facecolor=BYPASS_COLOR, label="skipped"))
+    if table.bypassed_below:
+        hatched = {"facecolor": BYPASS_COLOR, "edgecolor": HATCH_COLOR, "hatch": HATCH}
+        handles.insert(0, Patch(label="bypassed", **hatched))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
     )
@@ -202,10 +205,11 @@ def _draw_trade_off(
     for row in points:
         label, color, marker = looks[str(row["method"])]
         neighbours = [x for x in points if abs(x["fab"] - row["fab"]) < 1.2]
+        skipped = f", {row['skipped']:.0%} skipped" if row.get("skipped") else ""
         above = len(neighbours) > 1 and row is max(neighbours, key=lambda x: (x["psnr"], x["fab"]))
         panel.scatter(row["fab"], row["psnr"], color=color, marker=marker, s=46, zorder=3)
         panel.annotate(
-            f"{label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits",
+            f"{label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits{skipped}",
             (row["fab"], row["psnr"]),
             (0, 7 if above else -8),
             textcoords="offset points",

@@ -20,6 +20,7 @@ from cabm.edge import edge_score
 from cabm.files import write_json
 from cabm.losses import LossWeights, Objective
 from cabm.models import Backbone, build_model
+from cabm.models.registry import require_identity
 from cabm.models.transfer import transfer_weights
 from cabm.pretrained import model_directory
 from cabm.quant import Kind, Precision
@@ -73,7 +74,8 @@ def _register(stage: Stage, measured: Mapping[str, float]) -> None:
         name=f"cabm-{params.model.name}-x{params.model.scale}",
         quality=Quality(
             psnr=measured["psnr"],
-            fab=measured.get("fab", math.nan),  # nothing but bicubic tiles has no FAB
+            # nothing but bicubic tiles has no FAB; a skipped layer costs nothing, and counts as 0 bits
+            fab=measured.get("fab", math.nan) * (1 - measured.get("skipped", 0.0)),
             measured_on=f"validation images {stage.store('validation').sha256[:16]}, {protocol}",
         ),
         settings=params.serving,
@@ -96,6 +98,8 @@ def _run_step(
     """Train one step, write its outs, and return what the validation images measured."""
     settings: TrainingSettings = stage.settings()
     params = stage.params
+    if 0 in params.quantization.search_space:  # said before any step is trained
+        require_identity(params.model.name)
     device = params.runtime.torch_device()
     store = stage.store("train")
     sampler = PatchSampler(

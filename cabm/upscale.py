@@ -14,7 +14,7 @@ from cabm.checkpoint import LoadedModel, load_model
 from cabm.engine_choice import ChosenRunner, choose_runner
 from cabm.errors import InputError
 from cabm.image_writer import OutputSpec, image_writer
-from cabm.metrics import bitops, bypassed_share, fab
+from cabm.metrics import bitops, fab, skipped_share
 from cabm.pretrained import model_directory, packaged_models
 from cabm.raster import ArrayRaster, Raster, in_memory
 from cabm.runners import torch_threads
@@ -43,9 +43,10 @@ class Report:
 
     Attributes:
         plan: its tiles.
-        bits: (N,L) bits of each tile, zeros: bicubic; None for models without bits.
+        bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
         fab: mean bits of the computed positions; None for models without bits.
         bypassed: share of the tiles that did not enter the network, 0..1.
+        skipped: share of the adaptive positions of the other tiles that were skipped, 0..1.
         bitops_saved: share of the bit operations saved against the same network in float, 0..1.
         seconds: by phase: decode, score, look up, network, merge, encode (waiting for the encoder), total.
         engine: what computed, and where.
@@ -56,6 +57,7 @@ class Report:
     bits: np.ndarray | None
     fab: float | None
     bypassed: float
+    skipped: float
     bitops_saved: float
     seconds: dict[str, float]
     engine: str
@@ -215,13 +217,17 @@ class Upscaler:
         kind, weight_bits = self.model.precision.kind, self.model.precision.weight_bits
         counted = np.full(self.model.num_adaptive, 8) if kind == "pams" else bits
         costs = {"convention": "patch", "weight_bits": weight_bits}
-        used = bitops(self.model.layers, counted, tile_plan, **costs)
+        # a table's rows of zeros are bicubic; a selector's are tiles whose every branch is skipped
+        by_table = bits is not None and self.table is not None
+        bypassed = ~bits.any(axis=1) if by_table else np.zeros(len(tile_plan), dtype=bool)
+        used = bitops(self.model.layers, counted, tile_plan, **costs, bypassed=bypassed)
         full = bitops(self.model.layers, None, tile_plan, **costs)
         return Report(
             plan=tile_plan,
             bits=bits,
             fab=None if counted is None else fab(counted),
-            bypassed=0.0 if bits is None else bypassed_share(bits),
+            bypassed=float(bypassed.mean()),
+            skipped=0.0 if bits is None else skipped_share(bits, bypassed),
             bitops_saved=1 - used / full,
             seconds=trace.seconds,
             engine=f"{self.engine} on {self._chosen.device}",

@@ -7,6 +7,7 @@ import time
 from cabm.checkpoint import load_model
 from cabm.files import write_json
 from cabm.inference import ModelRunner
+from cabm.metrics import fab, skipped_share
 from cabm.observe import apply_bypass, observe
 from cabm.pretrained import model_directory
 from cabm.report import table_picture
@@ -46,8 +47,9 @@ def build(stage: Stage) -> None:
     metrics = {
         "tiles": len(observations.scores),
         "rows": len(table.rows),
-        "cadyq_fab": float(observations.bits.mean()),
-        "table_fab": float(computed.fab_of(observations.scores).mean()),
+        "cadyq_fab": fab(observations.bits),
+        "table_fab": fab(computed.lookup(observations.scores)),
+        "table_skipped": skipped_share(computed.lookup(observations.scores)),
         "bypassed": float((table.fab_of(observations.scores) == 0).mean()),
         "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
         "seconds": round(seconds, 2),

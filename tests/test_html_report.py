@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,20 @@ def test_page_tells_what_was_measured(project: Path) -> None:
     assert "cadyq00" in text and "abababab" in text
     assert "selector_learning_rate" in text
     assert "No " not in text.replace("No crops", "No ")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_skipped_layers_have_a_column_where_there_are_any(project: Path) -> None:
+    assert "skipped" not in report(project).text
+    found = quality()
+    rows = found["results"]["tiles"]["Urban100"]
+    found["results"]["tiles"]["Urban100"] = rows | {"cabm": rows["cabm"] | {"skipped": 0.214}}
+    write_json(project / "results" / "quality.json", found)
+    table = replace(small_table(), search_space=(0, 4, 6, 8), rows=np.array([[0, 0], [4, 0], [8, 8]]))
+    table.save(project / "tables" / "edge_to_bit.json")
+    page = report(project)
+    assert page.text.count("21 %") == 2  # the cell and the number at the top
+    assert "of layers skipped" in page.text and "0 % to 50 % of the layers over the scores" in page.text
 
 
 def test_the_same_files_give_the_same_bytes(project: Path) -> None:

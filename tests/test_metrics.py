@@ -17,6 +17,7 @@ from cabm.metrics import (
     fab,
     psnr_rgb,
     psnr_y,
+    skipped_share,
     ssim_y,
 )
 from cabm.tiling import plan
@@ -141,6 +142,15 @@ def test_fab_leaves_out_what_is_skipped():
     assert bypassed_share(bits) == pytest.approx(1 / 3)
 
 
+def test_skipped_share_is_of_the_tiles_that_enter_the_network():
+    bits = np.array([[4, 8], [0, 0], [0, 6]])
+    assert skipped_share(bits) == pytest.approx(1 / 4)
+    # chosen by selectors, the second tile enters the network with every branch skipped
+    assert skipped_share(bits, bypassed=[False] * 3) == pytest.approx(3 / 6)
+    assert skipped_share(np.zeros((2, 4))) == 0
+    assert skipped_share([[8, 6]]) == 0
+
+
 LAYERS = [
     Layer(3.0, False),
     Layer(100.0, True),
@@ -181,6 +191,8 @@ def test_bitops_count_only_what_runs():
     bits = [[0, 0], [0, 8]]
     found = bitops(LAYERS, bits, tile_plan, convention="patch")
     assert found == 16 * (FLOAT + 7 * 64 + 10 * 64)
+    entered = bitops(LAYERS, bits, tile_plan, convention="patch", bypassed=[False, False])
+    assert entered == found + 16 * (FLOAT + 7 * 64)
 
 
 @settings(deadline=None)

@@ -295,6 +295,67 @@ def test_selectors_cannot_order_a_bypass():
         build_table([1.0], [[0, 0, 0]], **origin)
 
 
+SKIPPING = {"search_space": (0, 4, 6, 8), "layers": ("a.1", "a.2", "b.1", "b.2")}
+
+
+@st.composite
+def observed_branches(draw):
+    """Tiles of a model of two residual branches, whose bits are 0 together or not at all."""
+    count = draw(st.integers(1, 20))
+    scores = draw(st.lists(st.sampled_from((1.0, 2.0, 3.5)), min_size=count, max_size=count))
+    width = st.sampled_from((4, 6, 8))
+    branch = st.just((0, 0)) | st.tuples(width, width)
+    rows = draw(
+        st.lists(
+            st.tuples(branch, branch).filter(lambda row: row[0] != (0, 0) or row[1] != (0, 0)),
+            min_size=count,
+            max_size=count,
+        )
+    )
+    return np.array(scores), np.array([(*first, *second) for first, second in rows])
+
+
+@settings(deadline=None)
+@given(observed_branches(), st.sampled_from(STRATEGIES), st.none() | st.floats(3, 9))
+def test_tables_skip_branches_as_a_whole_and_never_bypass_by_themselves(seen, strategy, cap):
+    origin = ORIGIN | SKIPPING
+    try:
+        built = build_table(*seen, **origin, strategy=strategy, fab_cap=cap)
+    except InputError:
+        return
+    built.check(
+        backbone="edsr",
+        scale=4,
+        layers=SKIPPING["layers"],
+        search_space=SKIPPING["search_space"],
+        branches=[(0, 1), (2, 3)],
+    )
+    assert built.bypassed_below == 0
+
+
+def test_monotone_rows_that_lose_all_bits_are_left_out():
+    """Fitted layer by layer, the first score would have 0 bits everywhere, which means bypass."""
+    rows = [[4, 4, 0, 0], [0, 0, 4, 4], [4, 4, 4, 4]]
+    built = build_table([1.0, 2.0, 3.0], rows, **(ORIGIN | SKIPPING), strategy="monotone")
+    assert built.rows.tolist() == [[0, 0, 4, 4], [4, 4, 4, 4]]
+    assert built.lookup(0.5).tolist() == [0, 0, 4, 4]
+    rows = [[4, 4, 0, 0], [0, 0, 4, 4]]
+    built = build_table([1.0, 2.0], rows, **(ORIGIN | SKIPPING), strategy="monotone")
+    assert built.rows.any() and built.bypassed_below == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tables_with_skipped_layers_survive_their_file(tmp_path, strategy):
+    rows = [[0, 0, 4, 4], [4, 6, 4, 4], [4, 6, 8, 8]]
+    built = build_table([1.0, 2.0, 3.0], rows, **(ORIGIN | SKIPPING), strategy=strategy)
+    built = built.with_bypass(0.5)
+    built.save(tmp_path / "table.json")
+    loaded = EdgeToBitTable.load(tmp_path / "table.json")
+    assert loaded == built
+    assert loaded.lookup([0.2, 1.0, 3.0]).tolist() == [[0] * 4, *rows[::2]]
+    assert loaded.describe()["by_score"][1]["layers_by_bits"] == {"0": 2, "4": 2}
+
+
 def test_tables_do_not_change_under_their_user():
     rows = np.array([[4, 4, 4], [4, 6, 8], [8, 8, 8]])
     built = table(rows=rows)

@@ -24,6 +24,7 @@ def build_table(
 
     Example: cabm table build tables/observations.npz --strategy monotone -o monotone.json
     """
+    from cabm.metrics import fab, skipped_share
     from cabm.observations import Observations
     from cabm.observe import apply_bypass
     from cabm.table import build_table as make_table
@@ -32,6 +33,9 @@ def build_table(
     table = make_table(found.scores, found.bits, **found.origin, strategy=strategy, fab_cap=fab_cap)
     table = apply_bypass(table, found, max_loss_db=max_loss_db, max_tile_loss_db=max_tile_loss_db)
     table.save(output)
-    fab = table.with_bypass(0).fab_of(found.scores).mean()
+    bits = table.with_bypass(0).lookup(found.scores)
     bypassed = (table.fab_of(found.scores) == 0).mean()
-    typer.echo(f"wrote {output}: {len(table.rows)} rows, FAB {fab:.2f}, {bypassed:.0%} of tiles bypassed")
+    facts = [f"{len(table.rows)} rows", f"FAB {fab(bits):.2f}"]
+    if skipped := skipped_share(bits):
+        facts.append(f"{skipped:.0%} of layers skipped")
+    typer.echo(f"wrote {output}: {', '.join(facts)}, {bypassed:.0%} of tiles bypassed")

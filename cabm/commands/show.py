@@ -157,8 +157,11 @@ def _print_table(table: EdgeToBitTable, most: int) -> None:
         chosen = [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]
         _print({"": f"{most} of the {len(rows)} rows:"})
     for row in chosen:
-        layers = ", ".join(f"{count} at {width}" for width, count in row["layers_by_bits"].items())
+        counts = dict(row["layers_by_bits"])
+        skipped = counts.pop("0", 0)
+        layers = ", ".join(f"{count} at {width}" for width, count in counts.items())
         fab = "bicubic" if not row["fab"] else f"FAB {row['fab']:.2f}: {layers} bits"
+        fab += f", {skipped} skipped" if skipped and row["fab"] else ""
         _print({"": f"score {row['from']:7.2f} and up  {fab}"})
 
 

@@ -194,8 +194,9 @@ def describe(task: Task, report: Report) -> str:
     if report.bypassed:
         lines[-1] += f"; {report.bypassed:.0%} bicubic"
     if report.fab is not None:
-        fab = f"{report.fab:.2f}" if report.bypassed < 1 else "nothing computed"
-        lines.append(f"  FAB      {fab}")
+        fab = f"{report.fab:.2f}" if report.fab else "nothing computed"
+        skipped = f"; {report.skipped:.0%} of the layers skipped" if report.skipped else ""
+        lines.append(f"  FAB      {fab}{skipped}")
         lines.append(f"  BitOPs   {report.bitops_saved:.1%} saved against the float network")
     phases = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items())
     lines.append(f"  seconds  {total:.2f}: {phases}")
@@ -226,7 +227,9 @@ def draw_bit_map(task: Task, report: Report, path: Path) -> None:
 
     assert report.bits is not None
     counted = np.maximum(np.count_nonzero(report.bits, axis=1), 1)
-    figure = bit_map_overlay(_thumbnail(task.source), report.plan, report.bits.sum(axis=1) / counted)
+    skipped = (report.bits == 0).mean(axis=1)
+    fab = report.bits.sum(axis=1) / counted
+    figure = bit_map_overlay(_thumbnail(task.source), report.plan, fab, skipped)
     save_figure(figure, path)
 
 

@@ -97,17 +97,26 @@ class Backbone(nn.Module):
 
     def __init__(self, scale: int, precision: Precision, options: dict[str, Any]) -> None:
         super().__init__()
-        if precision.skips and not self.has_identity:
-            raise InputError(
-                f"quantization.search_space: {self.name} has no identity path past its layers, so that none"
-                " can be skipped; take 0 out, or use edsr, srresnet or carn"
-            )
+        self.check_widths(precision)
         self.scale = scale
         self.precision = precision
         self.options = options
         self.quantizers = Quantizers(precision)
         self.layers: list[QuantizedLayer] = []
         self.receptive_field = 0
+
+    @classmethod
+    def check_widths(cls, precision: Precision) -> None:
+        """Refuse width 0 where no layer can be skipped.
+
+        Raises:
+            InputError: the backbone has no identity path.
+        """
+        if precision.skips and not cls.has_identity:
+            raise InputError(
+                f"quantization.search_space: {cls.name} has no identity path past its layers, so that none"
+                " can be skipped; take 0 out, or use edsr, srresnet or carn"
+            )
 
     def add_layer(self, name: str, *, grid: int = 1, adaptive: bool = False) -> None:
         """Enter the convolution ``name`` into `layers`.

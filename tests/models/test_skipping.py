@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cabm import steps
 from cabm.checkpoint import load_model, save_model
+from cabm.comparison import model_bitops
 from cabm.errors import InputError
+from cabm.inference import ModelRunner, super_resolve
 from cabm.losses import LossWeights, Objective, attention_transfer
+from cabm.metrics import bitops, skipped_share
 from cabm.models import BACKBONES, Backbone, build_model, carn
 from cabm.models.base import image_gradient
 from cabm.models.transfer import transfer_weights
-from cabm.quant import AlphaObserver, Precision, PrecisionContext
+from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantized
 from cabm.quant.layers import QuantConv2d, SelectedActivation
+from cabm.tiling import plan
 from cabm.training import calibrate as calibrate_clips
 
 from .helpers import SMALL, image, randomise, small_model
@@ -270,3 +278,51 @@ def test_carn_keeps_the_relu_behind_a_skipped_residual():
     x = torch.randn(2, 8, 4, 4)
     output, _ = block(x, PrecisionContext(bits=torch.zeros(2, model.num_adaptive, dtype=torch.int64)))
     assert torch.equal(output, F.relu(x))
+
+
+@every_skipping
+def test_bit_operations_are_those_of_the_convolutions_that_ran(backbone):
+    """MACs of every convolution that ran, sample by sample, times the bits that it read."""
+    model = calibrated(backbone, "cabm")
+    everywhere = set(range(len(model.branches)))
+    bits = rows(model, [set(), {0}, {1}, everywhere])
+    tile_plan = plan(9, 4 * 8, 9, 8)
+    done = []
+
+    def count(conv: nn.Module, inputs: tuple, output: Tensor) -> None:
+        read = inputs[0].bits if isinstance(inputs[0], Quantized) else torch.full((len(output),), 32)
+        weights = 8 if isinstance(inputs[0], Quantized) else 32
+        done.append(conv.weight.numel() * output[0, 0].numel() * weights * int(read.sum()))
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(image(4, 9, 9), bits)
+    found = bitops(model.layers, bits, tile_plan, convention="patch", bypassed=[False] * 4)
+    assert found == pytest.approx(sum(done), rel=1e-12)
+
+
+def test_a_tile_whose_every_block_a_selector_skips_is_not_bypassed():
+    """It enters the network: head and tail run and count, and the record says skipped."""
+    model = small_model("edsr", kind="cadyq", search_space=SPACE)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("selector.bias") and len(value) == len(SPACE):
+                value[0] = 1e6
+    photo = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    result = super_resolve(ModelRunner(model), photo, tile=12, step=10)
+    assert not result.bits.any() and not result.bypassed.any()
+    assert skipped_share(result.bits, result.bypassed) == 1
+    ends = sum(layer.macs_per_pixel for layer in model.layers if not layer.adaptive)
+    assert model_bitops(model, result, "patch") == 4 * 12 * 12 * ends * 32 * 32
+
+
+def test_the_first_step_refuses_zero_bits_for_the_later_ones():
+    """The float network could train for days before the third step finds that it cannot be."""
+    params = SimpleNamespace(
+        quantization=SimpleNamespace(search_space=SPACE), model=SimpleNamespace(name="idn")
+    )
+    stage = SimpleNamespace(settings=lambda: None, params=params)
+    with pytest.raises(InputError, match="idn has no identity path"):
+        steps.full_precision(stage)
