@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cabm.errors import InputError, describe
-from cabm.files import atomic_directory, atomic_write, read_json, sha256_file, write_json
+from cabm.files import atomic_directory, read_json, sha256_file, write_json
 from cabm.models import BACKBONES, Backbone, build_model
 from cabm.models.registry import MAX_OPTION
 from cabm.packed import pack_state, unpack_state
@@ -109,8 +109,7 @@ def save_model(
         weights = temporary / WEIGHTS_FILE
         state = pack_state(model) if packed else model.state_dict()
         tensors = {name: _stored(tensor, half) for name, tensor in state.items()}
-        with atomic_write(weights) as file:  # for its ordinary file mode: safetensors makes it private
-            save_file(tensors, file)
+        weights.write_bytes(save(tensors))  # save_file makes it private, and does not name a full disk
         config = ModelConfig(
             format=FORMAT,
             backbone=model.name,

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cabm.data.store import PackedStore
+from cabm.errors import InputError
 from cabm.inference import TiledResult
-from cabm.metrics import fab, psnr_y, skipped_share, ssim_y
+from cabm.metrics import SSIM_WINDOW, fab, psnr_y, skipped_share, ssim_y
+
+MAX_PSNR = 100.0
+"""PSNR in dB that an image without any error is recorded with: means and JSON need a number.
+
+It is what one level of error in 150 000 values gives. Images of one colour reach it, by bicubic already.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class ImageResult:
 
     Attributes:
         name: of the image.
-        psnr, ssim: on Y, in dB and 0..1.
+        psnr, ssim: on Y, in dB up to `MAX_PSNR` and 0..1.
         fab: mean bits over computed tiles and adaptive positions; None for models without bits.
         bypassed: share of the tiles that were not computed.
         skipped: share of the adaptive positions of the other tiles that were skipped.
@@ -46,7 +53,11 @@ def evaluate_store(
         store: pairs of images.
         enlarge: (h,w,3) uint8 -> result.
         max_pixels: low-resolution images larger than this are left out.
+
+    Raises:
+        InputError: an image is too small to be measured.
     """
+    check_measurable(store)
     for index in range(len(store)):
         low_resolution = store.lr(index)
         if max_pixels is not None and low_resolution[..., 0].size > max_pixels:
@@ -57,7 +68,7 @@ def evaluate_store(
         original = store.hr(index)
         yield ImageResult(
             name=store.names[index],
-            psnr=psnr_y(result.image, original, store.scale),
+            psnr=min(psnr_y(result.image, original, store.scale), MAX_PSNR),
             ssim=ssim_y(result.image, original, store.scale),
             fab=None if result.bits is None else fab(result.bits),
             bypassed=float(result.bypassed.mean()),
@@ -65,6 +76,22 @@ def evaluate_store(
             seconds=seconds,
             result=result,
         )
+
+
+def check_measurable(store: PackedStore) -> None:
+    """Refuse images in which the window of SSIM has no place inside the shaved border.
+
+    Raises:
+        InputError: names the first.
+    """
+    smallest = SSIM_WINDOW + 2 * store.scale
+    for index, name in enumerate(store.names):
+        height, width = (side * store.scale for side in store.lr_shape(index))
+        if min(height, width) < smallest:
+            raise InputError(
+                f"{store.directory}: image {name} of {width}x{height} pixels is too small to be measured "
+                f"at scale {store.scale}; take images of {smallest}x{smallest} at least"
+            )
 
 
 def mean_results(results: list[ImageResult]) -> dict[str, float]:

@@ -25,11 +25,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     removed when the block raises.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -37,8 +38,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        _name(error, path, temporary)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _name(error: OSError, path: Path, temporary: Path | None) -> None:
+    """Let an error say what was to be written: a full disk says nothing, others name the temporary file."""
+    if error.errno is None:
+        return  # a library's own, and not of the file system
+    found = str(error.filename or "")
+    if not found or str(temporary) in found or Path(found).name.startswith(f".{path.stem}-"):
+        error.filename = str(path)
 
 
 @contextmanager
@@ -53,9 +67,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; name a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         new = temporary / "new"
         new.mkdir()
         yield new
@@ -66,8 +81,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         if path.exists():
             path.replace(temporary / "old")
         new.replace(path)
+    except OSError as error:
+        _name(error, path, temporary)
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: str | Path, *, older_than_s: float = 0.0) -> None:

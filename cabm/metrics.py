@@ -20,7 +20,10 @@ from cabm.tiling import TilePlan
 # MATLAB's rgb2ycbcr, divided by 256 as PSNR in the released code does (its SSIM divides by 255).
 _Y_WEIGHTS = np.array([65.738, 129.057, 25.064]) / 256
 _Y_OFFSET = 16.0
-_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+SSIM_WINDOW = 11
+"""Side of SSIM's window in pixels; it must fit inside the shaved border."""
+
+_SSIM_SIGMA = 1.5
 _SSIM_C1, _SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _STRIP_PIXELS, _STRIP_ROWS = 1 << 16, 32  # intermediate values stay in the cache
 _FLOAT_BITS = 32
@@ -71,9 +74,9 @@ def ssim_y(sr: np.ndarray, hr: np.ndarray, shave: int) -> float:
     Gaussian window of 11 x 11 with sigma 1.5, positions where it lies wholly inside, K = 0.01 and 0.03,
     range 255. Arguments and errors as for :func:`psnr_y`; the window must fit inside the border.
     """
-    sr, hr = _shaved(sr, hr, shave, at_least=_SSIM_WINDOW)
+    sr, hr = _shaved(sr, hr, shave, at_least=SSIM_WINDOW)
     total, count = 0.0, 0
-    for rows in _strips(sr.shape, overlap=_SSIM_WINDOW - 1):
+    for rows in _strips(sr.shape, overlap=SSIM_WINDOW - 1):
         similarity = _ssim_map(_y(sr[rows]), _y(hr[rows]))
         total += float(similarity.sum())
         count += similarity.numel()
@@ -243,13 +246,13 @@ def _y(image: np.ndarray) -> np.ndarray:
 
 def _ssim_map(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
     """(H, W) float64 each -> (H - 10, W - 10)."""
-    offsets = torch.arange(_SSIM_WINDOW, dtype=torch.float64) - _SSIM_WINDOW // 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
     window /= window.sum()
     a, b = torch.from_numpy(x), torch.from_numpy(y)
     maps = torch.stack([a, b, a * a, b * b, a * b])
     for axis in (1, 2):
-        length = maps.shape[axis] - _SSIM_WINDOW + 1
+        length = maps.shape[axis] - SSIM_WINDOW + 1
         filtered = torch.zeros_like(maps.narrow(axis, 0, length))
         for offset, weight in enumerate(window.tolist()):
             filtered.add_(maps.narrow(axis, offset, length), alpha=weight)

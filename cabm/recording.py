@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cabm.config import EvaluateSettings, TrainingSettings
 from cabm.data.store import PackedStore
-from cabm.evaluation import evaluate_store, mean_results
+from cabm.evaluation import check_measurable, evaluate_store, mean_results
 from cabm.files import atomic_write
 from cabm.inference import ModelRunner, TiledResult, super_resolve
 from cabm.models import Backbone
@@ -46,6 +46,7 @@ class Validation:
         settings: EvaluateSettings,
         autocast: torch.dtype | None,
     ) -> None:
+        check_measurable(store)  # now, and not after the first hour
         self.store = store
         self.table = table
         self.settings = settings

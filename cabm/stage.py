@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ CURVES = Path("curves")
 RESULTS = Path("results")
 RESUME_FILE = "state.safetensors"
 _STALE_SECONDS = 3600.0
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,13 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
         return _fail(name, str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(name, f"{where}{error.strerror or error}")
+        then = "; make room or access, then `dvc repro` goes on" if error.errno in _NO_ROOM else ""
+        return _fail(name, f"{where}{error.strerror or error}{then}")
+    except MemoryError as error:
+        reason = " ".join(str(error).split())
+        return _fail(
+            name, f"not enough memory ({reason[:200]}); lower batch_size, patch or the model's options"
+        )
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
         return 130

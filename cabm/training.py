@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cabm.errors import TrainingDiverged
@@ -160,7 +160,7 @@ def train(
     The result is the same to the bit whether or not the run was interrupted, on one machine.
 
     Raises:
-        TrainingDiverged: a loss or gradient is not finite, or a clip value is not positive.
+        TrainingDiverged: a loss or a weight is not finite; no state is written from then on.
     """
     optimizer = _optimizer(model, plan)
     average = _Average(model, plan.ema_decay) if plan.ema_decay else None
@@ -250,7 +250,12 @@ def _save(
     optimizer: torch.optim.Adam,
     average: _Average | None,
 ) -> None:
-    """Write everything that the next step depends on, as one file, aside and renamed."""
+    """Write everything that the next step depends on, as one file, aside and renamed.
+
+    Raises:
+        TrainingDiverged: a weight is not finite; the state of before stays.
+    """
+    _require_finite_weights(model)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.values.items()}
@@ -258,30 +263,32 @@ def _save(
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     metadata = {"format": RESUME_FORMAT, "step": str(step), "history": json.dumps(history)}
     with atomic_write(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        # through bytes: the library's own writer does not say which file a full disk refused
+        temporary.write_bytes(
+            save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        )
 
 
 def _load(
     path: Path, model: Backbone, optimizer: torch.optim.Adam, average: _Average | None
 ) -> tuple[int, list[dict[str, Any]]]:
     """Restore what `_save` wrote; a damaged file starts the run over, which costs only time."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
+        step, history = int(metadata["step"]), json.loads(metadata["history"])
+        _check_state(tensors, model, parameters, average)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
         path.unlink()
         return 0, []
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-    model.load_state_dict(part("model."))
+    model.load_state_dict(_part(tensors, "model."))
     if average is not None:
-        average.values = part("average.")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        average.values = _part(tensors, "average.")
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in part("optimizer.").items():
+    for key, tensor in _part(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:
@@ -289,4 +296,31 @@ def _load(
             tensor = torch.empty_like(parameter).copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), json.loads(metadata["history"])
+    return step, history
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _check_state(
+    tensors: Mapping[str, Tensor], model: Backbone, parameters: list[Tensor], average: _Average | None
+) -> None:
+    """Raise ValueError where tensors are not the whole state of this model and its optimizer."""
+    weights = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    expected = {f"model.{name}": kind for name, kind in weights.items()}
+    if average is not None:
+        expected |= {f"average.{name}": kind for name, kind in weights.items()}
+    for index, parameter in enumerate(parameters):
+        moments = (parameter.shape, parameter.dtype)
+        expected[f"optimizer.{index}.step"] = (torch.Size([]), torch.float32)
+        expected |= {f"optimizer.{index}.{name}": moments for name in ("exp_avg", "exp_avg_sq")}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    unused = {f"optimizer.{index}" for index in range(len(parameters))} - {
+        name.rsplit(".", 1)[0] for name in found
+    }  # parameters that have had no gradient have no moments
+    expected = {name: kind for name, kind in expected.items() if name.rsplit(".", 1)[0] not in unused}
+    if found != expected:
+        raise ValueError("another model's state")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError("numbers that are not finite")

@@ -20,6 +20,9 @@ from cabm.errors import InputError
 from cabm.files import atomic_write
 
 POSITIONS_FILE = "positions.npy"
+SMALLEST_MEASURED = 11
+"""Side of SSIM's window (`cabm.metrics.SSIM_WINDOW`), which must fit inside the shaved border."""
+
 Report = Callable[[str, int, int], None]
 
 
@@ -36,7 +39,8 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
         Images and megapixels by set; seconds per megapixel of the ranking, if done.
 
     Raises:
-        InputError: a source is missing, empty or damaged; the message names the path.
+        InputError: a source is missing, empty or damaged, or an image to measure on is too small; the
+            message names the path.
     """
     train = [pair for source in settings.train for pair in source.pairs("train", scale)]
     if isinstance(settings.validation, HoldOut):
@@ -50,6 +54,8 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
     for name, pairs in parts.items():
         named = _with_unique_names(pairs)
         images = read_pairs(named, scale, settings.max_pixels)
+        if name != "train":
+            images = _measurable(images, name, scale)
         store = pack(_reported(images, name, len(named), report), directory / name, scale)
         summary[name.replace("/", "_")] = {
             "images": len(store),
@@ -135,6 +141,21 @@ def _with_unique_names(pairs: list[Pair]) -> list[Pair]:
         taken.add(name)
         named.append(replace(pair, name=name))
     return named
+
+
+def _measurable(
+    images: Iterable[tuple[str, np.ndarray, np.ndarray]], part: str, scale: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Refuse images that could not be measured after all the training."""
+    smallest = SMALLEST_MEASURED + 2 * scale
+    for name, high, low in images:
+        height, width = high.shape[:2]
+        if min(height, width) < smallest:
+            raise InputError(
+                f"prepare.{part}: image {name} of {width}x{height} pixels is too small to be measured at "
+                f"scale {scale}; take images of {smallest}x{smallest} at least"
+            )
+        yield name, high, low
 
 
 def _reported(
