@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from cabm.checkpoint import TABLE_FILE
+from cabm.table import EdgeToBitTable
 from tests.commands.test_upscale import cabm  # noqa: F401
 from tests.upscaling import tiny_model
 
@@ -39,6 +41,16 @@ def test_a_table_is_described(cabm, model, name):  # noqa: F811
     assert code == 0
     assert "score    8.00 and up  FAB 6.00: 4 at 6 bits" in out
     assert json.loads(cabm("table", "show", model / name, "--json")[1])["bypassed_below"] == 8
+
+
+def test_skipped_layers_are_told_apart_from_bits(cabm, model, tmp_path):  # noqa: F811
+    described = EdgeToBitTable.load(model / TABLE_FILE).with_bypass(0)
+    rows = [[0, 0, 4, 8], [8, 8, 8, 8]]
+    replace(described, search_space=(0, 4, 6, 8), rows=rows).save(tmp_path / "table.json")
+    code, out, _ = cabm("table", "show", tmp_path / "table.json")
+    assert code == 0
+    assert "FAB 6.00: 1 at 4, 1 at 8 bits, 2 skipped" in out
+    assert out.count("skipped") == 1 and "bicubic" not in out
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
