@@ -153,7 +153,7 @@ def _read_params(folder: Path, data: bytes) -> None:
     params.model_dump_json()
     for stage in ("full_precision", "pams", "cadyq", "cabm"):
         section = getattr(params, stage)
-        for step in (0, section.steps // 2, section.steps - 1):
+        for step in {0, section.steps // 2, section.steps - 1} if section.steps else ():
             assert 0 <= section.schedule.factor(step, section.steps) <= 1
     with torch.device("meta"):  # shapes only
         build_model(
