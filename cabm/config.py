@@ -81,14 +81,20 @@ class RuntimeSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where; auto takes a GPU if there is one."""
 
+    processes: PositiveInt | Literal["auto"] = 1
+    """Processes of this machine that train together; auto: one per visible GPU, without GPUs one."""
+
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of torch; 0: as many as cores."""
+    """Threads of torch in a process; 0: as many as cores, shared by the processes."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the convolutions in training; auto: bf16 where the processor multiplies it."""
 
     checkpoint_seconds: NotNegative = 60.0
     """How often training writes its resume state."""
+
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """How long a process waits for the others before the training ends, with an error."""
 
     def torch_device(self) -> torch.device:
         """Return the device.
@@ -100,6 +106,12 @@ class RuntimeSettings(Section):
             raise InputError("runtime.device: cuda is asked for, but torch sees no GPU; use auto or cpu")
         gpu = self.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if gpu else "cpu")
+
+    def num_processes(self) -> int:
+        """Return how many processes of this machine train together."""
+        if self.processes != "auto":
+            return self.processes
+        return torch.cuda.device_count() if self.torch_device().type == "cuda" else 1
 
     def autocast(self) -> torch.dtype | None:
         """Return the type that convolutions compute in, None for float32."""
@@ -282,6 +294,6 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     return read_yaml(path, Params)
 
 
-def cpu_threads(settings: RuntimeSettings) -> int:
-    """Return the number of threads that a stage should compute with."""
-    return settings.threads or len(os.sched_getaffinity(0))
+def cpu_threads(settings: RuntimeSettings, processes: int = 1) -> int:
+    """Return the number of threads that one of ``processes`` on this machine should compute with."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // processes)

@@ -27,6 +27,14 @@ class TrainingDiverged(RuntimeError):
     """A loss, weight or clip value became unusable; the message names it and the step."""
 
 
+class PeerLost(RuntimeError):
+    """Another process of the same training ended, or did not answer in time."""
+
+
+class WorkerFailed(RuntimeError):
+    """A training on several processes ended; the message is that of the process that failed first."""
+
+
 def describe(error: ValidationError, content: Any = None) -> str:
     """Return a validation error as one line: where, what is wrong, what was found.
 

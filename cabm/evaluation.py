@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,11 @@ class ImageResult:
 
 
 def evaluate_store(
-    store: PackedStore, enlarge: Callable[[np.ndarray], TiledResult], *, max_pixels: int | None = None
+    store: PackedStore,
+    enlarge: Callable[[np.ndarray], TiledResult],
+    *,
+    max_pixels: int | None = None,
+    images: Iterable[int] | None = None,
 ) -> Iterator[ImageResult]:
     """Enlarge every image of a store and compare it with its original.
 
@@ -53,12 +57,13 @@ def evaluate_store(
         store: pairs of images.
         enlarge: (h,w,3) uint8 -> result.
         max_pixels: low-resolution images larger than this are left out.
+        images: numbers of the images to take; all by default.
 
     Raises:
         InputError: an image is too small to be measured.
     """
     check_measurable(store)
-    for index in range(len(store)):
+    for index in range(len(store)) if images is None else images:
         low_resolution = store.lr(index)
         if max_pixels is not None and low_resolution[..., 0].size > max_pixels:
             continue
@@ -101,12 +106,22 @@ def mean_results(results: list[ImageResult]) -> dict[str, float]:
         "ssim": float(np.mean([r.ssim for r in results])),
         "seconds": float(np.sum([r.seconds for r in results])),
     }
-    rows = [r.result.bits for r in results if r.result.bits is not None]
-    if rows:
-        bits = np.concatenate(rows)
-        bypassed = np.concatenate([r.result.bypassed for r in results if r.result.bits is not None])
-        means["bypassed"] = float(bypassed.mean())
-        means["skipped"] = skipped_share(bits, bypassed)
-        if bits.any():
-            means["fab"] = fab(bits)
-    return means
+    tiles = [r.result for r in results if r.result.bits is not None]
+    return means | mean_bits([t.bits for t in tiles], [t.bypassed for t in tiles])
+
+
+def mean_bits(bits: Sequence[np.ndarray], bypassed: Sequence[np.ndarray]) -> dict[str, float]:
+    """Average over tiles.
+
+    Args:
+        bits: of each image, the bits (N,L) of its tiles.
+        bypassed: of each image, which of its tiles (N,) were not computed.
+
+    Returns:
+        ``bypassed``, ``skipped`` and, where anything was computed, ``fab``; nothing for no images.
+    """
+    if not bits:
+        return {}
+    rows, left_out = np.concatenate(bits), np.concatenate(bypassed)
+    means = {"bypassed": float(left_out.mean()), "skipped": skipped_share(rows, left_out)}
+    return means | ({"fab": fab(rows)} if rows.any() else {})

@@ -82,11 +82,14 @@ class Objective:
         weights: weights of the terms.
         teacher: model to distil from; needed where a distillation weight is not zero.
         bits: gives the student's bits (B,L) for a low-resolution batch (B,3,h,w) in 0..255 (CABM).
+        shares: equal shares that the batch is cut into, of which each call sees one: the mean over them of
+            the loss, of its parts and of their gradients is that of the whole batch.
     """
 
     weights: LossWeights
     teacher: Backbone | None = None
     bits: Callable[[Tensor], Tensor] | None = None
+    shares: int = 1
 
     def __call__(
         self, model: Backbone, low_resolution: Tensor, high_resolution: Tensor, step: int
@@ -109,7 +112,7 @@ class Objective:
         parts: dict[str, float] = {}
         if output.bit_cost is not None:
             weight = self.weights.bits + self.weights.bits_per_step * step
-            terms["bits"] = weight * output.bit_cost.sum()
+            terms["bits"] = weight * self.shares * output.bit_cost.sum()  # a sum, where others are means
         if output.bits is not None:
             computed = output.bits[output.bits > 0].double()
             parts["fab"] = computed.mean().item() if computed.numel() else 0.0

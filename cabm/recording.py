@@ -7,6 +7,8 @@ import csv
 import sys
 import time
 from collections.abc import Mapping
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +20,8 @@ from tqdm import tqdm
 
 from cabm.config import EvaluateSettings, TrainingSettings
 from cabm.data.store import PackedStore
-from cabm.evaluation import check_measurable, evaluate_store, mean_results
+from cabm.distributed import ALONE, Group
+from cabm.evaluation import check_measurable, evaluate_store, mean_bits
 from cabm.files import atomic_write
 from cabm.inference import ModelRunner, TiledResult, super_resolve
 from cabm.models import Backbone
@@ -36,6 +39,7 @@ class Validation:
         table: bits by edge score, for CABM models.
         settings: tile and step.
         autocast: type that convolutions compute in.
+        group: the processes that measure together, each its share of the images.
     """
 
     def __init__(
@@ -45,17 +49,33 @@ class Validation:
         table: EdgeToBitTable | None,
         settings: EvaluateSettings,
         autocast: torch.dtype | None,
+        group: Group = ALONE,
     ) -> None:
         check_measurable(store)  # now, and not after the first hour
         self.store = store
         self.table = table
         self.settings = settings
+        self.group = group
         self.runner = ModelRunner(copy.deepcopy(model), autocast, collapse_tail=True)
 
     def measure(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return mean ``psnr``, ``ssim``; for models with bits ``fab``, if they skip layers ``skipped``."""
+        """Return mean ``psnr``, ``ssim``; for models with bits ``fab``, if they skip layers ``skipped``.
+
+        They are the same in all processes.
+        """
         self.runner.model.load_state_dict(weights)
-        means = mean_results(list(evaluate_store(self.store, self._enlarge)))
+        own = range(self.group.rank, len(self.store), self.group.size)
+        rows = []
+        for index, image in zip(own, evaluate_store(self.store, self._enlarge, images=own), strict=True):
+            bits, bypassed = image.result.bits, image.result.bypassed
+            tiles = None if bits is None else (bits.tolist(), bypassed.tolist())
+            rows.append((index, image.psnr, image.ssim, tiles))
+        # in the order of one process, so that the means are the same to the bit
+        rows = sorted(chain.from_iterable(self.group.gather(rows)), key=itemgetter(0))
+        _, psnr, ssim, tiles = zip(*rows, strict=True)
+        tiles = [(np.array(bits), np.array(bypassed)) for bits, bypassed in filter(None, tiles)]
+        means = {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}
+        means |= mean_bits([bits for bits, _ in tiles], [bypassed for _, bypassed in tiles])
         shown = ("psnr", "ssim", "fab", *(["skipped"] if self.runner.model.precision.skips else []))
         return {name: value for name, value in means.items() if name in shown}
 
@@ -127,15 +147,24 @@ class Recorder:
 class ProgressBar:
     """Training callback: loss, patches per second and time left on stderr."""
 
-    def __init__(self, title: str, steps: int, batch_size: int) -> None:
+    def __init__(self, title: str, steps: int, batch_size: int, *, shown: bool = True) -> None:
         self.batch_size = batch_size
         # a log file gets a line now and then, not a stream of carriage returns
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(total=steps, desc=title, unit="step", mininterval=interval, maxinterval=interval)
+        self.bar = tqdm(
+            total=steps,
+            desc=title,
+            unit="step",
+            mininterval=interval,
+            maxinterval=interval,
+            disable=not shown,
+        )
         self.smooth: float | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Take in one step."""
+        if self.bar.disable:
+            return
         if self.smooth is None:
             self.bar.initial = self.bar.n = progress.step - 1
         loss = progress.parts["l1"]

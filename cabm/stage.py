@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from safetensors import SafetensorError
 from cabm import __version__
 from cabm.config import Params, TrainingSettings, cpu_threads, load_params
 from cabm.data.store import PackedStore
-from cabm.errors import InputError, TrainingDiverged
+from cabm.distributed import ALONE, Group, is_worker, joined, launch, launches, report_failure
+from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed
 from cabm.files import remove_leftovers
 from cabm.memory import keep_freed_memory
 from cabm.provenance import params_hash, project_root
@@ -46,6 +48,7 @@ class Stage:
         name: its name in dvc.yaml.
         params: all of params.yaml.
         tracker: where figures and metrics go beside DVC's files.
+        group: the processes that run this stage together; one writes the outs.
         data: train, validation and test stores.
         models, tables, metrics, curves, results: folders of outs, relative to the working directory.
     """
@@ -53,6 +56,7 @@ class Stage:
     name: str
     params: Params
     tracker: Tracker
+    group: Group = ALONE
     data: Path = DATA
     models: Path = MODELS
     tables: Path = TABLES
@@ -94,46 +98,59 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
         signal.signal(number, _interrupt)
     try:
         params = load_params()
-        # what is recorded and how leaves the pipeline the same
-        everything = params.model_dump(mode="json", exclude={"tracking", "serving"})
-        key = params_hash(everything)
-        torch.set_num_threads(cpu_threads(params.runtime))
-        section = getattr(params, name)
-        logged = {
-            "model": params.model.model_dump(mode="json"),
-            "quantization": params.quantization.model_dump(mode="json"),
-            name: section.model_dump(mode="json"),
-        }
-        with open_run(
-            params.tracking,
-            stage=name,
-            params=logged,
-            tags=_environment(),
-            pipeline_key=key,
-            pipeline_title=f"{params.model.name} x{params.model.scale}",
-            pipeline_params=everything,
-            data_hash=None if name == "prepare" else data_hash(DATA),  # it replaces what is there
-        ) as tracker:
-            if isinstance(section, TrainingSettings):
-                torch.manual_seed(section.seed)
-                keep_freed_memory()
-            _remove_leftovers(name)
-            body(Stage(name, params, tracker))
-    except (InputError, TrainingDiverged, SafetensorError) as error:
-        return _fail(name, str(error))
+        trains = isinstance(getattr(params, name), TrainingSettings)
+        if trains and launches(params.runtime):
+            launch(params.runtime, name)
+            return 0
+        with joined(params.runtime) if trains else nullcontext(ALONE) as group:
+            _run(name, body, params, group)
+    except (InputError, TrainingDiverged, SafetensorError, PeerLost, WorkerFailed) as error:
+        return _fail(name, error, str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         then = "; make room or access, then `dvc repro` goes on" if error.errno in _NO_ROOM else ""
-        return _fail(name, f"{where}{error.strerror or error}{then}")
+        return _fail(name, error, f"{where}{error.strerror or error}{then}")
     except MemoryError as error:
         reason = " ".join(str(error).split())
         return _fail(
-            name, f"not enough memory ({reason[:200]}); lower batch_size, patch or the model's options"
+            name,
+            error,
+            f"not enough memory ({reason[:200]}); lower batch_size, patch or the model's options",
         )
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
+        if not is_worker():
+            print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group) -> None:
+    """Run a stage's body in this process, recorded if the process leads."""
+    # what is recorded and how leaves the pipeline the same
+    everything = params.model_dump(mode="json", exclude={"tracking", "serving"})
+    torch.set_num_threads(cpu_threads(params.runtime, group.local_size))
+    section = getattr(params, name)
+    logged = {
+        "model": params.model.model_dump(mode="json"),
+        "quantization": params.quantization.model_dump(mode="json"),
+        name: section.model_dump(mode="json"),
+    }
+    with open_run(
+        params.tracking if group.leads else params.tracking.model_copy(update={"enabled": False}),
+        stage=name,
+        params=logged,
+        tags=_environment() | {"processes": str(group.size)},
+        pipeline_key=params_hash(everything),
+        pipeline_title=f"{params.model.name} x{params.model.scale}",
+        pipeline_params=everything,
+        data_hash=None if name == "prepare" else data_hash(DATA),  # it replaces what is there
+    ) as tracker:
+        if isinstance(section, TrainingSettings):
+            torch.manual_seed(section.seed)
+            keep_freed_memory()
+        if group.leads:
+            _remove_leftovers(name)
+        body(Stage(name, params, tracker, group))
 
 
 def data_hash(directory: Path) -> str | None:
@@ -155,8 +172,9 @@ def _remove_leftovers(name: str) -> None:
         remove_leftovers(folder / RESUME_FILE, older_than_s=_STALE_SECONDS)
 
 
-def _fail(name: str, message: str) -> int:
-    print(f"{name}: error: {message}", file=sys.stderr)
+def _fail(name: str, error: Exception, message: str) -> int:
+    if not report_failure(error, message):
+        print(f"{name}: error: {message}", file=sys.stderr)
     return 1
 
 

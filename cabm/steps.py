@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def cabm(stage: Stage) -> None:
         extra=LossWeights(),
         table=table,
     )
-    _register(stage, measured)
+    if stage.group.leads:
+        _register(stage, measured)
 
 
 def _register(stage: Stage, measured: Mapping[str, float]) -> None:
@@ -101,14 +103,17 @@ def _run_step(
     if 0 in params.quantization.search_space:  # said before any step is trained
         require_identity(params.model.name)
     device = params.runtime.torch_device()
+    group = stage.group
     store = stage.store("train")
-    sampler = PatchSampler(
+    make_sampler = partial(
+        PatchSampler,
         store,
         batch_size=settings.batch_size,
         lr_patch=settings.patch,
         seed=settings.seed,
         positions=load_positions(stage.data, params.prepare, settings.patch),
     )
+    sampler = make_sampler(rank=group.rank, world=group.size)
     sampling = params.prepare.sampling.model_dump(mode="json")
     precision = _precision(params.quantization, kind)
     inputs: dict[str, Any] = {"train": store.sha256, "precision": asdict(precision), "sampling": sampling}
@@ -131,7 +136,8 @@ def _run_step(
     calibrated = {}
     if quantized is not None and unset:
         batches, method = quantized.calibration_batches, quantized.calibration
-        calibrated = calibrate(model, sampler, batches, only=unset, method=method)
+        # on whole batches, in every process: the clip values are those of one process
+        calibrated = calibrate(model, make_sampler(), batches, only=unset, method=method)
     if taught_by is not None:
         inputs["teacher"] = taught_by.config.weights_sha256
 
@@ -141,6 +147,7 @@ def _run_step(
         if taught_by is None
         else taught_by.model.to(device, memory_format=torch.channels_last),
         bits=None if table is None else TableBits(table),
+        shares=group.size,
     )
     autocast = params.runtime.autocast()
     plan = TrainingPlan(
@@ -152,12 +159,17 @@ def _run_step(
         checkpoint_seconds=params.runtime.checkpoint_seconds,
     )
     resume_file = stage.resume_file(inputs)
-    validation = Validation(stage.store("validation"), model, table, params.evaluate, autocast)
+    group.require_same(f"{stage.name} {resume_file.parent.name}", "stage, params, data or weights")
+    validation = Validation(stage.store("validation"), model, table, params.evaluate, autocast, group)
     recorder = Recorder(stage.tracker, params.tracking.log_every, settings, validation)
-    with ProgressBar(stage.name, settings.steps, settings.batch_size) as bar:
-        train(model, objective, sampler, plan, callbacks=(recorder, bar), resume_file=resume_file)
+    with ProgressBar(stage.name, settings.steps, settings.batch_size, shown=group.leads) as bar:
+        train(
+            model, objective, sampler, plan, callbacks=(recorder, bar), resume_file=resume_file, group=group
+        )
 
     measured = validation.measure(model.state_dict())
+    if not group.leads:
+        return measured
     described = {"stage": stage.name, "version": __version__, "steps": settings.steps, "inputs": inputs}
     described |= {"validation": measured, "settings": settings.model_dump(mode="json")}
     save_model(stage.models / stage.name, model, table=table, provenance=described)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cabm.errors import TrainingDiverged
+from cabm.distributed import ALONE, Group
+from cabm.errors import InputError, TrainingDiverged
 from cabm.files import atomic_write
 from cabm.losses import Objective
 from cabm.models.base import Backbone
@@ -154,25 +156,52 @@ def train(
     *,
     callbacks: tuple[Callback, ...] = (),
     resume_file: Path | None = None,
+    group: Group = ALONE,
 ) -> Backbone:
     """Train ``model`` in place and return it with the averaged weights, if averaging is on.
 
-    The result is the same to the bit whether or not the run was interrupted, on one machine.
+    The result is the same to the bit whether or not the run was interrupted, on one machine with the same
+    number of processes.
+
+    Args:
+        model: trained in place.
+        objective: gives the loss; its ``shares`` are the group's processes.
+        sampler: gives the batches; with a group, this process's share of them.
+        plan: what the loop does.
+        callbacks: called after every step, in every process.
+        resume_file: where the state is kept; only the leading process reads and writes it.
+        group: the processes that train together. Their callbacks see the same parts and weights.
 
     Raises:
+        InputError: some process would not reach a batch norm that is common to all.
         TrainingDiverged: a loss or a weight is not finite; no state is written from then on.
+        PeerLost: another process of the group ended or does not answer.
     """
+    skips_layers = model.precision.skips and model.precision.kind == "cabm"
+    if group.synchronise_batch_norm(model) and skips_layers:
+        raise InputError(
+            f"runtime.processes: with 0 in the search space {model.name} has batch norms that one process"
+            " may skip while others wait for it there; train it with 1"
+        )
+    parameters = list(model.parameters())
     optimizer = _optimizer(model, plan)
     average = _Average(model, plan.ema_decay) if plan.ema_decay else None
     first, history = 0, []
-    if resume_file is not None and resume_file.exists():
-        first, history = _load(resume_file, model, optimizer, average)
+    content = None
+    if resume_file is not None and group.leads:
+        content = _read(resume_file, model, optimizer, average)
+    if group.size > 1:  # all start from the leader's state: seeds do not bind other machines' arithmetic
+        if group.leads and content is None:
+            content = _pack(0, history, model, optimizer, average)
+        content = group.from_leader(content or b"")
+    if content is not None:
+        first, history = _restore(content, model, optimizer, average)
     saved = time.monotonic()
     model.train()
     for step in range(first, plan.steps):
         factor = plan.schedule.factor(step, plan.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rates[group["name"]] * factor
+        for rated in optimizer.param_groups:
+            rated["lr"] = plan.rates[rated["name"]] * factor
         low_resolution, high_resolution = sampler.batch(step)
         with _autocast(plan, low_resolution):
             loss, parts = objective(
@@ -181,9 +210,11 @@ def train(
                 high_resolution.float(),
                 step,
             )
+        parts = _of_whole_batch(parts, group)
         _require_finite(parts, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        group.average_gradients(parameters)
         optimizer.step()
         _keep_alphas_positive(model)
         if average is not None:
@@ -192,8 +223,10 @@ def train(
         progress = Progress(step + 1, parts, factor, weights, history)
         for callback in callbacks:
             callback(progress)
-        if resume_file is not None and time.monotonic() - saved >= plan.checkpoint_seconds:
-            _save(resume_file, step + 1, history, model, optimizer, average)
+        due = time.monotonic() - saved >= plan.checkpoint_seconds
+        if resume_file is not None and group.leads and due:
+            with atomic_write(resume_file) as temporary:
+                temporary.write_bytes(_pack(step + 1, history, model, optimizer, average))
             saved = time.monotonic()
     if average is not None:
         model.load_state_dict(average.values)
@@ -215,6 +248,16 @@ def _autocast(plan: TrainingPlan, tensor: Tensor) -> AbstractContextManager[Any]
     if plan.autocast is None:
         return nullcontext()
     return torch.autocast(tensor.device.type, plan.autocast)
+
+
+def _of_whole_batch(parts: Mapping[str, float], group: Group) -> Mapping[str, float]:
+    """Average the parts over the group; FAB over computed positions, of which a share may have fewer."""
+    if group.size == 1 or "fab" not in parts:
+        return group.mean(parts)
+    computed = 1 - parts.get("skipped", 0.0)
+    means = dict(group.mean({**parts, "fab": parts["fab"] * computed, "computed": computed}))
+    computed = means.pop("computed")
+    return means | {"fab": means["fab"] / computed if computed else 0.0}
 
 
 def _require_finite(parts: Mapping[str, float], step: int) -> None:
@@ -242,15 +285,14 @@ def _require_finite_weights(model: Backbone) -> None:
 RESUME_FORMAT = "cabm.resume/1"
 
 
-def _save(
-    path: Path,
+def _pack(
     step: int,
     history: list[dict[str, Any]],
     model: Backbone,
     optimizer: torch.optim.Adam,
     average: _Average | None,
-) -> None:
-    """Write everything that the next step depends on, as one file, aside and renamed.
+) -> bytes:
+    """Return everything that the next step depends on, as the bytes of one safetensors file.
 
     Raises:
         TrainingDiverged: a weight is not finite; the state of before stays.
@@ -262,31 +304,42 @@ def _save(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     metadata = {"format": RESUME_FORMAT, "step": str(step), "history": json.dumps(history)}
-    with atomic_write(path) as temporary:
-        # through bytes: the library's own writer does not say which file a full disk refused
-        temporary.write_bytes(
-            save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-        )
+    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
-def _load(
+def _unpack(content: bytes) -> tuple[int, list[dict[str, Any]], dict[str, Tensor]]:
+    """Return step, history and tensors of what `_pack` returned."""
+    tensors = load_tensors(content)
+    header_size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
+    return int(metadata["step"]), json.loads(metadata["history"]), tensors
+
+
+def _read(
     path: Path, model: Backbone, optimizer: torch.optim.Adam, average: _Average | None
-) -> tuple[int, list[dict[str, Any]]]:
-    """Restore what `_save` wrote; a damaged file starts the run over, which costs only time."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+) -> bytes | None:
+    """Return the resume state, None where there is none; a damaged one starts the run over: only time."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        step, history = int(metadata["step"]), json.loads(metadata["history"])
-        _check_state(tensors, model, parameters, average)
+        content = path.read_bytes()
+        _check_state(_unpack(content)[2], model, _parameters(optimizer), average)
+    except FileNotFoundError:
+        return None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
         path.unlink()
-        return 0, []
+        return None
+    return content
 
+
+def _restore(
+    content: bytes, model: Backbone, optimizer: torch.optim.Adam, average: _Average | None
+) -> tuple[int, list[dict[str, Any]]]:
+    """Restore what `_pack` returned, and return the step and the history."""
+    step, history, tensors = _unpack(content)
     model.load_state_dict(_part(tensors, "model."))
     if average is not None:
-        average.values = _part(tensors, "average.")
+        for name, value in _part(tensors, "average.").items():
+            average.values[name].copy_(value)
+    parameters = _parameters(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in _part(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
@@ -297,6 +350,10 @@ def _load(
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step, history
+
+
+def _parameters(optimizer: torch.optim.Adam) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
