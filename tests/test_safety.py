@@ -201,7 +201,8 @@ def test_a_tracked_stage_talks_to_nobody(tmp_path: Path) -> None:
     script = REPOSITORY / "stages" / "prepare_data.py"
     events = network_events(tmp_path, str(script), DVC_ROOT=str(tmp_path))
     assert (tmp_path / "mlflow.db").exists(), "nothing was tracked"
-    assert events == []
+    # urllib3 binds a socket to the loopback, to see whether there is IPv6
+    assert not [event for event in events if event != "socket.bind ('::1', 0)"]
 
 
 def test_dvc_reports_nothing_home() -> None:
