@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cabm.files import atomic_write
 
 
 def project_root() -> Path:
@@ -25,6 +28,27 @@ def project_root() -> Path:
         if (folder / ".dvc").is_dir() or (folder / ".git").exists():
             return folder
     return here
+
+
+def clone_id() -> str:
+    """Return what tells this clone of the repository from others with the same code and params.
+
+    Made at the first call and kept in ``.resume/clone-id``, which git ignores: all machines that work
+    in one shared directory are one clone, two persons on one tracking server are not.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    from filelock import FileLock
+
+    path = project_root() / ".resume" / "clone-id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                with atomic_write(path) as temporary:
+                    temporary.write_text(uuid.uuid4().hex[:16])
+    return path.read_text()
 
 
 def params_hash(params: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cabm.outbox import Outbox
-from cabm.provenance import code_tags, flatten_params, params_hash
+from cabm.provenance import clone_id, code_tags, flatten_params, params_hash
 from cabm.tracker import Metric, NullTracker, RunSession, ServedModel, Tracker, clean_name
 from cabm.tracking_store import (
     database_path,
@@ -134,9 +134,9 @@ def open_run(
 ) -> Iterator[Tracker]:
     """Record the body of the ``with`` block as one run under its pipeline's run.
 
-    The parent is found by ``pipeline_key`` (under ``dvc exp run``: by the experiment's name) or made.
-    A stage that was interrupted under the same key continues its own run. The run ends FINISHED,
-    KILLED (Ctrl-C) or FAILED (any other exception), and so does the parent.
+    The parent is found by ``pipeline_key`` (under ``dvc exp run``: by the experiment's name) among the runs
+    of this clone, or made. A stage that was interrupted under the same key continues its own run. The run
+    ends FINISHED, KILLED (Ctrl-C) or FAILED (any other exception), and so does the parent.
 
     Args:
         settings: the store; with ``enabled: false`` the tracker records nothing.
@@ -217,10 +217,10 @@ def _connect(
     with lock_database(database) if database is not None else nullcontext():
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, experiment, location)
-        parent_id = _get_or_create_run(
-            client, experiment_id, name, {"pipeline.key": key, "stage": "pipeline"}, keep=True
-        )
-        link = {"pipeline.key": key, "stage": stage, "mlflow.parentRunId": parent_id}
+        # Others may run the same params on the same server at the same time.
+        mine = {"pipeline.key": key, "clone": clone_id()}
+        parent_id = _get_or_create_run(client, experiment_id, name, mine | {"stage": "pipeline"}, keep=True)
+        link = mine | {"stage": stage, "mlflow.parentRunId": parent_id}
         run_id = _get_or_create_run(client, experiment_id, f"{stage} ({name})", link, keep=False)
     pipeline = _Session(client, parent_id, None, client.get_run(parent_id).data.params)
     session = _Session(client, run_id, pipeline, client.get_run(run_id).data.params)

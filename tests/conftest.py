@@ -33,3 +33,25 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return dict(archive)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite database with MLflow's schema, which takes seconds to make; tests copy it."""
+    from mlflow.tracking import MlflowClient
+
+    database = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+    client.search_experiments()
+    client.search_registered_models()
+    return database
+
+
+@pytest.fixture()
+def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of the test's own, and nothing that names a store or an experiment."""
+    for name in list(os.environ):
+        if name.startswith(("DVC_", "MLFLOW_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cabm.provenance import code_tags, flatten_params, params_hash, project_root
+from cabm.provenance import clone_id, code_tags, flatten_params, params_hash, project_root
 
 
 @pytest.fixture()
@@ -92,3 +93,18 @@ def test_project_root(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert project_root() == repository
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")
     assert project_root() == Path("/elsewhere")
+
+
+def test_a_clone_keeps_its_id_and_shares_it_with_nobody(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        ids = set(threads.map(lambda _: clone_id(), range(8)))
+    (mine,) = ids
+    (repository / "deeper").mkdir()
+    monkeypatch.chdir(repository / "deeper")
+    assert clone_id() == mine
+    other = repository / "other"
+    other.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(other))
+    assert clone_id() != mine

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from pydantic import ValidationError
@@ -29,24 +29,9 @@ from cabm import tracking
 from cabm.tracking import NullTracker, TrackingSettings, open_run
 from cabm.tracking_store import QUIET_LOGGERS
 
+pytestmark = pytest.mark.usefixtures("quiet_surroundings")
+
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("DVC_", "MLFLOW_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with MLflow's schema, which takes seconds to make."""
-    database = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{database}")._tracking_client  # noqa: B018
-    return database
 
 
 @pytest.fixture()
@@ -347,6 +332,38 @@ def test_the_store_can_be_named_by_the_environment(
     assert len(runs(client, "mine")) == 2
 
 
+def test_two_clones_of_equal_params_keep_their_runs_apart(
+    settings: TrackingSettings, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, loss in (("first", 1.0), ("second", 2.0)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(KeyboardInterrupt), open_stage(settings) as run:
+            run.metrics({"loss": loss}, 1)
+            raise KeyboardInterrupt
+    stored = stage_runs(client)
+    assert [run.data.metrics["loss"] for run in stored] == [1.0, 2.0]
+    assert len({run.data.tags["mlflow.parentRunId"] for run in stored}) == 2
+
+
+def test_an_experiment_that_somebody_else_makes_first_is_taken(
+    settings: TrackingSettings, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our looking for it and our making it."""
+    theirs = client.create_experiment("cabm")
+    look, looks = MlflowClient.get_experiment_by_name, []
+
+    def look_too_early(self: MlflowClient, name: str) -> Experiment | None:
+        looks.append(name)
+        return None if len(looks) == 1 else look(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", look_too_early)
+    with open_stage(settings) as run:
+        run.metrics({"loss": 1.0}, 1)
+    assert len(looks) == 2
+    assert only(stage_runs(client)).info.experiment_id == theirs
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_fresh_database(tmp_path: Path) -> None:
     settings = TrackingSettings(uri=f"sqlite:///{tmp_path / 'fresh.db'}")
@@ -641,7 +658,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def python(body: str, settings: TrackingSettings, *arguments: str) -> subprocess.Popen[str]:
+def python(
+    body: str, settings: TrackingSettings, *arguments: str, folder: Path | None = None
+) -> subprocess.Popen[str]:
     """Start a process that runs ``body``, with ``open_stage`` at hand."""
     lines = body.strip("\n").splitlines()
     indent = len(lines[0]) - len(lines[0].lstrip())
@@ -658,4 +677,5 @@ def open_stage(stage="cadyq", key={KEY!r}):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=folder,
     )
