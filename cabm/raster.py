@@ -220,7 +220,9 @@ class _decoding:
         if kind is None or not _is_vips_error(error):
             return
         detail = " ".join(str(error).split())[-160:]
-        raise InputError(f"{self.path}: the image is corrupt or truncated ({detail})") from None
+        raise InputError(
+            f"{self.path}: the image is corrupt or truncated ({detail}); copy it again"
+        ) from None
 
 
 def _is_vips_error(error: BaseException | None) -> bool:

@@ -148,7 +148,7 @@ def _print_table(table: EdgeToBitTable, most: int) -> None:
     )
     if table.bypassed_below:
         info = dict(table.bypass or {})
-        budget = ", ".join(f"{key} {value}" for key, value in info.items() if key != "threshold")
+        budget = ", ".join(f"{key} {_short(value)}" for key, value in info.items() if key != "threshold")
         _print(
             {"bypass": f"bicubic below score {table.bypassed_below:g}" + (f" ({budget})" if budget else "")}
         )
@@ -175,6 +175,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _short(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _print(lines: dict[str, Any]) -> None:

@@ -53,6 +53,15 @@ def test_skipped_layers_are_told_apart_from_bits(cabm, model, tmp_path):  # noqa
     assert out.count("skipped") == 1 and "bicubic" not in out
 
 
+def test_what_a_bypass_costs_is_said_in_round_numbers(cabm, model, tmp_path):  # noqa: F811
+    content = json.loads((model / TABLE_FILE).read_text())
+    content["bypass"] = {"threshold": 8.0, "max_loss_db": 0.01, "share": 0.05102040816326531}
+    (tmp_path / TABLE_FILE).write_text(json.dumps(content))
+    code, out, _ = cabm("table", "show", tmp_path / TABLE_FILE)
+    assert code == 0
+    assert "bicubic below score 8 (max_loss_db 0.01, share 0.051)" in out
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_a_table_is_drawn(cabm, model, tmp_path, suffix):  # noqa: F811
     figure = tmp_path / f"table.{suffix}"
