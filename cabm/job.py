@@ -17,7 +17,8 @@ from cabm.raster import open_raster
 from cabm.streaming import Progress
 from cabm.upscale import Report, Upscaler
 
-_STALE_SECONDS = 3600.0
+STALE_SECONDS = 3600.0
+"""Age from which on a temporary file is nobody's: a live writer touches its file all the time."""
 _FOREIGN_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".heic", ".avif", ".jxl", ".pdf", ".svg"})
 
 
@@ -102,18 +103,29 @@ def plan_tasks(
     if output is not None and output.is_file():
         raise InputError(f"{output}: is a file of another kind; give a folder or an image file name")
 
-    suffix = FORMATS[file_format or "png"]
     files = [found for path in inputs for found in _search(path, output, scale)]
     stems = Counter((folder, source.stem) for source, folder in dict.fromkeys(files))
     tasks = []
     for source, folder in dict.fromkeys(files):
-        clash = stems[folder, source.stem] > 1
-        stem = source.name.replace(".", "_") if clash else source.stem
-        tasks.append(Task(source, folder / f"{stem}_x{scale}{suffix}"))
+        name = result_name(source, scale, file_format, alone=stems[folder, source.stem] == 1)
+        tasks.append(Task(source, folder / name))
     twice = [name for name, times in Counter(task.output for task in tasks).items() if times > 1]
     if twice:
         raise InputError(f"{twice[0]}: two inputs would be written here; enlarge them one by one")
     return tasks
+
+
+def result_name(source: Path, scale: int, file_format: str | None, *, alone: bool) -> str:
+    """Return what the enlarged file is called: ``photo_x4.png``.
+
+    Args:
+        source: the image.
+        scale: in the name.
+        file_format: png, tiff, webp or jpeg; None: png.
+        alone: no other image that goes to the same folder has this stem; else ``photo_jpg_x4.png``.
+    """
+    stem = source.stem if alone else source.name.replace(".", "_")
+    return f"{stem}_x{scale}{FORMATS[file_format or 'png']}"
 
 
 def survey(upscaler: Upscaler, tasks: Iterable[Task], options: Options) -> Survey:
@@ -140,9 +152,9 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], options: Options) -> Surve
             spec = upscaler.output_spec(raster, task.format, options.quality)
             spec.check(task.output)
         except (InputError, OSError) as error:
-            failures.append(Failure(task.source, _reason(error, task.source)))
+            failures.append(Failure(task.source, reason_of(error, task.source)))
             continue
-        needed[_existing_folder(task.output)] += spec.estimated_bytes
+        needed[existing_folder(task.output.parent)] += spec.estimated_bytes
         todo.append((task, len(upscaler.plan(raster.height, raster.width))))
     _check_room(needed)
     return Survey(tuple(todo), tuple(kept), tuple(failures))
@@ -160,13 +172,12 @@ def run_task(
         progress: called with the number of tiles of each batch that is done.
     """
     try:
-        # a live writer touches its file all the time
-        remove_leftovers(task.output, older_than_s=_STALE_SECONDS)
+        remove_leftovers(task.output, older_than_s=STALE_SECONDS)
         raster = open_raster(task.source, options.max_pixels)
         spec = upscaler.output_spec(raster, task.format, options.quality)
         return upscaler.upscale_file(raster, task.output, spec, progress=progress)
     except Exception as error:  # whatever is wrong with one file, the others can be done
-        return Failure(task.source, _reason(error, task.source))
+        return Failure(task.source, reason_of(error, task.source))
 
 
 def run_job(
@@ -210,7 +221,7 @@ def _search(path: Path, output: Path | None, scale: int) -> list[tuple[Path, Pat
     files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
     if output is not None and output.resolve() != path.resolve():
         files = [file for file in files if output.resolve() not in file.resolve().parents]
-    sources = _without_results(files, f"_x{scale}")
+    sources = without_results(files, scale)
     if not sources:
         raise InputError(f"{path}: no images in this folder (PNG, JPEG, WebP, TIFF or BMP)")
     return [
@@ -219,8 +230,9 @@ def _search(path: Path, output: Path | None, scale: int) -> list[tuple[Path, Pat
     ]
 
 
-def _without_results(files: list[Path], ending: str) -> list[Path]:
-    """Leave out the files that are named as results of others."""
+def without_results(files: Iterable[Path], scale: int) -> list[Path]:
+    """Leave out the files that are named as results of others; return the rest in order."""
+    ending = f"_x{scale}"
     sources: list[Path] = []
     names: set[tuple[Path, str]] = set()
     for file in sorted(files, key=lambda file: (len(file.stem), file)):
@@ -231,9 +243,12 @@ def _without_results(files: list[Path], ending: str) -> list[Path]:
     return sorted(sources)
 
 
-def _existing_folder(output: Path) -> Path:
-    """Nearest folder of an output that exists and can be written to."""
-    folder = output.parent
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest one above that exists.
+
+    Raises:
+        InputError: it cannot be written to, or is a file.
+    """
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
@@ -257,8 +272,8 @@ def _check_room(needed: Counter[Path]) -> None:
             )
 
 
-def _reason(error: BaseException, source: Path) -> str:
-    """One line that names the file."""
+def reason_of(error: BaseException, source: Path | str) -> str:
+    """Return in one line what went wrong with a file, and with which."""
     if isinstance(error, InputError):
         reason = str(error)
     elif isinstance(error, OSError):

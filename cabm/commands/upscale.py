@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cabm.commands.terminal import echo, fail, sigterm_interrupts
 from cabm.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,10 +47,14 @@ class DeviceOption(StrEnum):
 
 def upscale(
     inputs: Annotated[
-        list[Path], typer.Argument(help="Images and folders (searched recursively).", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Images and folders (searched recursively). With --ray: a folder or s3://BUCKET/FOLDER.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
@@ -112,6 +116,27 @@ def upscale(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Lift the limit on the pixels of an input (width x height).")
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Share the images of a folder or bucket among workers, by Ray Data."),
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="With --ray: cluster, HOST:PORT or auto. Default: this machine alone.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --ray: processes, each with a model and --threads (1). Default: all that fit.",
+        ),
+    ] = None,
+    max_failures: Annotated[
+        int, typer.Option(min=1, help="With --ray: images that may fail before the job stops.")
+    ] = 10_000,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Say which model and engine are used.")
     ] = False,
@@ -131,31 +156,49 @@ def upscale(
       cabm upscale scans/ -o out/ --format tiff     a folder, recursively
 
       cabm upscale a.png -o big.webp --quality 90 --report --bit-map bits.png
+
+      cabm upscale s3://photos/in -o s3://photos/out --ray --ray-address auto
     """
     from cabm import job
     from cabm.upscale import Upscaler
 
-    upscaler = Upscaler.load(
-        model,
-        engine=engine.value,
-        device=device.value,
-        threads=threads,
-        overlap=int(overlap) if overlap.isdecimal() else overlap,
-        tile=tile,
-    )
+    load = {
+        "engine": engine.value,
+        "device": device.value,
+        "threads": threads,
+        "overlap": int(overlap) if overlap.isdecimal() else overlap,
+        "tile": tile,
+    }
+    if not ray:
+        _check_is_local(inputs, output, workers)
+    # the machines of a cluster choose what runs; here the model and its tiles are checked
+    upscaler = Upscaler.load(model, **(load | {"engine": "float", "device": "cpu"} if ray else load))
     if scale not in (None, upscaler.scale):
         raise InputError(
             f"{upscaler.directory} enlarges x{upscaler.scale}, not x{scale};"
             " name a model of that scale (--model)"
         )
-    if verbose:
+    if verbose and not ray:
         _say_model(upscaler)
+    file_format = None if format is None else format.value
+    options = job.Options(quality=quality, overwrite=overwrite, max_pixels=max_pixels)
+    if ray:
+        from cabm.commands.upscale_at_scale import ClusterOptions, upscale_at_scale
+
+        if bit_map is not None:
+            raise InputError(f"--bit-map {bit_map}: draws one image; not with --ray")
+        on = ClusterOptions(ray_address, workers, max_failures)
+        given = {"file_format": file_format, "load": load, "report": report, "quiet": quiet}
+        upscale_at_scale(inputs, output, upscaler, options, on, **given)
+        return
     tasks = job.plan_tasks(
-        inputs, output, scale=upscaler.scale, file_format=None if format is None else format.value
+        [Path(name) for name in inputs],
+        None if output is None else Path(output),
+        scale=upscaler.scale,
+        file_format=file_format,
     )
     if bit_map is not None:
         _check_bit_map(bit_map, upscaler, len(tasks))
-    options = job.Options(quality=quality, overwrite=overwrite, max_pixels=max_pixels)
     survey = job.survey(upscaler, tasks, options)
 
     reports: list[tuple[Task, Report]] = []
@@ -163,25 +206,25 @@ def upscale(
     def done(task: Task, result: Report) -> None:
         reports.append((task, result))
         if report:
-            _echo(describe(task, result))
+            echo(describe(task, result))
         elif not quiet and result.notes:
-            _echo(f"{task.source}: {'; '.join(result.notes)}", err=True)
+            echo(f"{task.source}: {'; '.join(result.notes)}", err=True)
         if bit_map is not None:
             draw_bit_map(task, result, bit_map)
 
     try:
-        with _sigterm_interrupts(), _progress(survey, show=not quiet) as (on_file, on_tiles):
+        with sigterm_interrupts(), _progress(survey, show=not quiet) as (on_file, on_tiles):
             failures = job.run_job(
                 upscaler, survey, options, on_file=on_file, on_tiles=on_tiles, on_done=done
             )
     except KeyboardInterrupt:
         left = len(survey.todo) - len(reports)
-        _echo(f"cabm: interrupted with {left} to do; the same command goes on where it was", err=True)
+        echo(f"cabm: interrupted with {left} to do; the same command goes on where it was", err=True)
         raise typer.Exit(130) from None
     if not quiet and (reports or survey.kept):
-        _echo(summary(reports, survey))
+        echo(summary(reports, survey))
     if failures:
-        _fail([failure.reason for failure in failures], len(tasks))
+        fail([failure.reason for failure in failures], len(tasks))
 
 
 def describe(task: Task, report: Report) -> str:
@@ -258,23 +301,22 @@ def _check_bit_map(path: Path, upscaler: Upscaler, num_inputs: int) -> None:
     check_figure_name(path)
 
 
+def _check_is_local(inputs: list[str], output: str | None, workers: int | None) -> None:
+    urls = [name for name in (*inputs, output or "") if "://" in name]
+    if urls:
+        raise InputError(f"{urls[0]}: URLs are enlarged by Ray Data; add --ray")
+    if workers is not None:
+        raise InputError(f"--workers {workers}: goes with --ray; without it, give --threads")
+
+
 def _say_model(upscaler: Upscaler) -> None:
     why = f" ({upscaler.engine_reason})" if upscaler.engine_reason else ""
-    _echo(
+    echo(
         f"model {upscaler.directory}: {upscaler.model.name} x{upscaler.scale},"
         f" {upscaler.config.precision.kind}; engine {upscaler.engine}{why};"
         f" tiles of {upscaler.tile}, {upscaler.step} apart",
         err=True,
     )
-
-
-def _echo(text: str, err: bool = False) -> None:
-    """Print around a progress bar that may be on the screen."""
-    import sys
-
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr if err else sys.stdout)
 
 
 @contextmanager
@@ -291,26 +333,3 @@ def _progress(survey: Survey, *, show: bool) -> Iterator[tuple]:
             bar.set_description(f"{count}{task.source.name}")
 
         yield on_file, bar.update
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM stop the job as Ctrl-C does, so that no half file is left."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _fail(reasons: list[str], num_files: int) -> NoReturn:
-    if num_files == 1:
-        raise InputError(reasons[0])
-    for reason in reasons:
-        _echo(f"cabm: {reason}", err=True)
-    _echo(f"cabm: {len(reasons)} of {num_files} images failed", err=True)
-    raise typer.Exit(1)

@@ -135,6 +135,16 @@ def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
         (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "cannot draw into this"),
         (["{tmp}/empty"], "no images in this folder"),
         (["{tmp}/a.png", "{tmp}/b.png", "--bit-map", "{tmp}/bits.png"], "draws one image, 2 were given"),
+        (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: URLs are enlarged by Ray Data; add --ray"),
+        (["{tmp}", "--workers", "2"], "--workers 2: goes with --ray"),
+        (["{tmp}", "--ray"], "--ray enlarges one folder or s3://BUCKET/FOLDER into another"),
+        (["{tmp}", "{tmp}/empty", "-o", "{tmp}/out", "--ray"], "--ray enlarges one folder"),
+        (["{tmp}/none", "-o", "{tmp}/out", "--ray"], "{tmp}/none: no such folder"),
+        (["{tmp}/a.png", "-o", "{tmp}/out", "--ray"], "is a file; name the folder that it is in"),
+        (["{tmp}", "-o", "{tmp}/a.png", "--ray"], "{tmp}/a.png: is a file, not a folder"),
+        (["{tmp}", "-o", "ftp://host/x", "--ray"], "ftp:// cannot be read; give a folder or s3://"),
+        (["{tmp}", "-o", "{tmp}/out", "--ray", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
+        (["{tmp}", "-o", "{tmp}/out", "--ray", "--bit-map", "{tmp}/bits.png"], "not with --ray"),
     ],
 )
 def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, message):
@@ -152,6 +162,17 @@ def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, messa
     assert message.format(tmp=tmp_path) in err
     assert "wrote" not in out
     assert not list(tmp_path.glob("*_x2*"))
+
+
+def test_without_ray_one_line_says_how_to_install_it(cabm, tmp_path, model, monkeypatch):
+    save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(os, "environ", {**os.environ})  # what is set for Ray is gone after the test
+    code, out, err = cabm("upscale", tmp_path, "-o", tmp_path / "out", "-m", model, "--ray")
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("cabm: --ray needs Ray Data")
+    assert 'pip install "cabm[ray]"' in err
 
 
 def test_a_bit_map_of_a_model_without_bits_is_refused(cabm, tmp_path):
