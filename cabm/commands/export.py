@@ -26,11 +26,13 @@ def export(
     Example: cabm export models/cabm --to onnx -o exported/
     """
     from cabm.checkpoint import load_model, save_model
+    from cabm.commands.outputs import replaceable_folder
     from cabm.engine.export import export_onnx, export_onnx_rows
     from cabm.errors import InputError
     from cabm.upscale import find_model
 
     loaded = load_model(find_model(model))
+    replaceable_folder(output)
     if to is Target.packed:
         provenance = loaded.config.provenance
         save_model(output, loaded.model, table=loaded.table, provenance=provenance, packed=True)

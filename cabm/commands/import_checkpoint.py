@@ -31,6 +31,7 @@ def import_checkpoint(
     Example: cabm import-checkpoint edsr_baseline_x4.pt --backbone edsr --kind float -o models/edsr
     """
     from cabm.checkpoint import save_model
+    from cabm.commands.outputs import replaceable_folder
     from cabm.errors import InputError
     from cabm.files import sha256_file
     from cabm.models import import_released
@@ -39,6 +40,7 @@ def import_checkpoint(
 
     if (table is not None) != (kind == CheckpointKind.cabm):
         raise InputError("--table goes with --kind cabm, and with no other kind")
+    replaceable_folder(output)
     loaded_table = None if table is None else EdgeToBitTable.load(table)
     model = import_released(backbone, kind.value, read_released_file(file), scale)
     if loaded_table is not None:
