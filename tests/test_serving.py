@@ -1,19 +1,10 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +16,15 @@ from hypothesis import strategies as st
 from mlflow import pyfunc
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from cabm.serving import ImageService, Quality, Registered, ServingSettings, log_and_register
 from cabm.tracking import NullTracker, TrackingSettings, open_run
+from cabm.upscale import Upscaler
+from tests.serving import post, served, to_image, to_text
+from tests.upscaling import photo as photograph
+from tests.upscaling import tiny_model
+
+pytestmark = pytest.mark.usefixtures("quiet_surroundings")
 
 SETTINGS = ServingSettings(min_psnr_gain=0.02, min_fab_gain=0.05)
 BASE = Quality(26.0, 6.0, "validation")
@@ -36,18 +32,6 @@ BASE = Quality(26.0, 6.0, "validation")
 
 def double(image: np.ndarray) -> np.ndarray:
     return image.repeat(2, axis=0).repeat(2, axis=1)
-
-
-def to_text(image: np.ndarray, file_format: str = "PNG") -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=file_format)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def to_image(text: str) -> np.ndarray:
-    image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
-    assert image.format == "PNG"
-    return np.asarray(image)
 
 
 @pytest.fixture()
@@ -137,23 +121,6 @@ def test_beating_is_a_strict_order(first: Quality, second: Quality, third: Quali
 # ---------------------------------------------------------------- the registry
 
 
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("DVC_", "MLFLOW_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
-    MlflowClient(tracking_uri=f"sqlite:///{database}").search_registered_models()
-    return database
-
-
 @pytest.fixture()
 def uri(migrated: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copy(migrated, tmp_path / 'mlflow.db')}"
@@ -182,7 +149,9 @@ def model_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def register(uri: str, directory: Path, quality: Quality = BASE) -> Registered | None:
+def register(
+    uri: str, directory: Path, quality: Quality = BASE, loader_module: str = "standin"
+) -> Registered | None:
     with open_run(
         TrackingSettings(uri=uri), stage="cabm", params={"seed": 1}, tags={}, pipeline_key="k"
     ) as tracker:
@@ -192,7 +161,7 @@ def register(uri: str, directory: Path, quality: Quality = BASE) -> Registered |
             name="cabm-edsr-x2",
             quality=quality,
             settings=SETTINGS,
-            loader_module="standin",
+            loader_module=loader_module,
         )
 
 
@@ -298,74 +267,86 @@ def test_a_store_that_fails_is_one_warning(
     assert record.message.startswith("cabm-edsr-x2 is not registered: FileNotFoundError")
 
 
-# ---------------------------------------------------------------- over HTTP
+# ---------------------------------------------------------------- a real model
+
+TOO_LARGE = np.zeros((2049, 2048, 3), np.uint8)
+BAD_IMAGES = [
+    ("?", "row 0, column 'image': not base64: '?'; send the bytes of a PNG file in base64"),
+    (base64.b64encode(b"text").decode(), "row 0, column 'image': not an image, or a format"),
+    (to_text(TOO_LARGE), "row 0, column 'image': 2048x2049 pixels are more than the limit of 4194304"),
+    ("A" * 50_000_000, "row 0, column 'image': 50000000 characters are more than the limit"),
+]
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """A registered model directory, a photo, and what the library makes of the photo."""
+
+    photo: np.ndarray
+    enlarged: np.ndarray
+    tracking_uri: str
+    model_uri: str = "models:/cabm-edsr-x2@champion"
 
 
 @pytest.fixture()
-def service(uri: str, model_directory: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of ``mlflow models serve`` with the champion."""
-    register(uri, model_directory)
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
-    # It starts uvicorn by name.
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["PYTHONPATH"] = str(tmp_path / "modules")  # for the stand-in; cabm comes along
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    command += ["-m", "models:/cabm-edsr-x2@champion", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path / "serve.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def real_model(uri: str, tmp_path: Path) -> RealModel:
+    directory = tiny_model(tmp_path / "models" / "cabm")
+    register(uri, directory, loader_module="cabm.serving")
+    image = photograph(40, 70)
+    return RealModel(image, Upscaler.load(directory, threads=1)(image), uri)
 
 
-def post(url: str, body: Any) -> tuple[int, Any]:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+def test_a_loaded_model_answers_with_the_pixels_of_the_library(
+    real_model: RealModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", real_model.tracking_uri)
+    model = load_champion(real_model.tracking_uri)
+    good = to_text(real_model.photo)
+    for row in model.predict(pd.DataFrame({"image": [good, good]})):
+        assert to_image(row["image"]).shape == (80, 140, 3)
+        np.testing.assert_array_equal(to_image(row["image"]), real_model.enlarged)
+    for value, message in BAD_IMAGES:
+        with pytest.raises(MlflowException) as caught:
+            model.predict(pd.DataFrame({"image": [value]}))
+        assert caught.value.message.startswith(message)
+        assert "\n" not in caught.value.message
+    with pytest.raises(MlflowException, match="missing inputs"):
+        model.predict(pd.DataFrame({"picture": [good]}))
 
 
 @pytest.mark.slow
-def test_the_server_answers_images_and_refuses_the_rest(service: str, photo: np.ndarray) -> None:
-    good = to_text(photo)
-    status, answer = post(service, {"dataframe_records": [{"image": good}, {"image": good}]})
-    assert status == 200
-    for row in answer["predictions"]:
-        np.testing.assert_array_equal(to_image(row["image"]), double(photo))
+def test_a_server_answers_with_the_pixels_of_the_library_and_refuses_the_rest(
+    real_model: RealModel, tmp_path: Path
+) -> None:
+    good = to_text(real_model.photo)
     split = {"dataframe_split": {"columns": ["image"], "data": [[good]]}}
-    assert post(service, split)[0] == 200
-    assert post(service, {"inputs": {"image": [good]}})[0] == 200
-    assert post(service, {"instances": [{"image": good}]})[0] == 200
+    log = tmp_path / "serve.log"
+    with served(real_model.model_uri, real_model.tracking_uri, log) as url:
+        for body in (
+            {"dataframe_records": [{"image": good}, {"image": good}]},
+            split,
+            {"inputs": {"image": [good]}},
+            {"instances": [{"image": good}]},
+        ):
+            status, answer = post(url, body)
+            assert status == 200
+            for row in answer["predictions"]:
+                np.testing.assert_array_equal(to_image(row["image"]), real_model.enlarged)
 
-    for value, message in [
-        ("?", "row 0, column 'image': not base64"),
-        (base64.b64encode(b"text").decode(), "not an image"),
-        (to_text(np.zeros((2049, 2048, 3), np.uint8)), "2048x2049 pixels are more than the limit"),
-    ]:
-        status, answer = post(service, {"dataframe_records": [{"image": value}]})
-        assert status == 400
-        assert message in answer["message"]
-        assert len(answer["message"]) < 2000
-    for body in ({"dataframe_records": [{"picture": good}]}, {"unknown": 1}, b"{", [1]):
-        assert post(service, body)[0] == 400
-    assert post(service, split)[0] == 200, "it goes on serving"
+        for value, message in BAD_IMAGES:
+            status, answer = post(url, {"dataframe_records": [{"image": value}]})
+            assert status == 400
+            *heading, line = answer["message"].splitlines()  # MLflow quotes the beginning of the data
+            assert line.startswith(f"Error: {message}")
+            assert len("".join(heading)) < 500
+        for body, message in (
+            ({"dataframe_records": [{"picture": good}]}, "missing inputs ['image']"),
+            ({"unknown": 1}, "exactly one of the input fields"),
+            (b"{", "JSON"),
+            ([1], "JSON"),
+        ):
+            status, answer = post(url, body)
+            assert status == 400
+            assert message in answer["message"], answer
+        assert post(url, split)[0] == 200, "it goes on serving"
+    assert "Traceback" not in log.read_text()

@@ -556,6 +556,28 @@ def test_a_server_holds_the_same_as_a_database(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_the_first_users_of_a_server_begin_at_once(server: Server, tmp_path: Path) -> None:
+    script = """
+        from mlflow.tracking import MlflowClient  # before the start: it takes seconds
+        while not os.path.exists("../start"):
+            time.sleep(0.001)
+        with open_stage() as run:
+            assert run.call(lambda client, run_id: True, 60)
+    """
+    processes = []
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+        processes.append(python(script, TrackingSettings(uri=server.uri), folder=tmp_path / name))
+    time.sleep(10)
+    (tmp_path / "start").touch()
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert [process.stderr.read() for process in processes] == ["", "", ""]
+    client = MlflowClient(tracking_uri=server.uri)
+    assert [run.info.status for run in stage_runs(client)] == ["FINISHED"] * 3
+    assert len({run.data.tags["mlflow.parentRunId"] for run in stage_runs(client)}) == 3
+
+
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_never_stops_a_stage(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.sharing.processes import Process, free_port
+from tests.sharing.processes import Process, answers, free_port
 from tests.sharing.project import Clone, make_project, surroundings
 
 
@@ -18,14 +17,6 @@ from tests.sharing.project import Clone, make_project, surroundings
 class MlflowServer:
     uri: str
     folder: Path
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="session")

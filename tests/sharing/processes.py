@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +26,14 @@ def accepts(port: int) -> bool:
     return True
 
 
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 class Process:
     """A running server; ``ready`` says when it serves."""
 
@@ -35,12 +44,18 @@ class Process:
         *,
         environment: Mapping[str, str],
         ready: Callable[[], bool],
-        wait_s: float = 180,
+        folder: Path | None = None,
+        wait_s: float = 300,
     ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, env=dict(environment), stdout=output, stderr=output, start_new_session=True
+                command,
+                cwd=folder,
+                env=dict(environment),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         deadline = time.monotonic() + wait_s
         while not ready():
