@@ -1,0 +1,161 @@
+"""The pipeline in small, as a process that can be killed, and what must hold of its files at any time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from cabm.checkpoint import load_model
+from cabm.data.store import PackedStore
+from cabm.files import read_json
+from cabm.table import EdgeToBitTable, Observations
+from tests.sharing.project import Clone, make_project, tiny_params, write_params
+
+STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
+TRAINING = ("full_precision", "pams", "cadyq", "cabm")
+# What must not differ by a bit; metrics and results hold seconds besides.
+EXACT = ("data/prepared", "models", "tables")
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
+
+
+def fault_params() -> dict[str, Any]:
+    """Tiny params whose training writes its resume state after every step."""
+    params = tiny_params()
+    params["runtime"]["checkpoint_seconds"] = 0
+    params["tracking"]["log_every"] = 5
+    for stage in TRAINING:
+        params[stage] |= {"steps": 40, "validate_every": 20}
+    return params
+
+
+def make_fault_project(root: Path, environment: dict[str, str]) -> Clone:
+    project = make_project(root, environment)
+    write_params(root, fault_params())
+    project.commit("Train with a state after every step")
+    return project
+
+
+@dataclass
+class Repro:
+    """A running ``dvc repro`` in a process group of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def running_stage(self) -> str | None:
+        """The stage that was announced last."""
+        found = re.findall(r"Running stage '(\w+)'", self.output)
+        return found[-1] if found else None
+
+    def wait_for_stage(self, stage: str, timeout_s: float = 1800) -> bool:
+        """Wait until a stage starts; False where the pipeline has no need of it."""
+        deadline = time.monotonic() + timeout_s
+        while (running := self.running_stage) != stage:
+            beyond = running is not None and STAGES.index(running) > STAGES.index(stage)
+            if beyond or self.process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.02)
+        return True
+
+    def wait_while(self, stage: str, timeout_s: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Wait until a stage is over, the pipeline ends, time is up or ``until`` says so."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self.running_stage == stage and self.process.poll() is None:
+            if until():
+                return
+            time.sleep(0.02)
+
+    def kill(self) -> bool:
+        """SIGKILL the whole group; returns whether it was still running."""
+        running = self.process.poll() is None
+        if running:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        return running
+
+
+@contextmanager
+def repro(project: Clone, log: Path, *targets: str) -> Iterator[Repro]:
+    """Run ``dvc repro`` beside the block; what is left of it is killed at the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", *targets],
+            cwd=project.root,
+            env={**project.environment, "PYTHONPATH": str(project.root), "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = Repro(process, log)
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def cached_files(project: Clone) -> dict[str, Path]:
+    """Every object of DVC's cache by the name it has there, once its bytes are found to match it.
+
+    An object whose bytes are not what its name says is a half-written file that DVC would hand out.
+    """
+    found = {}
+    cache = project.root / ".dvc" / "cache" / "files" / "md5"
+    for path in cache.glob("??/*"):
+        digest = path.parent.name + path.name.removesuffix(".dir")
+        if not re.fullmatch(r"[0-9a-f]{32}", digest):
+            continue  # a copy under way: DVC writes aside and renames
+        assert hashlib.md5(path.read_bytes()).hexdigest() == digest, f"{path}: half a file"
+        found[digest] = path
+    return found
+
+
+def assert_whole(project: Clone) -> None:
+    """Load everything that has its final name, whatever moment the pipeline was stopped at."""
+    root = project.root
+    for index in (root / "data" / "prepared").rglob("index.json"):
+        if not is_temporary(index, root):
+            PackedStore.open(index.parent).verify()
+    for config in (root / "models").glob("[!.]*/config.json"):
+        load_model(config.parent)
+    table, observations = root / "tables" / "edge_to_bit.json", root / "tables" / "observations.npz"
+    if table.exists():
+        EdgeToBitTable.load(table)
+    if observations.exists():
+        Observations.load(observations)
+    for path in [*(root / "metrics").glob("[!.]*.json"), *(root / "results").glob("[!.]*.json")]:
+        read_json(path)
+    for state in (root / ".resume").rglob("state.safetensors"):
+        with safe_open(state, framework="np") as file:
+            json.loads(file.metadata()["history"])
+
+
+def is_temporary(path: Path, root: Path) -> bool:
+    """Whether a path is, or lies in, what `cabm.files` writes aside before it is renamed."""
+    return any(_TEMPORARY.fullmatch(part) for part in path.relative_to(root).parts)
+
+
+def leftovers(project: Clone) -> list[Path]:
+    """Files that a killed writer left and nobody cleared away."""
+    root = project.root
+    folders = ("data/prepared", "models", "tables", "metrics", "curves", "results", ".resume")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    return [path for path in files if is_temporary(path, root)]

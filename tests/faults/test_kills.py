@@ -1,0 +1,78 @@
+"""SIGKILL at random moments of every stage; the end is that of an unbroken run, to the bit."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Unbroken
+from tests.faults.pipeline import (
+    EXACT,
+    STAGES,
+    TRAINING,
+    assert_whole,
+    cached_files,
+    leftovers,
+    make_fault_project,
+    repro,
+)
+from tests.sharing.project import Clone
+
+pytestmark = pytest.mark.slow
+
+KILLS = {stage: 5 if stage in TRAINING else 2 for stage in STAGES}
+TRAINING_SECONDS = 0.3
+
+
+def has_state(project: Clone, stage: str) -> bool:
+    """Whether a stage has left something to resume from."""
+    return any((project.root / ".resume" / stage).rglob("state.safetensors"))
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_killed_pipelines_end_as_if_nothing_had_happened(
+    seed: int, unbroken: Unbroken, fault_environment: dict[str, str], tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    project = make_fault_project(tmp_path / "project", fault_environment)
+    kept: set[str] = set()
+    killed: Counter[str] = Counter()
+    resumed: Counter[str] = Counter()
+    for stage, kills in KILLS.items():
+        while killed[stage] < kills:
+            with repro(project, tmp_path / f"{stage}-{killed[stage]}.log", stage) as running:
+                reached = running.wait_for_stage(stage)
+                if reached and stage in TRAINING and killed[stage] % 2:
+                    # most of a tiny stage is its start: every other kill aims at the training itself
+                    running.wait_while(
+                        stage, unbroken.seconds[stage], until=partial(has_state, project, stage)
+                    )
+                    running.wait_while(stage, chance.uniform(0, TRAINING_SECONDS))
+                elif reached:
+                    running.wait_while(stage, chance.uniform(0, 0.7 * unbroken.seconds[stage]))
+                if running.kill():
+                    killed[running.running_stage or stage] += 1
+                assert "Traceback" not in running.output, running.output
+            assert_whole(project)
+            cached = set(cached_files(project))
+            assert kept <= cached, "an out that was in the cache is gone"
+            kept = cached
+            resumed[stage] += has_state(project, stage)
+            if not reached:
+                break  # the kill before came when the stage was done
+    print(f"killed {dict(killed)}; a state to resume from was there after {dict(resumed)}")
+    assert sum(killed.values()) >= 12
+    assert all(killed[stage] and resumed[stage] for stage in TRAINING)
+
+    for left in leftovers(project):  # those of the resume state stay for an hour: experiments share it
+        os.utime(left, (0, 0))
+    output = project.dvc("repro", "--force", "--single-item", "cabm") + project.dvc("repro")
+    assert "up to date" in project.dvc("status"), output
+    assert_whole(project)
+    assert project.contents(*EXACT) == unbroken.project.contents(*EXACT)
+    assert not leftovers(project)
