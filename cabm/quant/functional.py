@@ -6,9 +6,10 @@ float simulation does the very integer arithmetic that the engine does.
 
 Shapes: B samples, C channels, H x W pixels, K widths of the search space.
 
-Training spends its time here in passes over activations, so they are counted. On CPUs, comparisons
-write floats and never booleans (masking by a boolean costs 15 passes), bounds per sample are minimum and
-maximum (clamp by tensors costs 9), and buffers are used again.
+Training spends its time here in passes over activations. Where numba is installed, `cabm.quant.fused` takes
+one loop for each operation. Elsewhere the passes are counted: on CPUs, comparisons write floats and never
+booleans (masking by a boolean costs 15 passes), bounds per sample are minimum and maximum (clamp by tensors
+costs 9), and buffers are used again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from cabm.quant import fused
 
 
 def num_levels(bits: int) -> int:
@@ -64,33 +67,55 @@ def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tenso
     return torch.maximum(codes, -bound, out=codes)
 
 
-class _AssignedCodes(torch.autograd.Function):
-    """Codes of samples whose bits are given; gradients of METHOD section 1 (straight-through)."""
+def _coded(
+    x: Tensor, alpha: Tensor, levels: Tensor | float, decoded: bool, code_type: torch.dtype
+) -> Tensor:
+    """Return codes as ``code_type``, or ``decoded`` the values that they stand for."""
+    if fused.available(x) and code_type in fused.TYPES:
+        return fused.decode(x, alpha, levels) if decoded else fused.encode(x, alpha, levels, code_type)
+    codes = quantize_to_codes(x, alpha, levels)
+    return codes.mul_(_per_sample(alpha / levels)) if decoded else codes.to(code_type)
+
+
+class _Assigned(torch.autograd.Function):
+    """Codes or values of samples whose bits are given; gradients of METHOD section 1 (straight-through)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alpha: Tensor,
+        levels: Tensor | float,
+        decoded: bool,
+        code_type: torch.dtype,
+    ) -> Tensor:
         ctx.save_for_backward(x, alpha)
-        ctx.levels = levels
-        return quantize_to_codes(x, alpha, levels)
+        ctx.levels, ctx.decoded = levels, decoded
+        return _coded(x, alpha, levels, decoded, code_type)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, alpha = ctx.saved_tensors
         # d codes / d value = n / alpha; the caller multiplies by the detached scale alpha / n
-        grad_x = grad * _per_sample(ctx.levels / alpha)
-        # -1, 0, 1: below, within, above. A quotient rounds to 1 only from alpha upwards
-        side = (x / _per_sample(alpha)).clamp_(-1, 1).trunc_()
-        clipped = grad_x * side
-        grad_x.addcmul_(clipped, side, value=-1)
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None
-        grad_alpha = clipped.sum().view(1) if alpha.numel() == 1 else _sample_sums(clipped)
-        return grad_x, grad_alpha, None
+        slope = torch.ones_like(alpha) if ctx.decoded else ctx.levels / alpha
+        if fused.available(x) and grad.dtype in fused.TYPES:
+            grad_x, clipped_sums = fused.encode_gradient(grad, x, alpha, slope)
+        else:
+            grad_x = grad * _per_sample(slope)
+            # -1, 0, 1: below, within, above. A quotient rounds to 1 only from alpha upwards
+            side = (x / _per_sample(alpha)).clamp_(-1, 1).trunc_()
+            clipped = grad_x * side
+            grad_x.addcmul_(clipped, side, value=-1)
+            clipped_sums = _sample_sums(clipped) if ctx.needs_input_grad[1] else None
+        if clipped_sums is None or not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None, None
+        grad_alpha = clipped_sums.sum().view(1) if alpha.numel() == 1 else clipped_sums
+        return grad_x, grad_alpha, None, None, None
 
 
-class _SelectedCodes(torch.autograd.Function):
-    """Codes of the selected width forward, softmax mixture of all widths backward (CADyQ, eq. 5).
+class _Selected(torch.autograd.Function):
+    """Codes or values of the selected width forward, softmax mixture of all widths backward (CADyQ, eq. 5).
 
     Backward sees value = sum_k p_k Q_k(x): only x, alphas and probabilities are kept, the
     K quantized tensors are made again one at a time, so memory does not grow with K.
@@ -104,35 +129,57 @@ class _SelectedCodes(torch.autograd.Function):
         probabilities: Tensor,
         selected: Tensor,
         levels: Tensor,
+        decoded: bool,
+        code_type: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x, alphas, probabilities, selected, levels)
-        return quantize_to_codes(x, alphas[selected], levels[selected])
+        ctx.decoded = decoded
+        return _coded(x, alphas[selected], levels[selected], decoded, code_type)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alphas, probabilities, selected, levels = ctx.saved_tensors
         # d codes / d value, put onto the sums and not onto every element
-        factor = (levels / alphas)[selected]
-        magnitude = x.abs()
-        signed = x.sign().mul_(grad)
-        passed = torch.ones_like(magnitude)
-        buffer = torch.empty_like(magnitude)
-        grad_alphas, grad_probabilities = [], []
-        for k in range(alphas.numel()):
-            alpha, level = alphas[k], levels[k]
-            outside = torch.ge(magnitude, alpha, out=buffer)
-            passed.addcmul_(outside, _per_sample(probabilities[:, k]), value=-1)
-            sums = _sample_sums(outside.mul_(signed)) * factor
-            grad_alphas.append((sums * probabilities[:, k]).sum())
-            # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
-            codes = torch.mul(magnitude, level / alpha, out=buffer).round_().clamp_(max=level)
-            grad_probabilities.append(_sample_sums(codes.mul_(signed)) * factor * (alpha / level))
-        grad_x = passed.mul_(grad).mul_(_per_sample(factor))
-        return grad_x, torch.stack(grad_alphas), torch.stack(grad_probabilities, 1), None, None
+        slope = torch.ones_like(probabilities[:, 0]) if ctx.decoded else (levels / alphas)[selected]
+        if fused.available(x) and grad.dtype in fused.TYPES:
+            found = fused.mixture_gradient(grad, x, alphas, levels, probabilities, slope)
+        else:
+            found = _mixture_gradient(grad, x, alphas, levels, probabilities, slope)
+        grad_x, clipped, coded = found
+        grad_alphas = (clipped * slope[:, None] * probabilities).sum(0)
+        grad_probabilities = coded * slope[:, None] * (alphas / levels)
+        return grad_x, grad_alphas, grad_probabilities, None, None, None, None
 
 
-def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
+def _mixture_gradient(
+    grad: Tensor, x: Tensor, alphas: Tensor, levels: Tensor, probabilities: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `fused.mixture_gradient` in PyTorch."""
+    magnitude = x.abs()
+    signed = x.sign().mul_(grad)
+    passed = torch.ones_like(magnitude)
+    buffer = torch.empty_like(magnitude)
+    clipped, coded = [], []
+    for k in range(alphas.numel()):
+        alpha, level = alphas[k], levels[k]
+        outside = torch.ge(magnitude, alpha, out=buffer)
+        passed.addcmul_(outside, _per_sample(probabilities[:, k]), value=-1)
+        clipped.append(_sample_sums(outside.mul_(signed)))
+        # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
+        codes = torch.mul(magnitude, level / alpha, out=buffer).round_().clamp_(max=level)
+        coded.append(_sample_sums(codes.mul_(signed)))
+    grad_x = passed.mul_(grad).mul_(_per_sample(slope))
+    return grad_x, torch.stack(clipped, 1), torch.stack(coded, 1)
+
+
+def _code_type(x: Tensor) -> torch.dtype:
+    """Return the type that convolutions compute in: 8-bit codes are exact in all of them."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor | float, *, decoded: bool = False) -> Tensor:
     """Quantize each sample with its own clip value and width, straight-through.
 
     The value of the result is ``codes * (alpha / levels).detach()``. With that, the gradient of the
@@ -142,12 +189,22 @@ def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
         x: (B,C,H,W), any range.
         alpha: (B,) or (1,) clip values, > 0.
         levels: (B,) n of each sample's width, or one for all.
+        decoded: return the value instead, with these gradients, in the type of ``x``.
+
+    Returns:
+        Codes in the type that autocast convolves in.
     """
-    return _AssignedCodes.apply(x, alpha, levels)
+    return _Assigned.apply(x, alpha, levels, decoded, _code_type(x))
 
 
 def selected_codes(
-    x: Tensor, alphas: Tensor, probabilities: Tensor, selected: Tensor, levels: Tensor
+    x: Tensor,
+    alphas: Tensor,
+    probabilities: Tensor,
+    selected: Tensor,
+    levels: Tensor,
+    *,
+    decoded: bool = False,
 ) -> Tensor:
     """Quantize each sample at its selected width; gradients are those of the softmax mixture.
 
@@ -157,8 +214,45 @@ def selected_codes(
         probabilities: (B,K) softmax of the selector's scores.
         selected: (B,) index of the width used forward.
         levels: (K,) n per width.
+        decoded: return the value, codes * alpha / n, instead, in the type of ``x``.
+
+    Returns:
+        Codes in the type that autocast convolves in.
     """
-    return _SelectedCodes.apply(x, alphas, probabilities, selected, levels)
+    return _Selected.apply(x, alphas, probabilities, selected, levels, decoded, _code_type(x))
+
+
+class _Rescale(torch.autograd.Function):
+    """y * scale + bias in one loop each way; the scale is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.type = y.dtype
+        return fused.rescale(y, scale, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        (scale,) = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_y, grad_bias = fused.rescale_gradient(grad, scale, ctx.type)
+        return grad_y, None, grad_bias
+
+
+def rescale(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y * scale + bias of what a convolution of codes returned, in float32 or wider.
+
+    Args:
+        y: (B,O,H,W).
+        scale: (B,1,1,1), (1,1,1,1) or 0-dim, without gradient.
+        bias: (O,) or None.
+    """
+    single = bias is not None and scale.dtype == bias.dtype == torch.float32
+    if single and fused.available(y, types=fused.TYPES):
+        return _Rescale.apply(y, scale, bias)
+    y = y.to(torch.promote_types(y.dtype, scale.dtype))
+    return y.mul_(scale) if bias is None else torch.addcmul(bias.view(1, -1, 1, 1), y, scale)
 
 
 class _WeightCodes(torch.autograd.Function):

@@ -6,8 +6,9 @@ during calibration, the tensor itself); `values` makes a tensor of either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +19,37 @@ from cabm.quant.functional import (
     assigned_codes,
     channel_deviation,
     num_levels,
+    rescale,
     selected_codes,
     weight_codes,
 )
 
 
-@dataclass
 class Quantized:
-    """A quantized activation: value = codes * scale.
+    """A quantized activation: value = codes * scale. Codes and values are made when they are asked for.
 
-    Attributes:
-        codes: (B,C,H,W) whole numbers in -n..n, in a float type.
+    Each has its own way back through the quantizer: the gradient of the codes comes from a convolution and
+    may be of low precision, that of the values comes along the trunk and must not be.
+
+    Args:
+        quantize: called with False returns the codes, with True the values, both (B,C,H,W) with gradient.
         scale: (B,1,1,1) or (1,1,1,1) alpha / n, without gradient.
         bits: (B,) widths, or one int for all samples.
     """
 
-    codes: Tensor
-    scale: Tensor
-    bits: Tensor | int
+    def __init__(self, quantize: Callable[[bool], Tensor], scale: Tensor, bits: Tensor | int) -> None:
+        self._quantize = quantize
+        self.scale = scale
+        self.bits = bits
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Whole numbers (B,C,H,W) in -n..n, in the float type that convolutions compute in."""
+        return self._quantize(False)
 
     def values(self) -> Tensor:
         """Return codes * scale (B,C,H,W)."""
-        return self.codes * self.scale
+        return self._quantize(True)
 
 
 def values(x: Tensor | Quantized) -> Tensor:
@@ -74,7 +84,10 @@ class PamsActivation(nn.Module):
             context.observer.record(self, x)
             return x
         scale = (self.alpha.detach() / self.levels).view(1, 1, 1, 1)
-        return Quantized(assigned_codes(x, self.alpha, num_levels(self.bits)), scale, self.bits)
+        levels = num_levels(self.bits)
+        return Quantized(
+            lambda decoded: assigned_codes(x, self.alpha, levels, decoded=decoded), scale, self.bits
+        )
 
     def extra_repr(self) -> str:
         """Name the width."""
@@ -206,8 +219,12 @@ class SelectedActivation(SearchSpaceActivation):
     def quantize(self, x: Tensor, choice: WidthChoice) -> Quantized:
         """Quantize ``x`` (B,C,H,W) at the widths chosen; backward sees the mixture of them all."""
         assert choice.probabilities is not None
-        codes = selected_codes(x, self.alpha, choice.probabilities, choice.index, self.levels)
-        return Quantized(codes, self._scale(choice.index), choice.bits)
+        settings = (self.alpha, choice.probabilities, choice.index, self.levels)
+        return Quantized(
+            lambda decoded: selected_codes(x, *settings, decoded=decoded),
+            self._scale(choice.index),
+            choice.bits,
+        )
 
 
 class AssignedActivation(SearchSpaceActivation):
@@ -235,14 +252,12 @@ class AssignedActivation(SearchSpaceActivation):
     def quantize(self, x: Tensor, choice: WidthChoice) -> Quantized:
         """Quantize ``x`` (B,C,H,W) at the widths given."""
         index = choice.index
-        codes = assigned_codes(x, self.alpha[index], self.levels[index])
-        return Quantized(codes, self._scale(index), choice.bits)
-
-
-def _rescale(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y * scale + bias of what a convolution of codes returned, in float32 or wider."""
-    y = y.to(torch.promote_types(y.dtype, scale.dtype))
-    return y.mul_(scale) if bias is None else torch.addcmul(bias.view(1, -1, 1, 1), y, scale)
+        alpha, levels = self.alpha[index], self.levels[index]
+        return Quantized(
+            lambda decoded: assigned_codes(x, alpha, levels, decoded=decoded),
+            self._scale(index),
+            choice.bits,
+        )
 
 
 class QuantConv2d(nn.Conv2d):
@@ -261,11 +276,11 @@ class QuantConv2d(nn.Conv2d):
         """Convolve (B,C,H,W); the result is a float tensor."""
         if not isinstance(x, Quantized):
             codes, scale = weight_codes(self.weight, 8 if self.weight_bits == "same" else self.weight_bits)
-            return self._rescale(self._conv(x, codes), scale)
+            return rescale(self._conv(x, codes), scale, self.bias)
         if self.weight_bits != "same" or isinstance(x.bits, int):
             bits = x.bits if self.weight_bits == "same" else self.weight_bits
             codes, scale = weight_codes(self.weight, bits)
-            return self._rescale(self._conv(x.codes, codes), x.scale * scale)
+            return rescale(self._conv(x.codes, codes), x.scale * scale, self.bias)
         return self._forward_by_width(x)
 
     def _forward_by_width(self, x: Quantized) -> Tensor:
@@ -279,15 +294,13 @@ class QuantConv2d(nn.Conv2d):
         for width, count in zip(widths.tolist(), counts.tolist(), strict=True):
             codes, scale = weight_codes(self.weight, width)
             chunk = slice(start, start + count)
-            parts.append(self._rescale(self._conv(sorted_codes[chunk], codes), sorted_scale[chunk] * scale))
+            y = self._conv(sorted_codes[chunk], codes)
+            parts.append(rescale(y, sorted_scale[chunk] * scale, self.bias))
             start += count
         return torch.cat(parts)[torch.argsort(order)]
 
     def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-
-    def _rescale(self, y: Tensor, scale: Tensor) -> Tensor:
-        return _rescale(y, scale, self.bias)
 
     def extra_repr(self) -> str:
         """Add the weights' width."""
@@ -308,4 +321,4 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         y = F.conv_transpose2d(
             read, codes, None, self.stride, self.padding, extra, self.groups, self.dilation
         )
-        return _rescale(y, x.scale * scale if quantized else scale, self.bias)
+        return rescale(y, x.scale * scale if quantized else scale, self.bias)

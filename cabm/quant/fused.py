@@ -1,0 +1,182 @@
+"""The quantizers' passes over activations in one loop each, where numba is installed (extra ``fast``).
+
+`available` tells for a tensor whether they apply; `cabm.quant.functional` has the same operations in
+PyTorch, for other devices, types and layouts, and is what these are tested against: forward to the bit,
+sums to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Loop = Callable[..., None]
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def available(x: Tensor, *, types: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    """Whether activations (B,C,H,W) like ``x`` can take the loops; the first call compiles them."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in types
+        and x.dim() == 4
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _loops() is not None
+    )
+
+
+def encode(x: Tensor, alpha: Tensor, levels: Tensor | float, out_type: torch.dtype) -> Tensor:
+    """Return codes round(clip(x) n / alpha) as ``out_type``, exact in both `TYPES`."""
+    batch = len(x)
+    inverse, bound = _each(levels / alpha, batch), _each(levels, batch)
+    out = torch.empty_like(x, dtype=out_type)
+    _run("encode", _rows(x), inverse, bound, np.ones(batch, np.float32), _rows(out))
+    return out
+
+
+def decode(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
+    """Return the values that the codes of ``x`` stand for, float32."""
+    batch = len(x)
+    inverse, bound = _each(levels / alpha, batch), _each(levels, batch)
+    out = torch.empty_like(x)
+    _run("encode", _rows(x), inverse, bound, _each(alpha / levels, batch), _rows(out))
+    return out
+
+
+def encode_gradient(grad: Tensor, x: Tensor, alpha: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Return grad * slope inside the clip, and per sample the sum of sign(x) * grad * slope outside.
+
+    Args:
+        grad, x: (B,C,H,W).
+        alpha, slope: (B,) or (1,).
+    """
+    batch, _, rows, _ = x.shape
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    grad_x = torch.empty_like(x)
+    clipped = np.empty((batch, rows), np.float32)
+    _run(
+        "encode_gradient",
+        _rows(grad),
+        _rows(x),
+        _each(alpha, batch),
+        _each(slope, batch),
+        _rows(grad_x),
+        clipped,
+    )
+    return grad_x, torch.from_numpy(clipped).sum(1)
+
+
+def mixture_gradient(
+    grad: Tensor, x: Tensor, alphas: Tensor, levels: Tensor, probabilities: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of sum_k p_k clip_k(x), times slope, and what alphas and probabilities need.
+
+    Args:
+        grad, x: (B,C,H,W).
+        alphas, levels: (K,).
+        probabilities: (B,K).
+        slope: (B,).
+
+    Returns:
+        (B,C,H,W); (B,K) sums of sign(x) * grad outside each clip; (B,K) sums of grad * codes.
+    """
+    batch, _, rows, _ = x.shape
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    grad_x = torch.empty_like(x)
+    clipped = np.empty((batch, rows, len(alphas)), np.float32)
+    coded = np.empty_like(clipped)
+    constants = (alphas, levels, probabilities, slope)
+    _run(
+        "mixture_gradient",
+        _rows(grad),
+        _rows(x),
+        *(value.detach().contiguous().numpy() for value in constants),
+        _rows(grad_x),
+        clipped,
+        coded,
+    )
+    return grad_x, torch.from_numpy(clipped).sum(1), torch.from_numpy(coded).sum(1)
+
+
+def rescale(y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Return y * scale + bias as float32, for scales (B,) or (1,) and a bias (C,)."""
+    out = torch.empty_like(y, dtype=torch.float32)
+    _run("rescale", _rows(y), _each(scale, len(y)), bias.detach().contiguous().numpy(), _rows(out))
+    return out
+
+
+def rescale_gradient(grad: Tensor, scale: Tensor, out_type: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return grad * scale as ``out_type``, and the sums (C,) of grad over all but channels."""
+    batch, channels, rows, _ = grad.shape
+    grad_y = torch.empty_like(grad, dtype=out_type)
+    sums = np.zeros((batch, rows, channels), np.float32)
+    _run("rescale_gradient", _rows(grad), _each(scale, batch), _rows(grad_y), sums)
+    return grad_y, torch.from_numpy(sums).sum((0, 1))
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """Return the memory of (B,C,H,W) as (B,H,W*C), bfloat16 as uint16."""
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        x = x.view(torch.uint16)
+    return x.permute(0, 2, 3, 1).reshape(len(x), x.shape[2], -1).numpy()
+
+
+def _each(value: Tensor | float, batch: int) -> np.ndarray:
+    """Return a constant as one float32 per sample."""
+    if not isinstance(value, Tensor):
+        return np.full(batch, value, np.float32)
+    return np.ascontiguousarray(np.broadcast_to(value.detach().flatten().numpy(), batch))
+
+
+def _run(name: str, *arguments: Any) -> None:
+    import numba
+
+    loops = _loops()
+    assert loops is not None
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    loops[name](*arguments)
+
+
+@cache
+def _loops() -> dict[str, Loop] | None:
+    """Return the loops, ready to be compiled for the types they meet; None without a numba that works."""
+    try:
+        import numba
+
+        loops = _compiled(parallel=True)
+        _try(loops)
+        if numba.threading_layer() == "workqueue":  # ends the process when two threads enter it at once
+            loops = _compiled(parallel=False)
+        return loops
+    except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
+        return None
+
+
+def _compiled(*, parallel: bool) -> dict[str, Loop]:
+    import numba
+
+    from cabm.quant import loops
+
+    names = ("encode", "encode_gradient", "mixture_gradient", "rescale", "rescale_gradient")
+    # sums may be taken in any order, or they are not vectorised; nothing else is left to the compiler
+    options = {"parallel": parallel, "nogil": True, "fastmath": {"reassoc", "contract"}}
+    try:
+        return {name: numba.njit(cache=parallel, **options)(getattr(loops, name)) for name in names}
+    except RuntimeError:  # neither the package nor the home directory can hold the cache
+        return {name: numba.njit(**options)(getattr(loops, name)) for name in names}
+
+
+def _try(loops: dict[str, Loop]) -> None:
+    """Try one loop here, not amid a training step."""
+    one = np.ones(1, np.float32)
+    out = np.zeros((1, 1, 3), np.float32)
+    loops["encode"](np.array([[[0.6, 5, -5]]], np.float32), one, one * 3, one * 2, out)
+    if out.tolist() != [[[2, 6, -6]]]:
+        raise ArithmeticError("compiled loops compute wrongly")
