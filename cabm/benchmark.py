@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
 from cabm.config import multiplies_bfloat16
 from cabm.losses import LossWeights, Objective
+from cabm.memory import keep_freed_memory
 from cabm.models import Backbone, build_model
 from cabm.models.transfer import transfer_weights
 from cabm.quant import KINDS, Kind, Precision
@@ -48,10 +52,12 @@ class _FixedBatch:
 
 
 def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) -> list[Row]:
-    """Time one optimizer step of every kind, teacher and losses included.
+    """Time one optimizer step of every kind, teacher and losses included, as the training stages take it.
 
-    The unit is a float32 eager step of the same float backbone with its tail as written. Rounds
-    interleave the kinds, so that a machine whose speed drifts drifts under all of them.
+    The unit is a float32 eager step of the same float backbone with its tail as written, in a process of
+    its own whose memory is left to PyTorch and the C library. Here freed memory is kept, as in the stages;
+    the second row is the unit's step with that. Rounds interleave the kinds, so that a machine whose speed
+    drifts drifts under all of them.
 
     Args:
         backbone: a key of `cabm.models.BACKBONES`.
@@ -59,22 +65,21 @@ def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) ->
         rounds: how often each kind is timed; at least 1.
         steps: optimizer steps per timing.
     """
+    keep_freed_memory()
     data = _FixedBatch(scale)
     models = _models(backbone, scale, data)
     fast = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else None
-    unit = build_model(backbone, scale, Precision("float"))
-    runs: dict[str, Callable[[], float]] = {
-        "unit (float, fp32 eager)": lambda: _time(unit, Objective(LossWeights()), data, None, steps)
-    }
-    for kind in KINDS:
-        runs[kind] = lambda kind=kind: _time(models[kind], _objective(kind, models), data, fast, steps)
-    timings: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()  # first calls choose kernels and allocate
-    for _ in range(rounds):
-        for name, run in runs.items():
-            timings[name].append(run())
-    units = timings["unit (float, fp32 eager)"]
+    with _plain_step(backbone, scale, steps) as unit:
+        runs = {"unit (float, fp32 eager)": unit, "unit, freed memory kept": _eager(backbone, scale, steps)}
+        for kind in KINDS:
+            runs[kind] = lambda kind=kind: _time(models[kind], _objective(kind, models), data, fast, steps)
+        timings: dict[str, list[float]] = {name: [] for name in runs}
+        for run in runs.values():
+            run()  # first calls choose kernels and allocate
+        for _ in range(rounds):
+            for name, run in runs.items():
+                timings[name].append(run())
+    units = next(iter(timings.values()))
     return [
         Row(
             name,
@@ -83,6 +88,42 @@ def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) ->
         )
         for name, found in timings.items()
     ]
+
+
+def _eager(backbone: str, scale: int, steps: int) -> Callable[[], float]:
+    """Return what times float32 eager steps of the float backbone."""
+    model = build_model(backbone, scale, Precision("float"))
+    data = _FixedBatch(scale)
+    return lambda: _time(model, Objective(LossWeights()), data, None, steps)
+
+
+@contextmanager
+def _plain_step(backbone: str, scale: int, steps: int) -> Iterator[Callable[[], float]]:
+    """Give what times those steps in a process of its own; it sleeps between."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(
+        target=_serve_timings, args=(there, backbone, scale, steps, torch.get_num_threads()), daemon=True
+    )
+    process.start()
+    there.close()  # or the end of the process would not be seen here
+
+    def ask() -> float:
+        here.send(True)
+        return here.recv()
+
+    try:
+        yield ask
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve_timings(connection: Connection, backbone: str, scale: int, steps: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    run = _eager(backbone, scale, steps)
+    while connection.recv():
+        connection.send(run())
 
 
 def _models(backbone: str, scale: int, data: _FixedBatch) -> dict[str, Backbone]:

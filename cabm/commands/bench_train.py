@@ -20,9 +20,7 @@ def bench_train(
     import torch
 
     from cabm.benchmark import training_steps
-    from cabm.memory import keep_freed_memory
 
-    keep_freed_memory()  # as the stages do, for the unit too
     if threads:
         torch.set_num_threads(threads)
     typer.echo(f"{backbone} x{scale}, batch 16, patch 24, {torch.get_num_threads()} threads")
