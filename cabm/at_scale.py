@@ -6,7 +6,6 @@ Nothing here knows how work reaches the workers; `cabm.ray_job` does.
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from cabm.checkpoint import CONFIG_FILE, TABLE_FILE, WEIGHTS_FILE
 from cabm.errors import InputError
 from cabm.images import is_image
 from cabm.job import Options, Task, reason_of, result_name, run_task, without_results
+from cabm.memory import peak_memory
 from cabm.stores import Store
 from cabm.upscale import DEFAULT_OVERLAP, Report, Upscaler
 
@@ -218,7 +218,7 @@ class Enlarger:
                 sizes = source.stat().st_size, output.stat().st_size
         except Exception as error:  # whatever is wrong with one image, the others can be done
             return Outcome(address, reason_of(error, address))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_memory()
         return Outcome(address, "", report.notes, True, _cpu_seconds() - before, *sizes, peak)
 
     def _enlarge(self, task: Task, item: Item) -> Report:

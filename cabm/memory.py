@@ -1,9 +1,12 @@
-"""How the process keeps its memory."""
+"""How much memory the process takes, and how it keeps it."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import resource
+import sys
+from pathlib import Path
 
 # parameters of mallopt(3), from glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -27,3 +30,18 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     kept = library.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
     return bool(kept and library.mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def peak_memory() -> int:
+    """Return the most memory in bytes that the process has had resident.
+
+    On Linux from /proc: what getrusage(2) tells is not the process's own, it starts at the peak of the
+    process that started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        kibibytes = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""That freed activations are used again, seen by the page faults of a process of its own."""
+"""Memory, seen from processes of their own."""
 
 from __future__ import annotations
 
@@ -36,3 +36,18 @@ def test_freed_memory_is_used_without_new_faults() -> None:
     kept, returned = faults("keep"), faults("give back")
     assert kept < 100
     assert returned > 10_000, "the default that this is about"
+
+
+def test_peak_memory_is_the_process_s_own_and_not_that_of_its_parent() -> None:
+    inner = "from cabm.memory import peak_memory; print(peak_memory())"
+    outer = f"""
+import subprocess, sys
+block = b"x" * (300 << 20)
+sys.stdout.write(subprocess.run([sys.executable, "-c", {inner!r}], capture_output=True, text=True).stdout)
+from cabm.memory import peak_memory
+print(peak_memory())
+"""
+    run = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, check=True)
+    child, parent = map(int, run.stdout.split())
+    assert child < 150 << 20
+    assert parent > 300 << 20

@@ -6,7 +6,6 @@ ratios are taken within rounds.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from cabm.edge import edge_score
 from cabm.engine import openvino_int8
 from cabm.engine.integer import compile_model, supports
 from cabm.engine.machine import describe_machine, int8_peak
+from cabm.memory import peak_memory
 from cabm.models import Backbone, build_model
 from cabm.quant import AlphaObserver, Precision
 from cabm.resize import upscale_batch
@@ -71,7 +71,7 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         JSON-ready: ``options``; ``machine``; ``tiles`` of the image; ``rows``, for each contender its
         name, seconds per tile (median), seconds per image and the median ratio to float; ``skipped``, what
         was not timed and why; and, where the engine runs, ``int8`` (operations per second of engine and
-        of one large product, and their ratio), ``scaling`` from 1 to all threads, ``peak_rss_mb``.
+        of oneDNN's best convolution alone, ratio), ``scaling`` from 1 to all threads, ``peak_rss_mb``.
 
     Raises:
         InputError: no such model directory, or damaged files.
@@ -151,7 +151,7 @@ def format_report(result: dict[str, Any]) -> str:
         int8, scaling = result["int8"], result["scaling"]
         lines.append(
             f"int8 on one thread: {int8['engine_tops']:.2f} TOPS, {100 * int8['share']:.0f} % of the"
-            f" {int8['peak_tops']:.2f} of one large product"
+            f" {int8['peak_tops']:.2f} of the best convolution alone"
         )
         lines.append(f"1 to {scaling['threads']} threads: {scaling['speedup']:.2f} times")
     for name, megabytes in result.get("peak_rss_mb", {}).items():
@@ -270,4 +270,4 @@ def _peak_memory_here(options: UpscaleBench, name: str) -> float:
         run = lambda: _forward(plain, tiles, None)  # noqa: E731
     for _ in range(2):
         run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20

@@ -52,3 +52,4 @@ def test_openvino_and_memory(model: Path) -> None:
     result = bench_upscale(UpscaleBench(model=model, threads=1, **(SMALL | {"memory": True})))
     assert any("OpenVINO" in row["name"] for row in result["rows"])
     assert set(result["peak_rss_mb"]) == {FLOAT, INTEGER}
+    assert result["peak_rss_mb"][FLOAT] != result["peak_rss_mb"][INTEGER], "each in a process of its own"
