@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LOCAL_STORE_BYTES = 256 << 20  # for names and outcomes; no image is ever in it
 _LOOPBACK = "127.0.0.1"
+_START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Cluster:
 def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
     """Connect to a Ray cluster for the block, or have one on this machine.
 
-    One on this machine listens on the loopback alone and has no dashboard. Ray's usage report is off.
+    One on this machine listens on the loopback alone, has no dashboard, and its workers run at the
+    priority of this process. Ray's usage report is off.
 
     Args:
         address: ``HOST:PORT`` or ``auto``; None: one of this machine's own.
@@ -64,6 +66,8 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
     if address is None:
         # without clusters Ray takes the loopback for the address of its node; read when Ray is imported
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray's own choice is 15: beside anything else that computes, its workers get next to nothing
+        os.environ.setdefault("RAY_worker_niceness", "0")
         where = {
             "address": "local",
             "num_cpus": local_cpus,
@@ -79,12 +83,7 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
     except ImportError as error:
         raise InputError(f'--ray needs Ray Data ({error}); pip install "cabm[ray]"') from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        with _silent_stderr():  # the core says there at which level it logs
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise InputError(f"Ray at {address or 'this machine'} cannot be reached ({detail})") from None
+    _connect(where, attempts=_START_ATTEMPTS if address is None else 1)
     try:
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Cluster(tuple((int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources))
@@ -180,6 +179,34 @@ class _Worker:
         outcome = self._enlarge(item, deaths)
         ray.get(self._attempts.finish.remote(address))
         return _outcome_table(outcome)
+
+
+def _connect(where: dict[str, Any], attempts: int) -> None:
+    """Connect to a cluster, or start one.
+
+    Ray gives up a start of its own when one of its helpers is not there after a fixed time. On a busy
+    machine they are late; the next time their files are in memory.
+
+    Args:
+        where: for `ray.init`.
+        attempts: how often to try.
+
+    Raises:
+        InputError: it failed as often.
+    """
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            with _silent_stderr():  # the core says there at which level it logs
+                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # that a start took too long is no narrower one
+            ray.shutdown()
+            if attempt == attempts:
+                place = "this machine" if where["address"] == "local" else where["address"]
+                detail = " ".join(str(error).split())[:200]
+                raise InputError(f"Ray at {place} cannot be reached ({detail})") from None
 
 
 @contextmanager

@@ -124,6 +124,8 @@ class Run:
 
     Attributes:
         scratch: where it puts its temporary files.
+        listeners: addresses that it listened on, when workers were killed.
+        niceness: of the workers that were killed.
     """
 
     def __init__(self, source: Place, target: Place, model: Path, scratch: Path, *options: str) -> None:
@@ -144,6 +146,7 @@ class Run:
             start_new_session=True,
         )
         self.listeners: set[str] = set()
+        self.niceness: set[int] = set()
 
     def family(self) -> list:
         root = psutil.Process(self.process.pid)
@@ -157,6 +160,7 @@ class Run:
                     continue
                 process.suspend()  # what it has open now, it has when it dies
                 if any(is_in_hand(Path(file.path)) for file in process.open_files()):
+                    self.niceness.add(process.nice())
                     self._look_at_sockets()
                     process.kill()
                     return True
@@ -219,6 +223,7 @@ def test_a_job_survives_a_killed_worker_and_is_not_done_twice(places, expected, 
     assert not list((tmp_path / "scratch").rglob("*.png"))
     assert run.listeners
     assert run.listeners <= set(LOOPBACK)
+    assert run.niceness == {os.nice(0)}, "as this process, and so as the command"
 
     first = next(iter(expected))
     target.remove(first)
