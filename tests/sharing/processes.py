@@ -28,7 +28,7 @@ def accepts(port: int) -> bool:
 
 def answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=5).close()
+        urllib.request.urlopen(url, timeout=60).close()  # a busy machine
     except OSError:
         return False
     return True
@@ -45,7 +45,7 @@ class Process:
         environment: Mapping[str, str],
         ready: Callable[[], bool],
         folder: Path | None = None,
-        wait_s: float = 300,
+        wait_s: float = 900,
     ) -> None:
         self.log = log
         with log.open("ab") as output:

@@ -38,7 +38,7 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=1800,
+            timeout=3600,
         )
         assert (done.returncode != 0) == fails, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
         return done.stdout
@@ -94,6 +94,7 @@ def surroundings(home: Path) -> dict[str, str]:
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",  # a busy machine is no lost server
         "GIT_CONFIG_NOSYSTEM": "1",
         "OMP_NUM_THREADS": "1",
     }

@@ -34,7 +34,7 @@ def laboratory(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert len(tasks) == 4
     clone.dvc("queue", "remove", *tasks[1:])
     clone.dvc("queue", "start", "--jobs", "1")
-    deadline = time.monotonic() + 1200
+    deadline = time.monotonic() + 3600
     while "Success" not in (status := clone.dvc("queue", "status")):
         assert "Failed" not in status, clone.dvc("queue", "logs", tasks[0])
         assert time.monotonic() < deadline, status

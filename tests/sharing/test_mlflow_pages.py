@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-WAIT_MS = 120_000
+WAIT_MS = 300_000
 
 
 class Pages:
