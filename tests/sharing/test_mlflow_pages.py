@@ -29,8 +29,8 @@ WAIT_MS = 300_000
 class Pages:
     """The server's pages in a browser; every visit leaves a screenshot."""
 
-    def __init__(self, browser: Any, uri: str, screenshots: Path) -> None:
-        self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    def __init__(self, context: Any, uri: str, screenshots: Path) -> None:
+        self.page = context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -52,16 +52,24 @@ class Pages:
 
 
 @pytest.fixture(scope="module")
-def pages(finished: Clone, mlflow_server: MlflowServer) -> Iterator[Pages]:
+def browser() -> Iterator[Any]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no browser; apt install chromium, or name one in CHROMIUM")
-    screenshots = REPOSITORY / "build" / "screenshots"
-    screenshots.mkdir(parents=True, exist_ok=True)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield Pages(browser, mlflow_server.uri, screenshots)
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def pages(browser: Any, finished: Clone, mlflow_server: MlflowServer) -> Iterator[Pages]:
+    """The pages as they are at a first visit: MLflow's remember what was looked at, and how."""
+    screenshots = REPOSITORY / "build" / "screenshots"
+    screenshots.mkdir(parents=True, exist_ok=True)
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield Pages(context, mlflow_server.uri, screenshots)
+    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +150,13 @@ def test_two_pipelines_compare_in_charts(
     ids = f'["{runs["pipeline"]}","{other.info.run_id}"]'
     page = pages.visit(f'compare-runs?runs={ids}&experiments=["1"]')
     page.get_by_role("tab", name="Scatter Plot").click()
-    page.locator(".js-plotly-plot").first.wait_for()
+    for axis, name in (("x", "zoo/cabm_fab"), ("y", "zoo/cabm_psnr")):
+        page.locator(f"#{axis}-axis-selector").locator("visible=true").click()
+        page.get_by_role("option", name=name, exact=True).locator("visible=true").click()
+    chart = page.locator(".js-plotly-plot").locator("visible=true")
+    for axis, name in (("x", "zoo/cabm_fab"), ("y", "zoo/cabm_psnr")):
+        chart.locator(f".{axis}title", has_text=name).wait_for()
+    assert chart.evaluate("chart => chart.data[0].x.length") == 2
     pages.see("another 0123456789", "cadyq.w_bit")
     pages.shoot("comparison")
     assert not pages.errors
