@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from cabm.controls import CONTROLS
 from cabm.files import atomic_write
 from cabm.report import psnr_against_fab
 from cabm.report_data import STAGES, STEPS, Measured, ReportData, StepMetrics, read_report_data
@@ -234,6 +235,7 @@ def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[s
                 "skipped": row.skipped,
             }
             for method, row in rows.items()
+            if method not in CONTROLS  # too near to CABM for labels; the table has them
         ]
         if points:
             found.append({"set": name, "figure": svg_uri(psnr_against_fab(points))})

@@ -211,6 +211,23 @@ def test_page_tells_what_was_measured(project: Path) -> None:
     assert "No " not in text.replace("No crops", "No ")
 
 
+def test_controls_are_in_the_table_and_not_in_the_figure(
+    monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    measured = quality()
+    rows = measured["results"]["tiles"]["Set5"]
+    rows["cabm_shuffled"] = rows["cabm"]
+    write_json(project / "results" / "quality.json", measured)
+    drawn: list[str] = []
+    monkeypatch.setattr("cabm.html_report.svg_uri", lambda figure: "data:,")
+    monkeypatch.setattr(
+        "cabm.html_report.psnr_against_fab", lambda points: drawn.extend(p["method"] for p in points)
+    )
+    assert "CABM, rows shuffled" in report(project).text
+    assert "cabm" in drawn
+    assert "cabm_shuffled" not in drawn
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_skipped_layers_have_a_column_where_there_are_any(project: Path) -> None:
     assert "skipped" not in report(project).text
