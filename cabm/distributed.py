@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -220,7 +221,7 @@ def launch(settings: RuntimeSettings, stage: str) -> None:
     processes = settings.num_processes()
     arguments = ["--nproc-per-node", str(processes)]
     if _num_nodes() == 1:
-        arguments += ["--standalone", "--local-addr", "localhost"]
+        arguments += _on_loopback()
     else:  # nodes that are at another stage wait for each other, and do not mix
         arguments += ["--rdzv-id", f"{os.environ.get('PET_RDZV_ID', 'cabm')}-{stage}"]
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(settings, processes)))
@@ -241,6 +242,19 @@ def launch(settings: RuntimeSettings, stage: str) -> None:
         raise InputError(f"torchrun's settings (PET_*): {error}") from None
     except SignalException:
         raise KeyboardInterrupt from None
+
+
+def _on_loopback() -> list[str]:
+    """Return the launcher's options for one machine, and keep what its processes exchange inside it."""
+    from cabm import rendezvous
+
+    rendezvous.register()
+    interface = rendezvous.loopback_interface(name for _, name in socket.if_nameindex())
+    if interface is not None:
+        for backend in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{backend}_SOCKET_IFNAME", interface)
+    loopback = rendezvous.LOOPBACK
+    return ["--rdzv-backend", rendezvous.BACKEND, "--rdzv-endpoint", loopback, "--local-addr", loopback]
 
 
 def _num_nodes() -> int:

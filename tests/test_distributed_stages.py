@@ -170,6 +170,18 @@ def test_workers_do_not_outlive_a_killed_launcher(project: Path) -> None:
     process.communicate()
 
 
+def test_processes_of_one_machine_listen_on_its_loopback_alone(project: Path) -> None:
+    write(project, params(2, steps=100_000))
+    process = start(project)
+    wait_for_state(process, project)
+    family = [psutil.Process(process.pid), *workers(process)]
+    sockets = [made for member in family for made in member.net_connections("inet")]
+    process.terminate()
+    assert end(process)[0] == 130
+    listening = {made.laddr.ip for made in sockets if made.status == psutil.CONN_LISTEN}
+    assert listening and listening <= {"127.0.0.1", "::1"}, "gloo and the store listen"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
