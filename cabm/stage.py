@@ -7,10 +7,12 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,10 @@ METRICS = Path("metrics")
 CURVES = Path("curves")
 RESULTS = Path("results")
 RESUME_FILE = "state.safetensors"
+KEPT_STATES = 4
+"""Resume states of a stage that stay beside its own: params that somebody may come back to."""
 _STALE_SECONDS = 3600.0
+_DAY_SECONDS = 86400.0
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -162,6 +167,31 @@ def data_hash(directory: Path) -> str | None:
     stores = sorted(path.parent for path in directory.rglob("index.json"))
     lines = [f"{store.relative_to(directory)} {PackedStore.open(store).sha256}" for store in stores]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def remove_old_states(own: Path, *, keep: int = KEPT_STATES) -> None:
+    """Remove resume states of a stage that were left behind: broken off, and then tried with other params.
+
+    What was written to in the last day stays, as another experiment may be at it; of the rest the newest.
+    Folders of runs that ended well, which hold none, go too.
+
+    Args:
+        own: the resume file of this run, whose folder stays. The folders beside it are looked at.
+        keep: how many of those that hold a state stay.
+    """
+    states, finished = {}, []
+    for folder in own.parent.parent.glob("*/"):
+        with suppress(FileNotFoundError):  # another experiment was faster
+            changed = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if folder == own.parent or time.time() - changed < _DAY_SECONDS:
+                continue
+            if (folder / RESUME_FILE).exists():
+                states[folder] = changed
+            else:
+                finished.append(folder)
+    newest_first = sorted(states, key=lambda folder: states[folder], reverse=True)
+    for folder in (*newest_first[keep:], *finished):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_leftovers(name: str) -> None:

@@ -27,7 +27,7 @@ from cabm.pretrained import model_directory
 from cabm.quant import Kind, Precision
 from cabm.recording import ProgressBar, Recorder, Validation, write_curves
 from cabm.serving import Quality, log_and_register
-from cabm.stage import Stage
+from cabm.stage import Stage, remove_old_states
 from cabm.table import EdgeToBitTable
 from cabm.training import TrainingPlan, calibrate, train
 
@@ -160,6 +160,8 @@ def _run_step(
     )
     resume_file = stage.resume_file(inputs)
     group.require_same(f"{stage.name} {resume_file.parent.name}", "stage, params, data or weights")
+    if group.leads:
+        remove_old_states(resume_file)
     validation = Validation(stage.store("validation"), model, table, params.evaluate, autocast, group)
     recorder = Recorder(stage.tracker, params.tracking.log_every, settings, validation)
     with ProgressBar(stage.name, settings.steps, settings.batch_size, shown=group.leads) as bar:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from cabm.stage import KEPT_STATES
 from tests.conftest import REPOSITORY
 
 SCRIPTS = {
@@ -171,10 +172,18 @@ def test_another_seed_never_resumes_from_this_ones_state(finished: Path, tmp_pat
         time.sleep(0.01)
     process.kill()
     process.communicate()
+    for number in range(KEPT_STATES + 1):  # long ago, and never gone on with
+        old = project / ".resume" / "full_precision" / f"old{number}" / "state.safetensors"
+        old.parent.mkdir()
+        old.write_bytes(b"state")
+        for path in (old, old.parent):
+            os.utime(path, (number, number))
     params = tiny_params()
     params["full_precision"]["seed"] = 7
     write_params(project, params)
     assert run("full_precision", project)[0] == 0
+    states = (project / ".resume" / "full_precision").glob("old*")
+    assert {path.name for path in states} == {f"old{number}" for number in range(1, KEPT_STATES + 1)}
     same = weights(finished, "full_precision")
     assert any(not np.array_equal(v, same[k]) for k, v in weights(project, "full_precision").items())
 
