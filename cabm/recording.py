@@ -189,9 +189,12 @@ class ProgressBar:
 
 
 def write_curves(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write the rows of a history as CSV, one column per quantity, empty where not measured."""
-    names = list(dict.fromkeys(name for row in history for name in row))
+    """Write the rows of a history as CSV, one column per quantity, empty where not measured.
+
+    Times are left out, so that equal trainings have equal files.
+    """
+    names = [name for name in dict.fromkeys(name for row in history for name in row) if name != "seconds"]
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names or ["step"])
+        writer = csv.DictWriter(file, names or ["step"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(history)

@@ -15,7 +15,7 @@ from cabm.checkpoint import CONFIG_FILE, ModelConfig, read_config
 from cabm.config import Params, load_params
 from cabm.errors import InputError, describe
 from cabm.files import read_json
-from cabm.stage import CURVES, METRICS, MODELS, RESULTS, TABLES
+from cabm.stage import CURVES, METRICS, MODELS, RESULTS, TABLES, TIMING
 from cabm.table import EdgeToBitTable
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
@@ -97,24 +97,21 @@ class Validation(BaseModel):
 
 
 class Timing(BaseModel):
-    """What a training step took."""
+    """timing/STAGE.json."""
 
     seconds: Number | None = None
     patches_per_second: Number | None = None
+    tiles_per_second: Number | None = None
 
 
 class StageMetrics(BaseModel):
     """metrics/STAGE.json, as far as a report shows it."""
-
-    seconds: Number | None = None
-    tiles_per_second: Number | None = None
 
 
 class StepMetrics(StageMetrics):
     """The same of a training step."""
 
     validation: Validation
-    training: Timing = Timing()
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,7 @@ class ReportData:
         quality: means by protocol, set and method.
         images: per-image results.
         metrics: by stage.
+        timing: what each stage took.
         curves: rows of numbers by training step; a column that was not measured in a row is absent.
         models: descriptions by training step.
         table: the edge-to-bit table.
@@ -137,6 +135,7 @@ class ReportData:
     quality: Quality | None = None
     images: list[ImageRow] = field(default_factory=list)
     metrics: Mapping[str, StageMetrics] = field(default_factory=dict)
+    timing: Mapping[str, Timing] = field(default_factory=dict)
     curves: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
     table: EdgeToBitTable | None = None
@@ -159,6 +158,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
     if not project.is_dir():
         raise InputError(f"{project}: no such directory; name the one with params.yaml")
     metrics = {name: project / METRICS / f"{name}.json" for name in STAGES}
+    timing = {name: project / TIMING / f"{name}.json" for name in STAGES}
     curves = {name: project / CURVES / f"{name}.csv" for name in STEPS}
     models = {name: project / MODELS / name for name in STEPS}
     results = project / RESULTS
@@ -171,6 +171,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
         quality=_read_if_there(results / "quality.json", Quality),
         images=_read_images(results / "images.csv"),
         metrics={name: _read_metrics(name, path) for name, path in _existing(metrics)},
+        timing={name: _validated(path, Timing, read_json(path)) for name, path in _existing(timing)},
         curves={n: _read_curve(path) for n, path in _existing(curves)},
         models={n: read_config(path) for n, path in models.items() if (path / CONFIG_FILE).exists()},
         table=EdgeToBitTable.load(table) if table.exists() else None,
@@ -179,7 +180,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
         crops=crops,
         crop_images={v.file: image_uri(results / "crops" / v.file) for v in versions},
     )
-    if not (data.quality or data.metrics or data.curves or data.models or data.table):
+    if not (data.quality or data.metrics or data.timing or data.curves or data.models or data.table):
         raise InputError(f"{project}: no stage has written anything here to report; run dvc repro first")
     return data
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cabm.checkpoint import ModelConfig
 from cabm.config import Params
-from cabm.report_data import STAGES, ImageRow, Measured, ReportData, StageMetrics, StepMetrics
+from cabm.report_data import STAGES, ImageRow, Measured, ReportData, StepMetrics, Timing
 
 MISSING = "–"
 LABELS = {
@@ -108,6 +108,7 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
         metrics, settings = data.metrics[name], _settings(data.models.get(name))
         batch = f"{settings['batch_size']} of {settings['patch']}²" if "batch_size" in settings else MISSING
         step = metrics if isinstance(metrics, StepMetrics) else None
+        timing = data.timing.get(name, Timing())
         rows.append(
             {
                 "stage": name,
@@ -115,8 +116,8 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
                 "steps": str(settings.get("steps", MISSING)),
                 "batch": batch,
                 "rate": str(settings.get("learning_rate", MISSING)),
-                "seconds": duration(step.training.seconds if step else metrics.seconds),
-                "throughput": _throughput(name, metrics, data.images),
+                "seconds": duration(timing.seconds),
+                "throughput": _throughput(name, timing, data.images),
                 "psnr": decimal(step.validation.psnr if step else None, 2),
                 "fab": decimal(step.validation.fab if step else None, 2),
             }
@@ -129,11 +130,11 @@ def _settings(config: ModelConfig | None) -> Mapping[str, Any]:
     return settings if isinstance(settings, dict) and {"batch_size", "patch"} <= settings.keys() else {}
 
 
-def _throughput(name: str, metrics: StageMetrics, images: Sequence[ImageRow]) -> str:
-    if isinstance(metrics, StepMetrics) and metrics.training.patches_per_second is not None:
-        return f"{decimal(metrics.training.patches_per_second, 3, significant=True)} patches/s"
-    if metrics.tiles_per_second is not None:
-        return f"{decimal(metrics.tiles_per_second, 3, significant=True)} tiles/s"
+def _throughput(name: str, timing: Timing, images: Sequence[ImageRow]) -> str:
+    if timing.patches_per_second is not None:
+        return f"{decimal(timing.patches_per_second, 3, significant=True)} patches/s"
+    if timing.tiles_per_second is not None:
+        return f"{decimal(timing.tiles_per_second, 3, significant=True)} tiles/s"
     ours = [row for row in images if row.method == "cabm" and row.protocol == "tiles"]
     seconds = sum(row.seconds for row in ours)
     if name == "evaluate" and seconds:

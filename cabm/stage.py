@@ -36,6 +36,7 @@ MODELS = Path("models")
 TABLES = Path("tables")
 METRICS = Path("metrics")
 CURVES = Path("curves")
+TIMING = Path("timing")
 RESULTS = Path("results")
 RESUME_FILE = "state.safetensors"
 KEPT_STATES = 4
@@ -56,6 +57,7 @@ class Stage:
         group: the processes that run this stage together; one writes the outs.
         data: train, validation and test stores.
         models, tables, metrics, curves, results: folders of outs, relative to the working directory.
+        timing: the same of what each stage took. No stage depends on it: another time is no other result.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Stage:
     tables: Path = TABLES
     metrics: Path = METRICS
     curves: Path = CURVES
+    timing: Path = TIMING
     results: Path = RESULTS
 
     def settings(self) -> Any:
@@ -196,7 +199,7 @@ def remove_old_states(own: Path, *, keep: int = KEPT_STATES) -> None:
 
 def _remove_leftovers(name: str) -> None:
     """Remove what killed runs of this stage wrote aside."""
-    for out in (MODELS / name, METRICS / f"{name}.json", CURVES / f"{name}.csv"):
+    for out in (MODELS / name, METRICS / f"{name}.json", CURVES / f"{name}.csv", TIMING / f"{name}.json"):
         remove_leftovers(out)  # DVC lets one process at a time make an out
     for folder in project_root().glob(".resume/*/*"):  # experiments share these
         remove_leftovers(folder / RESUME_FILE, older_than_s=_STALE_SECONDS)

@@ -176,8 +176,8 @@ def _run_step(
     described |= {"validation": measured, "settings": settings.model_dump(mode="json")}
     save_model(stage.models / stage.name, model, table=table, provenance=described)
     write_curves(stage.curves / f"{stage.name}.csv", recorder.history)
-    metrics: dict[str, Any] = {"validation": measured, "training": recorder.timing()}
-    write_json(stage.metrics / f"{stage.name}.json", metrics | _calibration(calibrated))
+    write_json(stage.metrics / f"{stage.name}.json", {"validation": measured} | _calibration(calibrated))
+    write_json(stage.timing / f"{stage.name}.json", recorder.timing())
     stage.tracker.metrics({f"final/{name}": value for name, value in measured.items()}, settings.steps)
     stage.tracker.tags({"weights.sha256": load_model(stage.models / stage.name).config.weights_sha256})
     if table is not None:

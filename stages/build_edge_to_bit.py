@@ -52,11 +52,14 @@ def build(stage: Stage) -> None:
         "table_skipped": skipped_share(computed.lookup(observations.scores)),
         "bypassed": float((table.fab_of(observations.scores) == 0).mean()),
         "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
+    }
+    timing = {
         "seconds": round(seconds, 2),
         "tiles_per_second": round(len(observations.scores) / seconds, 2),
     }
     write_json(stage.metrics / "edge_to_bit.json", metrics)
-    stage.tracker.metrics(metrics, 0)
+    write_json(stage.timing / "edge_to_bit.json", timing)
+    stage.tracker.metrics(metrics | timing, 0)
     stage.tracker.dict("edge_to_bit", table.describe())
     stage.tracker.figure("edge_to_bit", table_picture(table))
 

@@ -69,7 +69,8 @@ def evaluate(stage: Stage) -> None:
         {f"{name}/{key}": value for name, row in compared.items() for key, value in row.items()}
     )
     seconds = round(time.perf_counter() - started, 2)
-    write_json(stage.metrics / "evaluate.json", {"protocol": described, "seconds": seconds})
+    write_json(stage.metrics / "evaluate.json", {"protocol": described})
+    write_json(stage.timing / "evaluate.json", {"seconds": seconds})
     write_report(Path(), stage.results)
 
 

@@ -27,7 +27,8 @@ def pack_all(stage: Stage) -> None:
     started = time.perf_counter()
     summary = prepare(stage.params.prepare, stage.params.model.scale, stage.data, report)
     seconds = round(time.perf_counter() - started, 2)
-    write_json(stage.metrics / "prepare.json", summary | {"seconds": seconds})
+    write_json(stage.metrics / "prepare.json", summary)
+    write_json(stage.timing / "prepare.json", {"seconds": seconds})
     stage.tracker.tags({"data.sha256": data_hash(stage.data)})
     for part, facts in summary.items():
         stage.tracker.metrics({f"{part}/{name}": value for name, value in facts.items()}, 0)

@@ -142,18 +142,20 @@ def write_project(project: Path, *, image: str = "baby") -> Path:
         write_json(project / "models" / stage / "config.json", model_config(kind, stage))
         measured = {"psnr": 28.5, "ssim": 0.8} | ({"fab": 5.7} if stage in ("cadyq", "cabm") else {})
         timing = {"seconds": 135.0, "patches_per_second": 64.25}
-        write_json(project / "metrics" / f"{stage}.json", {"validation": measured, "training": timing})
+        write_json(project / "metrics" / f"{stage}.json", {"validation": measured})
+        write_json(project / "timing" / f"{stage}.json", timing)
         curve = [
-            {"step": 10, "seconds": 5, "train_l1": 20.0, "validation_psnr": ""},
-            {"step": 20, "seconds": 5, "train_l1": 6.5, "validation_psnr": 28.5},
+            {"step": 10, "train_l1": 20.0, "validation_psnr": ""},
+            {"step": 20, "train_l1": 6.5, "validation_psnr": 28.5},
         ]
         write_rows(project / "curves" / f"{stage}.csv", curve)
     counts = {"images": 2, "megapixels": 0.5}
-    write_json(project / "metrics" / "prepare.json", {"validation": counts, "seconds": 3.2})
-    write_json(
-        project / "metrics" / "edge_to_bit.json", {"tiles": 9, "seconds": 2.0, "tiles_per_second": 4.5}
-    )
-    write_json(project / "metrics" / "evaluate.json", {"protocol": {}, "seconds": 7260.0})
+    write_json(project / "metrics" / "prepare.json", {"validation": counts})
+    write_json(project / "metrics" / "edge_to_bit.json", {"tiles": 9})
+    write_json(project / "metrics" / "evaluate.json", {"protocol": {}})
+    write_json(project / "timing" / "prepare.json", {"seconds": 3.2})
+    write_json(project / "timing" / "edge_to_bit.json", {"seconds": 2.0, "tiles_per_second": 4.5})
+    write_json(project / "timing" / "evaluate.json", {"seconds": 7260.0})
     small_table().save(project / "tables" / "edge_to_bit.json")
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     for name in ("edge_to_bit", "edge_hypothesis", "bit_map", "crops"):

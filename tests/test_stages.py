@@ -116,6 +116,16 @@ def test_results_hold_every_step_by_both_protocols(finished: Path) -> None:
     assert len(per_image) == 1 + 2 * 5 * 3
 
 
+def test_what_evaluate_depends_on_holds_no_times(finished: Path) -> None:
+    """Else a training that ends with the same model would be evaluated again."""
+    deps = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["evaluate"]["deps"]
+    written = [finished / dep for dep in deps if dep.startswith(("metrics/", "curves/"))]
+    assert len(written) == 10
+    assert not [path for path in written if "second" in path.read_text()]
+    for stage in SCRIPTS:
+        assert json.loads((finished / "timing" / f"{stage}.json").read_text())["seconds"] > 0
+
+
 def test_curves_have_losses_and_validation(finished: Path) -> None:
     header, *rows = (finished / "curves" / "cadyq.csv").read_text().splitlines()
     for column in ("step", "learning_rate", "train_l1", "train_bits", "train_fab", "validation_psnr"):

@@ -26,8 +26,8 @@ from tests.sharing.project import Clone, make_project, tiny_params, write_params
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
 TRAINING = ("full_precision", "pams", "cadyq", "cabm")
-# What must not differ by a bit; metrics and results hold seconds besides.
-EXACT = ("data/prepared", "models", "tables")
+# What must not differ by a bit; results hold seconds besides.
+EXACT = ("data/prepared", "models", "tables", "metrics", "curves")
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 
 
@@ -156,6 +156,6 @@ def is_temporary(path: Path, root: Path) -> bool:
 def leftovers(project: Clone) -> list[Path]:
     """Files that a killed writer left and nobody cleared away."""
     root = project.root
-    folders = ("data/prepared", "models", "tables", "metrics", "curves", "results", ".resume")
+    folders = ("data/prepared", "models", "tables", "metrics", "curves", "timing", "results", ".resume")
     files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
     return [path for path in files if is_temporary(path, root)]
