@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 _MAX_SHOWN = 80  # characters of a key or a value in a message
+_MAX_BEGINNING, _MAX_END = 1200, 300  # characters of a message
 
 
 class InputError(ValueError):
@@ -16,11 +17,14 @@ class InputError(ValueError):
     The message is one line: what was found, where, and what to do about it. The command line
     and the stages print it without a traceback and exit non-zero. What a file or its name says
     cannot break the line or steer the terminal: characters that do not print are written as escapes.
+    Of a long message, where a library quotes what it refuses, the middle is left out.
     """
 
     def __init__(self, message: str) -> None:
-        printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        super().__init__("".join(printable))
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        if len(line) > _MAX_BEGINNING + _MAX_END:
+            line = f"{line[:_MAX_BEGINNING]} ... {line[-_MAX_END:]}"
+        super().__init__(line)
 
 
 class TrainingDiverged(RuntimeError):

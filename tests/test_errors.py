@@ -55,3 +55,11 @@ def test_nothing_in_a_message_breaks_the_line_or_steers_the_terminal(character: 
     assert text.isprintable()
     assert text[0] == "a" and text[-1] == "b"
     assert str(InputError("photos/Ünïcode näme 写真.png")) == "photos/Ünïcode näme 写真.png"
+
+
+def test_the_middle_of_a_long_message_is_left_out() -> None:
+    text = str(InputError(f"weights: cannot be read ({'x' * 5000}); copy it again"))
+    assert text.startswith("weights: cannot be read (xxx") and text.endswith("xxx); copy it again")
+    assert " ... " in text and len(text) < 1600
+    whole = "y" * 1500
+    assert str(InputError(whole)) == whole
