@@ -23,7 +23,16 @@ from safetensors import SafetensorError
 from cabm import __version__
 from cabm.config import Params, TrainingSettings, cpu_threads, load_params
 from cabm.data.store import PackedStore
-from cabm.distributed import ALONE, Group, is_worker, joined, launch, launches, report_failure
+from cabm.distributed import (
+    ALONE,
+    Group,
+    end_at_once,
+    is_worker,
+    joined,
+    launch,
+    launches,
+    report_failure,
+)
 from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed
 from cabm.files import remove_leftovers
 from cabm.memory import keep_freed_memory
@@ -100,10 +109,19 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
     """Run a stage and return its exit status.
 
     Input errors print one line. Ctrl-C and SIGTERM exit non-zero, so that DVC never records half a result.
+    One of several processes that fails does not return, but ends.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: background shells hand it on ignored
         signal.signal(number, _interrupt)
+    status = _try(name, body)
+    if status and is_worker():
+        end_at_once(status)
+    return status
+
+
+def _try(name: str, body: Callable[[Stage], None]) -> int:
+    """Run a stage, say in one line why it failed, and return its exit status."""
     try:
         params = load_params()
         trains = isinstance(getattr(params, name), TrainingSettings)
