@@ -24,7 +24,8 @@ OBSERVATIONS_FORMAT = "cabm.observations/1"
 SCORE_DECIMALS = 2
 """Scores are rounded to this many decimals before they become thresholds, as in the released tables."""
 
-_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error)
+# the last one where the archive says that it is encrypted, or of a later version
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
 
 Strategy = Literal["lowest", "majority", "monotone"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

@@ -393,7 +393,11 @@ def test_broken_observations_are_named(tmp_path):
         Observations.load(path)
     Observations(scores=[1.0], bits=[[4, 6, 8]], images=["a"], **ORIGIN).save(path)
     whole = path.read_bytes()
-    for broken in (b"", b"nonsense", whole[: len(whole) // 2], whole[:300] + b"xx" + whole[302:]):
+    entry = whole.index(b"PK\x01\x02")  # of the archive's directory
+    later_version = whole[: entry + 6] + b"\xff\x00" + whole[entry + 8 :]
+    encrypted = whole[: entry + 8] + b"\x01\x00" + whole[entry + 10 :]
+    damaged = (b"", b"nonsense", whole[: len(whole) // 2], whole[:300] + b"xx" + whole[302:])
+    for broken in (*damaged, later_version, encrypted):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"observations\.npz"):
             Observations.load(path)
