@@ -101,7 +101,7 @@ def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -
         result.plan,
         convention=convention,
         weight_bits=model.precision.weight_bits,
-        bypassed=result.bypassed,
+        computed=result.work if convention == "patch" else 1 - result.bypassed,
     )
 
 

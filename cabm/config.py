@@ -200,13 +200,16 @@ class CadyqSettings(QuantizedTrainingSettings):
 
 
 class BypassSettings(Section):
-    """Which tiles do not enter the network (bicubic instead)."""
+    """Which parts of tiles do not enter the network (bicubic instead)."""
 
     max_loss_db: NotNegative = 0.01
-    """PSNR over all validation tiles that may be lost; 0: every tile is computed."""
+    """PSNR over all validation tiles that may be lost; 0: everything is computed."""
 
     max_tile_loss_db: NotNegative = 0.3
-    """PSNR that any one bypassed validation tile may lose."""
+    """PSNR that any one validation tile may lose."""
+
+    part: Annotated[int, Field(ge=8, multiple_of=8)] = 16
+    """Side of the parts in low-resolution pixels; of the tile's size: whole tiles."""
 
 
 class EdgeToBitSettings(Section):
@@ -225,7 +228,7 @@ class EdgeToBitSettings(Section):
     """Drop observed rows whose FAB is not below this."""
 
     bypass: BypassSettings = BypassSettings()
-    """Budget for tiles that are not computed."""
+    """What is not computed."""
 
     cadyq_from: str | None = None
     """Model directory to observe, instead of step 3's."""

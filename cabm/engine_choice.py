@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,6 +36,11 @@ class IntegerRunner:
         """Enlarge a batch; see `TileRunner`."""
         dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
         return self.model.run(tiles, bits, dtype=dtype), bits
+
+    def run_each(self, tiles: Sequence[Tensor], bits: Tensor | None) -> list[Tensor]:
+        """Enlarge tiles (3,h,w) of different shapes; see `cabm.inference.run_tiles`."""
+        dtype = torch.uint8 if tiles[0].dtype == torch.uint8 else torch.float32
+        return self.model.run_each(tiles, bits, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ class ImageResult:
         name: of the image.
         psnr, ssim: on Y, in dB up to `MAX_PSNR` and 0..1.
         fab: mean bits over computed tiles and adaptive positions; None for models without bits.
-        bypassed: share of the tiles that were not computed.
-        skipped: share of the adaptive positions of the other tiles that were skipped.
+        bypassed: share of the tiles' pixels that did not come from the network.
+        skipped: share of the adaptive positions of tiles that entered it that were skipped.
         seconds: wall-clock of the enlargement.
         result: the image and its tiles.
     """
@@ -115,7 +115,7 @@ def mean_bits(bits: Sequence[np.ndarray], bypassed: Sequence[np.ndarray]) -> dic
 
     Args:
         bits: of each image, the bits (N,L) of its tiles.
-        bypassed: of each image, which of its tiles (N,) were not computed.
+        bypassed: of each image, the share (N,) of each of its tiles that was not computed.
 
     Returns:
         ``bypassed``, ``skipped`` and, where anything was computed, ``fab``; nothing for no images.

@@ -195,7 +195,7 @@ def key_numbers(data: ReportData) -> list[dict[str, str]]:
         },
         {
             "value": MISSING if cabm.bypassed is None else percent(cabm.bypassed),
-            "unit": "of tiles bypassed",
+            "unit": "bypassed",
             "note": "bicubic takes their place",
         },
         *(
@@ -265,10 +265,13 @@ def table_description(data: ReportData) -> dict[str, Any]:
         lowest, highest = (percent(share) for share in np.sort((computed == 0).mean(axis=1))[[0, -1]])
         described["skipped"] = f"{lowest} to {highest} of the layers over the scores"
     bypass = facts["bypass"]
-    if bypass and facts["bypassed_below"]:
-        text = f"below a score of {facts['bypassed_below']:g}"
+    if bypass and (data.table.part or facts["bypassed_below"]):
+        what, of_what = "below a score of {:g}", "tiles"
+        if data.table.part:
+            what, of_what = f"parts of {data.table.part} pixels with an edge peak below {{:g}}", "pixels"
+        text = what.format(bypass["threshold"])
         if {"share", "loss_db"} <= bypass.keys():
-            text += f": {percent(bypass['share'])} of the validation tiles, {_loss(bypass['loss_db'])}"
+            text += f": {percent(bypass['share'])} of the validation {of_what}, {_loss(bypass['loss_db'])}"
         described["bypassed"] = text
     else:
         described["bypassed"] = "nothing"

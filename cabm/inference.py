@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cabm.bicubic import enlarge_surrounded, surround, surrounded_tile
 from cabm.blending import blend_tiles
-from cabm.edge import edge_scores_of_image
+from cabm.edge import edges_of_image
+from cabm.parts import Region, TileParts, paste
 from cabm.runners import ModelRunner, TileRunner
 from cabm.table import EdgeToBitTable
 from cabm.tiling import TilePlan, plan, split
@@ -32,22 +33,25 @@ class TiledResult:
         plan: the tiles; one tile of the image's size where it was not cut.
         scores: (N,) edge score of each tile.
         bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
-        by_table: whether a table gave the bits. Its rows of zeros are tiles that did not enter the network
-            (bicubic); a selector's are tiles whose every residual branch was skipped.
+        parts: which parts of the tiles did not enter the network (bicubic); None: all did. A selector's
+            rows of zeros are tiles whose every residual branch was skipped, and did.
     """
 
     image: np.ndarray
     plan: TilePlan
     scores: np.ndarray
     bits: np.ndarray | None
-    by_table: bool = False
+    parts: TileParts | None = None
 
     @property
     def bypassed(self) -> np.ndarray:
-        """(N,) which tiles did not enter the network."""
-        if self.bits is None or not self.by_table:
-            return np.zeros(len(self.plan), dtype=bool)
-        return ~self.bits.any(axis=1)
+        """(N,) share 0..1 of each tile that did not come from the network."""
+        return np.zeros(len(self.plan)) if self.parts is None else self.parts.share
+
+    @property
+    def work(self) -> np.ndarray:
+        """(N,) share 0..1 of each tile that the network computed; margins count."""
+        return np.ones(len(self.plan)) if self.parts is None else self.parts.work
 
 
 @torch.inference_mode()
@@ -57,18 +61,20 @@ def run_tiles(
     bits: Tensor | None,
     *,
     batch_size: int,
+    parts: TileParts | None = None,
     at_border: np.ndarray | None = None,
     dtype: torch.dtype = torch.uint8,
     surrounded: Callable[[int], Tensor] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Enlarge tiles in batches of the same or similar bits; rows of zeros are bicubic.
+    """Enlarge tiles in batches of the same shape and of the same or similar bits.
 
     Args:
-        runner: what enlarges a batch.
+        runner: what enlarges a batch; with a ``run_each``, batches of different shapes.
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
-        batch_size: tiles in a batch at most.
+        batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels.
+        parts: which parts of the tiles are bicubic; None: tiles whose bits are all 0.
         at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
             the runner's ``inner``.
         dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
@@ -81,27 +87,50 @@ def run_tiles(
     """
     scale = runner.scale
     n, channels, height, width = tiles.shape
+    if parts is None:
+        none = np.zeros(n, bool) if bits is None else ~bits.any(dim=1).numpy()
+        parts = TileParts.of_tiles(height, width, none)
     shape = (n, channels, height * scale, width * scale)
     enlarged = np.empty(shape, np.uint8 if dtype == torch.uint8 else np.uint16)
+    peak = np.iinfo(enlarged.dtype).max
+    open_regions = [len(regions) for regions in parts.regions]
+    smooth = torch.from_numpy(np.flatnonzero(parts.share))
+    for numbers in smooth.split(_BICUBIC_BATCH) if len(smooth) else ():
+        around = surround(tiles[numbers]) if surrounded is None else _stacked(surrounded, numbers)
+        enlarged[numbers.numpy()] = _rounded(enlarge_surrounded(around.float(), scale), peak)
+        _report(progress, sum(not open_regions[number] for number in numbers.tolist()))
+
     used: Tensor | None = None if bits is None else bits.clone()
     inner = getattr(runner, "inner", runner)
     inside = np.zeros(n, bool) if at_border is None or inner is runner else ~at_border
-    for group in _groups(n, bits, inside):
-        bypassed = bits is not None and not bool(bits[group[0]].any())
-        run = inner if inside[group[0]] else runner
-        for part in group.split(min(batch_size, _BICUBIC_BATCH) if bypassed else batch_size):
-            if bypassed:
-                around = surround(tiles[part]) if surrounded is None else _stacked(surrounded, part)
-                batch = enlarge_surrounded(around.float(), scale)
-            else:
-                batch, chosen = run(tiles[part], None if bits is None else bits[part])
-                if chosen is not None:
-                    used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
-                    used[part] = chosen.to("cpu", used.dtype)
-            enlarged[part.numpy()] = _rounded(batch, 255 if dtype == torch.uint8 else 65535)
-            if progress is not None:
-                progress(len(part))
+    # one that takes tiles one by one needs no batches of one shape
+    run_each = getattr(runner, "run_each", None)
+    for batch in _batches(
+        parts.regions, bits, inside, batch_size * height * width, mixed=run_each is not None
+    ):
+        numbers = torch.tensor([number for number, _ in batch])
+        pieces = [tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
+        rows = None if bits is None else bits[numbers]
+        if run_each is not None:
+            results = [_rounded(result, peak) for result in run_each(pieces, rows)]
+        else:
+            result, chosen = (inner if inside[batch[0][0]] else runner)(torch.stack(pieces), rows)
+            results = _rounded(result, peak)
+            if chosen is not None:
+                used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
+                used[numbers] = chosen.to("cpu", used.dtype)
+        done = 0
+        for (number, region), values in zip(batch, results, strict=True):
+            paste(enlarged[number], values, region, scale)
+            open_regions[number] -= 1
+            done += not open_regions[number]
+        _report(progress, done)
     return torch.from_numpy(enlarged), used
+
+
+def _report(progress: Callable[[int], object] | None, tiles: int) -> None:
+    if progress is not None and tiles:
+        progress(tiles)
 
 
 def _stacked(surrounded: Callable[[int], Tensor], numbers: Tensor) -> Tensor:
@@ -119,21 +148,34 @@ def _rounded(batch: Tensor, peak: int) -> np.ndarray:
     return batch.mul_(peak / 255).round_().clamp_(0, peak).to(torch.int32).cpu().numpy()
 
 
-def _groups(n: int, bits: Tensor | None, inside: np.ndarray) -> list[Tensor]:
-    """Indices of the samples that run alike (computed or not, inside or at the border), sorted by bits.
+def _batches(
+    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int, *, mixed: bool
+) -> Iterator[list[tuple[int, Region]]]:
+    """Yield regions with their tile's number that run together, up to a number of pixels (one at least).
 
+    They are of one shape, or large ones before small ones, and inside the image or at its border.
     Rows of bits may meet in a batch: a batch cut at every new row would be mostly short ones, as tables
     have hundreds of rows.
     """
-    keys = torch.from_numpy(inside).to(torch.int64)[:, None]
-    if bits is None:
-        return [group for group in (torch.where(keys[:, 0] == value)[0] for value in (0, 1)) if len(group)]
-    computed = bits.any(dim=1, keepdim=True).to(torch.int64)
-    kinds = (2 * computed + keys)[:, 0]
-    _, row = torch.unique(bits, dim=0, return_inverse=True)
-    order = torch.argsort(kinds * (n + 1) + row, stable=True)
-    counts = torch.bincount(kinds).tolist()
-    return [group for group in order.split(counts) if len(group)]
+    row = [0] * len(regions)
+    if bits is not None and len(bits):
+        row = torch.unique(bits, dim=0, return_inverse=True)[1].tolist()
+
+    def kind(job: tuple[int, Region]) -> tuple:
+        number, region = job
+        return bool(inside[number]), -region.outer.area, region.outer.shape
+
+    jobs = [(number, region) for number, of_tile in enumerate(regions) for region in of_tile]
+    jobs.sort(key=lambda job: (*kind(job), row[job[0]], job[0]))
+    batch: list[tuple[int, Region]] = []
+    for job in jobs:
+        together = batch and (mixed or kind(job) == kind(batch[0]))
+        if batch and (not together or sum(r.outer.area for _, r in batch) + job[1].outer.area > pixels):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
 
 
 def touches_border(tile_plan: TilePlan) -> np.ndarray:
@@ -168,16 +210,17 @@ def super_resolve(
         tile = step = max(height, width) + -max(height, width) % size_multiple
     tile_plan = plan(height, width, tile, step, size_multiple=size_multiple)
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
-    scores = edge_scores_of_image(pixels, tile_plan).numpy()
-    bits = None if table is None else torch.from_numpy(table.lookup(scores))
+    edges = edges_of_image(pixels, tile_plan, None if table is None else table.part)
+    bits, parts = (None, None) if table is None else table.assign(edges, tile_plan)
     enlarged, used = run_tiles(
         runner,
         split(pixels, tile_plan),
-        bits,
+        None if bits is None else torch.from_numpy(bits),
         batch_size=batch_size,
+        parts=parts,
         at_border=touches_border(tile_plan),
         surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
     )
     merged = blend_tiles(enlarged.numpy(), tile_plan, runner.scale)
     chosen = None if used is None else used.numpy()
-    return TiledResult(merged, tile_plan, scores, chosen, by_table=table is not None)
+    return TiledResult(merged, tile_plan, edges.scores.numpy(), chosen, parts)

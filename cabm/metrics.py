@@ -88,8 +88,7 @@ def fab(bits: ArrayLike) -> float:
 
     Args:
         bits: (N, L) or (L,); 0 is a position (a whole row: a tile) that is skipped. It is left out
-            here, so that the figure compares with published ones. See :func:`bypassed_share` and
-            :func:`skipped_share`.
+            here, so that the figure compares with published ones. See :func:`skipped_share`.
 
     Returns:
         Mean bits; 0 if nothing is computed.
@@ -99,24 +98,19 @@ def fab(bits: ArrayLike) -> float:
     return float(computed.mean()) if computed.size else 0.0
 
 
-def bypassed_share(bits: ArrayLike) -> float:
-    """Share (0..1) of the tiles (N, L) that do not enter the network: rows of zeros."""
-    bits = np.atleast_2d(np.asarray(bits))
-    return float(np.mean(~bits.any(axis=1))) if len(bits) else 0.0
-
-
 def skipped_share(bits: ArrayLike, bypassed: ArrayLike | None = None) -> float:
     """Share (0..1) of the adaptive positions that are skipped in tiles that enter the network.
 
     Args:
         bits: (N, L); 0 is a position whose residual branch is skipped.
-        bypassed: (N,) which tiles do not enter the network; None: those whose bits are all 0.
+        bypassed: (N,) share 0..1 of each tile that does not enter the network; None: all of those whose
+            bits are all 0.
 
     Returns:
         The share; 0 if no tile enters the network.
     """
     bits = np.atleast_2d(np.asarray(bits))
-    entered = bits.any(axis=1) if bypassed is None else ~np.asarray(bypassed, dtype=bool)
+    entered = bits.any(axis=1) if bypassed is None else np.asarray(bypassed) < 1
     return float(np.mean(bits[entered] == 0)) if entered.any() else 0.0
 
 
@@ -129,12 +123,12 @@ def bitops(
     weight_bits: int | Literal["same"] = 8,
     fixed_bits: int | None = None,
     float_macs_per_pixel: float = 0.0,
-    bypassed: ArrayLike | None = None,
+    computed: ArrayLike | None = None,
 ) -> float:
     """Bit operations of one image: sum of MACs x weight bits x activation bits.
 
     What does not run is not counted: neither positions nor tiles of 0 bits. (Bicubic, which stands in for
-    bypassed tiles, is not counted; it is below 1e-3 of any of these networks.)
+    what is bypassed, is not counted; it is below 1e-3 of any of these networks.)
 
     Args:
         layers: all layers of the network in order. A float one counts 32 x 32 bits.
@@ -146,8 +140,9 @@ def bitops(
         weight_bits: of quantized layers; "same" as their activations (the paper's; the release keeps 8).
         fixed_bits: in place of what the layers state.
         float_macs_per_pixel: of work in float beside the layers.
-        bypassed: (N,) which tiles do not enter the network; None: those whose bits are all 0, as in tables.
-            A selector may skip every position of a tile, whose other layers run all the same.
+        computed: (N,) share 0..1 of each tile's pixels that the network computes; None: all, but for tiles
+            whose bits are all 0, as in tables. A selector may skip every position of a tile, whose other
+            layers run all the same.
 
     Raises:
         ValueError: the bits do not fit the layers and tiles, or an unknown convention.
@@ -172,12 +167,10 @@ def bitops(
     activations[:, adaptive] = bits
     weights = activations if weight_bits == "same" else np.full_like(activations, weight_bits)
     weights = np.where(activations == _FLOAT_BITS, _FLOAT_BITS, weights)
-    if bypassed is not None:
-        computed = ~np.asarray(bypassed, dtype=bool)
-    else:
+    if computed is None:
         computed = activations[:, adaptive].any(axis=1) if width else np.ones(num_tiles, dtype=bool)
     per_pixel = (activations * weights) @ macs + float_macs_per_pixel * _FLOAT_BITS**2
-    return float(np.sum(per_pixel * areas * computed))
+    return float(np.sum(per_pixel * areas * np.asarray(computed)))
 
 
 def cadyq_operations(

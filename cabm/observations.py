@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from cabm.errors import InputError
 from cabm.files import atomic_write
 
-OBSERVATIONS_FORMAT = "cabm.observations/1"
+OBSERVATIONS_FORMAT = "cabm.observations/2"
 SCORE_DECIMALS = 2
 """Scores are rounded to this many decimals before they become thresholds, as in the released tables."""
 
@@ -42,7 +42,9 @@ class Observations:
         backbone, scale, search_space, layers: the model that chose the bits.
         patch, step: low-resolution tiles, in pixels.
         source_sha256: hash of its checkpoint.
-        measures: further numbers per tile, (N,) float64 by name, such as the network's error.
+        part: side of the parts of a tile that are measured, in pixels.
+        measures: further numbers by name, such as the network's error: (N, R, C) float64 of the parts of
+            each tile, 0 for those beyond a tile that is smaller than ``patch``.
     """
 
     scores: np.ndarray
@@ -55,6 +57,7 @@ class Observations:
     patch: int
     step: int
     source_sha256: str | None = None
+    part: int | None = None
     measures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,9 +72,14 @@ class Observations:
         }
         for name, value in arrays.items():
             object.__setattr__(self, name, value)
-        per_tile = [self.scores, self.images, *self.measures.values()]
+        per_tile = [self.scores, self.images]
         if any(array.shape != (len(scores),) for array in per_tile):
             raise ValueError(f"one number per tile: {[array.shape for array in per_tile]}")
+        shapes = {array.shape for array in self.measures.values()}
+        if any(len(shape) != 3 or shape[0] != len(scores) for shape in shapes) or len(shapes) > 1:
+            raise ValueError(f"one number per part of each tile: {sorted(shapes)}")
+        if not all(np.isfinite(array).all() for array in self.measures.values()):
+            raise ValueError("measures must be finite")
         if self.bits.shape != (len(scores), len(self.layers)):
             raise ValueError(f"bits {self.bits.shape} of {len(scores)} tiles, {len(self.layers)} layers")
 
@@ -83,7 +91,8 @@ class Observations:
 
     def save(self, path: str | Path) -> None:
         """Write an .npz (without pickle), atomically; equal observations give equal bytes."""
-        header = {"format": OBSERVATIONS_FORMAT, **self.origin, "measures": list(self.measures)}
+        header = {"format": OBSERVATIONS_FORMAT, **self.origin, "part": self.part}
+        header["measures"] = list(self.measures)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,

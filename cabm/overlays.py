@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from cabm.edge import edge_scores_of_image
 from cabm.figure_style import HATCH, INK, WIDEST, bit_colormap
 from cabm.metrics import psnr_y
+from cabm.parts import Box, TileParts
 from cabm.tiling import TilePlan, plan
 
 _BOX_COLORS = ("#e4572e", "#2f9ec4", "#7fb800", "#f2a900")
@@ -23,15 +24,20 @@ _MAX_LABELLED_TILES = 150  # more of them have no room for words
 
 
 def bit_map_overlay(
-    image: np.ndarray, tile_plan: TilePlan, fab_per_tile: ArrayLike, skipped_per_tile: ArrayLike = 0.0
+    image: np.ndarray,
+    tile_plan: TilePlan,
+    fab_per_tile: ArrayLike,
+    skipped_per_tile: ArrayLike = 0.0,
+    parts: TileParts | None = None,
 ) -> Figure:
-    """Draw the mean bits of each tile over an image; tiles that were not computed are hatched gray.
+    """Draw the mean bits of each tile over an image; what was not computed is hatched gray.
 
     Args:
         image: (H, W, 3) uint8, the input or (a multiple of its size) the output.
         tile_plan: the tiles of the input.
         fab_per_tile: (N,) mean bits of the layers that are computed, 0 for bypassed tiles.
         skipped_per_tile: (N,) share of the layers that are skipped, written into tiles that skip any.
+        parts: what of the tiles was computed; None: all of those that have bits.
     """
     values = np.asarray(fab_per_tile, dtype=np.float64)
     height, width = tile_plan.height, tile_plan.width
@@ -47,23 +53,25 @@ def bit_map_overlay(
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
     scale = Normalize(min(4.0, values[values > 0].min(initial=4.0)), WIDEST)
     colormap = bit_colormap(scale)
-    rectangles = np.array(
-        [Rectangle((x, y), w, h) for y, x, h, w in zip(y0, x0, y1 - y0, x1 - x0, strict=True)]
-    )
     computed = values > 0
-    drawn = PatchCollection(rectangles[computed], linewidth=0.5, edgecolor="white")
-    drawn.set_facecolor(colormap(scale(values[computed])))
-    drawn.set_alpha(0.6)
-    axes.add_collection(drawn)
-    if not computed.all():
-        skipped = PatchCollection(
-            rectangles[~computed],
+    if parts is None:
+        parts = TileParts.of_tiles(tile_plan.tile_height, tile_plan.tile_width, ~computed)
+    cores = [[region.core for region in regions] for regions in parts.regions]
+    owner, drawn = _rectangles(tile_plan, cores)
+    boxes = PatchCollection(drawn, linewidth=0.5, edgecolor="white")
+    boxes.set_facecolor(colormap(scale(values[owner])))
+    boxes.set_alpha(0.6)
+    axes.add_collection(boxes)
+    _, left_out = _rectangles(tile_plan, parts.left_out)
+    axes.add_collection(
+        PatchCollection(
+            left_out,
             facecolor=(1, 1, 1, 0.25),
             edgecolor=(0.35, 0.35, 0.35, 0.8),
             linewidth=0.4,
             hatch=HATCH,
         )
-        axes.add_collection(skipped)
+    )
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_axis_off()
@@ -71,7 +79,7 @@ def bit_map_overlay(
     bar.set_label("mean bits of the tile")
     bar.outline.set_visible(False)
     mean = f"FAB {values[computed].mean():.2f}" if computed.any() else "nothing computed"
-    title = f"{len(values)} tiles, {mean}, {np.mean(~computed):.0%} bypassed"
+    title = f"{len(values)} tiles, {mean}, {parts.share.mean():.0%} bypassed"
     skipped = np.broadcast_to(np.asarray(skipped_per_tile, dtype=np.float64), values.shape)
     skips = np.flatnonzero(computed & (skipped > 0))
     if len(skips):
@@ -83,6 +91,22 @@ def bit_map_overlay(
             )
     axes.set_title(title, color=INK, fontsize=11)
     return figure
+
+
+def _rectangles(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[list[int], list[Rectangle]]:
+    """Boxes of tiles as rectangles of the image, as far as their tile owns it, with its number."""
+    tiles, rectangles = [], []
+    owned = tile_plan.owned(2) / 2
+    for tile, of_tile in enumerate(boxes):
+        top, left = tile_plan.boxes[tile, :2]
+        y0, x0, y1, x1 = owned[tile]
+        for box in of_tile:
+            first_y, end_y = max(y0, top + box.y0), min(y1, top + box.y1)
+            first_x, end_x = max(x0, left + box.x0), min(x1, left + box.x1)
+            if first_y < end_y and first_x < end_x:
+                tiles.append(tile)
+                rectangles.append(Rectangle((first_x, first_y), end_x - first_x, end_y - first_y))
+    return tiles, rectangles
 
 
 def crops_side_by_side(

@@ -106,8 +106,9 @@ def make_pictures(
         "bit_map": bit_map_overlay(
             shown.low,
             shown.cabm.plan,
-            table.fab_of(shown.cabm.scores),
+            table.fab_of(shown.cabm.scores) * shown.cabm.parts.entered,
             (table.lookup(shown.cabm.scores) == 0).mean(axis=1),
+            shown.cabm.parts,
         ),
         "crops": crops_side_by_side(shown.versions, boxes),
     }

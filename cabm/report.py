@@ -115,8 +115,12 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
     )
+    rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
+    title = f"{table.backbone} x{table.scale}: {rows}, strategy {table.strategy}"
+    if table.part:
+        title += f"; bypassed below edge peak {table.bypass['threshold']:g}"
     figure.suptitle(
-        f"{table.backbone} x{table.scale}: {len(table.rows)} rows, strategy {table.strategy}",
+        title,
         color=INK,
         fontsize=11,
     )

@@ -18,8 +18,9 @@ import torch
 
 from cabm.bicubic import REACH, surround, surrounded_tile
 from cabm.blending import TileJoiner
-from cabm.edge import edge_scores_of_image
+from cabm.edge import TileEdges, edges_of_image
 from cabm.inference import run_tiles, touches_border
+from cabm.parts import TileParts
 from cabm.pixels import ALPHA_REACH, FILL_REACH, enlarge_alpha, has_alpha, image_output, network_input
 from cabm.raster import Raster
 from cabm.runners import TileRunner
@@ -39,12 +40,12 @@ class Trace:
     """What enlarging an image took; filled in on the way.
 
     Attributes:
-        scores: (N,) edge score of each tile; None for models without a table.
+        parts: which parts of the tiles do not enter the network; None for models without a table.
         bits: (N,L) bits of each tile, zeros: not computed; None for models without bits.
         seconds: by phase: decode, score, look up, network, merge.
     """
 
-    scores: np.ndarray | None = None
+    parts: TileParts | None = None
     bits: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -99,16 +100,17 @@ class RowWindow:
             self._held.popleft()
 
 
-def score_tiles(raster: Raster, tile_plan: TilePlan, trace: Trace) -> np.ndarray:
-    """Return the edge score (N,) of every tile of a raster, in one pass over it."""
+def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace: Trace) -> TileEdges:
+    """Measure the edges of every tile of a raster, in one pass over it; see `cabm.edge.edges_of_image`."""
     window = RowWindow(raster, trace)
-    scores = []
+    found = []
     for band in bands(tile_plan, 1):
         strip = _strip(window, band, raster, trace)
         with trace.clock("score"):
-            scores.append(edge_scores_of_image(strip[:, REACH:-REACH, REACH:-REACH], band.plan))
+            found.append(edges_of_image(strip[:, REACH:-REACH, REACH:-REACH], band.plan, part))
         window.release(band.image_rows.start - _REACH)
-    return torch.cat(scores).numpy()
+    peaks = None if part is None else torch.cat([edges.peaks for edges in found])
+    return TileEdges(torch.cat([edges.scores for edges in found]), peaks)
 
 
 def enlarge(
@@ -138,9 +140,9 @@ def enlarge(
     trace = Trace() if trace is None else trace
     scale = runner.scale
     if table is not None:
-        trace.scores = score_tiles(raster, tile_plan, trace)
+        edges = edges_of_raster(raster, tile_plan, table.part, trace)
         with trace.clock("look up"):
-            trace.bits = table.lookup(trace.scores)
+            trace.bits, trace.parts = table.assign(edges, tile_plan)
     at_border = touches_border(tile_plan)
     dtype = torch.uint8 if raster.dtype == np.uint8 else torch.uint16
     window, joiner = RowWindow(raster, trace), TileJoiner(tile_plan, scale)
@@ -159,6 +161,7 @@ def enlarge(
                 tiles,
                 bits,
                 batch_size=batch_size,
+                parts=None if trace.parts is None else trace.parts[numbers],
                 at_border=at_border[numbers],
                 dtype=dtype,
                 surrounded=partial(_surrounded, strips, flight),

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cabm.edge import EDGE_OPERATOR
+from cabm.edge import EDGE_BLOCK, EDGE_OPERATOR, TileEdges
 from cabm.errors import InputError
 from cabm.observations import STRATEGIES, Observations, Strategy, merge_equal_rows, select_rows
+from cabm.parts import TileParts
 from cabm.table_file import read_table, write_table
+from cabm.tiling import TilePlan
 
 __all__ = ["STRATEGIES", "EdgeToBitTable", "Observations", "Strategy", "build_table"]
 
@@ -41,7 +43,9 @@ class EdgeToBitTable:
         operator: the edge operator of the scores.
         source_sha256: hash of the checkpoint the bits were observed with.
         fab_cap: rows at or above it were dropped.
-        bypass: how the bypass threshold was chosen (budget, measured loss), None without one.
+        bypass: what is bypassed and how that was chosen (budget, measured loss), None: nothing. With a
+            ``part`` (a side in pixels) the parts of tiles whose edge peak is below ``threshold``; without,
+            the tiles that the rows of zeros say.
 
     Raises:
         ValueError: the parts do not fit together; the message names the first that does not.
@@ -94,6 +98,8 @@ class EdgeToBitTable:
             )
         if not computed[-1] or np.any(np.diff(computed.astype(int)) < 0):
             raise ValueError("rows: zeros (bypass) above a row of bits; only the low end may skip")
+        if self.part is not None:
+            _check_part_bypass(self.bypass)
         for name, array in (("thresholds", thresholds), ("rows", rows)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -118,6 +124,30 @@ class EdgeToBitTable:
     def fab_of(self, scores: ArrayLike | Tensor) -> np.ndarray:
         """Mean bits over the computed positions of each tile: (...) float64, 0 for a bypassed one."""
         return _fab(self.lookup(scores))
+
+    @property
+    def part(self) -> int | None:
+        """Side in pixels of the parts of tiles that are bypassed each by itself; None: whole tiles are."""
+        return None if self.bypass is None else self.bypass.get("part")
+
+    def assign(self, edges: TileEdges, tile_plan: TilePlan) -> tuple[np.ndarray, TileParts]:
+        """Give tiles their bits.
+
+        Args:
+            edges: of N tiles, with the peaks of parts of `part` pixels if the table has that.
+            tile_plan: the shape of the tiles.
+
+        Returns:
+            (N, L) int64 bits, zeros for tiles that do not enter the network, and which parts do not.
+        """
+        bits = self.lookup(edges.scores)
+        shape = (tile_plan.tile_height, tile_plan.tile_width)
+        parts = TileParts.of_tiles(*shape, ~bits.any(axis=1))
+        if self.part is not None:
+            smooth = _as_float64(edges.peaks) < self.bypass["threshold"]
+            parts = TileParts(self.part, *shape, smooth | parts.bypassed)
+            bits = np.where(parts.entered[:, None], bits, 0)
+        return bits, parts
 
     @property
     def bypassed_below(self) -> float:
@@ -146,6 +176,24 @@ class EdgeToBitTable:
         )
         recorded = {"threshold": float(threshold), **(info or {})}
         return replace(self, thresholds=thresholds, rows=rows, bypass=recorded)
+
+    def with_part_bypass(
+        self, part: int, threshold: float, info: Mapping[str, Any] | None = None
+    ) -> EdgeToBitTable:
+        """Return the table without rows of zeros that bypasses smooth parts of tiles.
+
+        Args:
+            part: side of the parts in pixels, a multiple of 8.
+            threshold: parts with an edge peak below it are not computed; 0 takes the bypass away.
+            info: what to record with it, such as budget and measured loss in dB (JSON values).
+
+        Raises:
+            ValueError: another part, or a threshold that is negative or not finite.
+        """
+        table = self.with_bypass(0)
+        if not threshold:
+            return table
+        return replace(table, bypass={"part": part, "threshold": float(threshold), **(info or {})})
 
     def check(
         self,
@@ -296,6 +344,15 @@ def _check_search_space(search_space: tuple[int, ...]) -> None:
     ascending = list(search_space) == sorted(set(search_space))
     if not widths or not ascending or not all(2 <= width <= 32 for width in widths):
         raise ValueError(f"search space {list(search_space)}: ascending widths of 2 bits or more, or 0")
+
+
+def _check_part_bypass(bypass: Mapping[str, Any]) -> None:
+    part, threshold = bypass["part"], bypass.get("threshold")
+    if not isinstance(part, int) or part < EDGE_BLOCK or part % EDGE_BLOCK:
+        raise ValueError(f"bypass: parts of {part!r} pixels, expected a multiple of {EDGE_BLOCK}")
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not number or not np.isfinite(threshold) or threshold < 0:
+        raise ValueError(f"bypass: threshold {threshold!r} must be finite and not negative")
 
 
 def _fab(rows: np.ndarray) -> np.ndarray:

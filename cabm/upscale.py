@@ -45,8 +45,8 @@ class Report:
         plan: its tiles.
         bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
         fab: mean bits of the computed positions; None for models without bits.
-        bypassed: share of the tiles that did not enter the network, 0..1.
-        skipped: share of the adaptive positions of the other tiles that were skipped, 0..1.
+        bypassed: share of the tiles' pixels that did not come from the network, 0..1.
+        skipped: share of the adaptive positions of tiles that entered the network that were skipped, 0..1.
         bitops_saved: share of the bit operations saved against the same network in float, 0..1.
         seconds: by phase: decode, score, look up, network, merge, encode (waiting for the encoder), total.
         engine: what computed, and where.
@@ -217,10 +217,10 @@ class Upscaler:
         kind, weight_bits = self.model.precision.kind, self.model.precision.weight_bits
         counted = np.full(self.model.num_adaptive, 8) if kind == "pams" else bits
         costs = {"convention": "patch", "weight_bits": weight_bits}
-        # a table's rows of zeros are bicubic; a selector's are tiles whose every branch is skipped
-        by_table = bits is not None and self.table is not None
-        bypassed = ~bits.any(axis=1) if by_table else np.zeros(len(tile_plan), dtype=bool)
-        used = bitops(self.model.layers, counted, tile_plan, **costs, bypassed=bypassed)
+        parts = trace.parts
+        bypassed = np.zeros(len(tile_plan)) if parts is None else parts.share
+        work = np.ones(len(tile_plan)) if parts is None else parts.work
+        used = bitops(self.model.layers, counted, tile_plan, **costs, computed=work)
         full = bitops(self.model.layers, None, tile_plan, **costs)
         return Report(
             plan=tile_plan,

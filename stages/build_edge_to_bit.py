@@ -26,6 +26,7 @@ def build(stage: Stage) -> None:
         stage.store("validation"),
         patch=settings.patch,
         step=settings.step,
+        part=settings.bypass.part,
         source_sha256=loaded.config.weights_sha256,
     )
     seconds = time.perf_counter() - started
@@ -50,7 +51,7 @@ def build(stage: Stage) -> None:
         "cadyq_fab": fab(observations.bits),
         "table_fab": fab(computed.lookup(observations.scores)),
         "table_skipped": skipped_share(computed.lookup(observations.scores)),
-        "bypassed": float((table.fab_of(observations.scores) == 0).mean()),
+        "bypassed": 0.0 if table.bypass is None else table.bypass["share"],
         "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
     }
     timing = {

@@ -12,7 +12,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cabm.metrics import (
     bitops,
-    bypassed_share,
     cadyq_operations,
     fab,
     psnr_rgb,
@@ -139,7 +138,6 @@ def test_fab_leaves_out_what_is_skipped():
     assert fab(bits) == 6
     assert fab(bits[0]) == 6
     assert fab(np.zeros((3, 2))) == 0
-    assert bypassed_share(bits) == pytest.approx(1 / 3)
 
 
 def test_skipped_share_is_of_the_tiles_that_enter_the_network():
@@ -191,7 +189,7 @@ def test_bitops_count_only_what_runs():
     bits = [[0, 0], [0, 8]]
     found = bitops(LAYERS, bits, tile_plan, convention="patch")
     assert found == 16 * (FLOAT + 7 * 64 + 10 * 64)
-    entered = bitops(LAYERS, bits, tile_plan, convention="patch", bypassed=[False, False])
+    entered = bitops(LAYERS, bits, tile_plan, convention="patch", computed=[1, 1])
     assert entered == found + 16 * (FLOAT + 7 * 64)
 
 

@@ -170,7 +170,10 @@ def observations(scores: list[float]) -> Observations:
         layers=tuple(f"body.{block}.conv{number}" for block in (0, 1) for number in (1, 2)),
         patch=24,
         step=22,
-        measures={name: np.ones(count) for name in ("network_sse", "bicubic_sse", "samples")},
+        part=24,
+        measures={
+            name: np.ones((count, 1, 1)) for name in ("peaks", "network_sse", "bicubic_sse", "samples")
+        },
     )
 
 

@@ -372,7 +372,8 @@ def test_observations_rebuild_a_table_without_the_network(tmp_path):
         scores=random.uniform(0, 30, 200),
         bits=random.choice([4, 6, 8], (200, 3)),
         images=["0801.png"] * 120 + ["bäume.png"] * 80,
-        measures={"gain": random.normal(size=200)},
+        part=8,
+        measures={"gain": random.normal(size=(200, 3, 3))},
         **ORIGIN,
     )
     seen.save(path)

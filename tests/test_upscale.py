@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from cabm import streaming
 from cabm.checkpoint import TABLE_FILE
+from cabm.edge import edge_scores_of_image
 from cabm.errors import InputError
 from cabm.inference import run_tiles
+from cabm.parts import MARGIN
 from cabm.raster import ArrayRaster
 from cabm.resize import upscale_batch
 from cabm.table import EdgeToBitTable
@@ -29,6 +31,7 @@ def models(tmp_path_factory) -> Path:
     for scale in (3, 4):
         tiny_model(folder / f"x{scale}", scale=scale)
     tiny_model(folder / "bypass", bypass=8.0)
+    tiny_model(folder / "parts", bypass=80.0, part=8)
     tiny_model(folder / "nothing", bypass=500.0)
     return folder
 
@@ -43,7 +46,7 @@ def upscaler(models: Path, name: str = "cabm", engine: str = "float", **options)
     width=st.integers(1, 60),
     channels=st.sampled_from([None, 1, 2, 3, 4]),
     dtype=st.sampled_from([np.uint8, np.uint16]),
-    name=st.sampled_from(["cabm", "x3", "bypass"]),
+    name=st.sampled_from(["cabm", "x3", "bypass", "parts"]),
 )
 def test_every_size_and_kind_of_image_comes_out_scale_times_as_large(
     models, height, width, channels, dtype, name
@@ -87,11 +90,29 @@ def test_overlap_auto_chooses_tiles_that_have_room_for_it(models):
         assert (loaded.tile, loaded.step) == expected
 
 
-@pytest.mark.parametrize("kind", ["cabm", "bypass", "float"])
+def test_smooth_parts_of_tiles_are_bicubic_in_either_engine(models):
+    image, parts = photo(150, 300), []
+    low = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+    bicubic = upscale_batch(low, 2)[0].permute(1, 2, 0).numpy()
+    for engine in ("float", "auto"):
+        loaded = upscaler(models, "parts", engine=engine, tile=96)
+        trace = streaming.Trace()
+        rows = np.concatenate(list(loaded._rows(ArrayRaster(image), loaded.plan(150, 300), trace, None)))
+        parts.append(trace.parts)
+        smooth = slice(0, 2 * (48 - MARGIN + 1))
+        assert np.abs(rows[:, smooth] - bicubic[:, smooth]).max() <= 0.5 + 1e-3
+        noisy = slice(2 * 96, None)
+        assert np.abs(rows[:, noisy] - bicubic[:, noisy]).mean() > 1
+    np.testing.assert_array_equal(parts[0].bypassed, parts[1].bypassed)
+    assert 0 < parts[0].share.mean() < parts[0].share.max() < 1
+
+
+@pytest.mark.parametrize("kind", ["cabm", "bypass", "parts", "float"])
 def test_grouping_and_batching_do_not_change_the_result(models, kind, monkeypatch):
     image = photo(101, 130)
-    expected = upscaler(models, kind)(image)
-    one_by_one = upscaler(models, kind)
+    options = {"tile": 96} if kind == "parts" else {}  # smaller tiles are computed whole or not at all
+    expected = upscaler(models, kind, **options)(image)
+    one_by_one = upscaler(models, kind, **options)
     monkeypatch.setattr(type(one_by_one._chosen), "batch_size", lambda *_: 1)
     monkeypatch.setattr(streaming, "FLIGHT_BYTES", 1)
     difference = expected.astype(int) - one_by_one(image)
@@ -104,8 +125,8 @@ def test_bits_are_those_of_the_table_for_each_tile(models):
     loaded = upscaler(models)
     raster, trace = ArrayRaster(photo(101, 130)), streaming.Trace()
     list(loaded._rows(raster, loaded.plan(101, 130), trace, None))
-    assert len(trace.scores) == len(loaded.plan(101, 130))
-    np.testing.assert_array_equal(trace.bits, loaded.table.lookup(trace.scores))
+    scores = edge_scores_of_image(photo(101, 130), loaded.plan(101, 130))
+    np.testing.assert_array_equal(trace.bits, loaded.table.lookup(scores))
     assert len(np.unique(trace.bits)) > 1
 
 

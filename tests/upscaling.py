@@ -17,7 +17,9 @@ PATCH, STEP = 24, 22
 ROWS = ((0.0, 4), (8.0, 6), (40.0, 8))
 
 
-def tiny_model(directory: Path, kind: str = "cabm", *, scale: int = 2, bypass: float = 0.0) -> Path:
+def tiny_model(
+    directory: Path, kind: str = "cabm", *, scale: int = 2, bypass: float = 0.0, part: int | None = None
+) -> Path:
     """Write the directory of an EDSR of 8 features and 2 blocks, the same at every call."""
     torch.manual_seed(0)
     model = build_model("edsr", scale, Precision(kind), {"num_features": 8, "num_blocks": 2})
@@ -37,7 +39,8 @@ def tiny_model(directory: Path, kind: str = "cabm", *, scale: int = 2, bypass: f
             strategy="lowest",
             thresholds=[threshold for threshold, _ in ROWS],
             rows=[[width] * model.num_adaptive for _, width in ROWS],
-        ).with_bypass(bypass)
+        )
+        table = table.with_bypass(bypass) if part is None else table.with_part_bypass(part, bypass)
     save_model(directory, model, table=table, provenance={"stage": "test", "epochs": 0})
     return directory
 

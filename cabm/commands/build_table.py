@@ -14,11 +14,9 @@ def build_table(
     strategy: Annotated[str, typer.Option(help="lowest, majority or monotone.")] = "lowest",
     fab_cap: Annotated[float | None, typer.Option(help="Drop rows whose FAB is not below this.")] = None,
     max_loss_db: Annotated[
-        float, typer.Option(min=0, help="PSNR that bypassed tiles may cost over all tiles; 0: no bypass.")
+        float, typer.Option(min=0, help="PSNR that bypassing may cost over all tiles; 0: no bypass.")
     ] = 0.01,
-    max_tile_loss_db: Annotated[
-        float, typer.Option(min=0, help="PSNR that any one bypassed tile may lose.")
-    ] = 0.3,
+    max_tile_loss_db: Annotated[float, typer.Option(min=0, help="PSNR that any one tile may lose.")] = 0.3,
 ) -> None:
     """Build a table from stored observations, without running the network.
 
@@ -34,8 +32,8 @@ def build_table(
     table = apply_bypass(table, found, max_loss_db=max_loss_db, max_tile_loss_db=max_tile_loss_db)
     table.save(output)
     bits = table.with_bypass(0).lookup(found.scores)
-    bypassed = (table.fab_of(found.scores) == 0).mean()
+    bypassed = table.bypass["share"] if table.bypass else 0.0
     facts = [f"{len(table.rows)} rows", f"FAB {fab(bits):.2f}"]
     if skipped := skipped_share(bits):
         facts.append(f"{skipped:.0%} of layers skipped")
-    typer.echo(f"wrote {output}: {', '.join(facts)}, {bypassed:.0%} of tiles bypassed")
+    typer.echo(f"wrote {output}: {', '.join(facts)}, {bypassed:.0%} of the validation pixels bypassed")

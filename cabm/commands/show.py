@@ -146,12 +146,13 @@ def _print_table(table: EdgeToBitTable, most: int) -> None:
             "FAB": f"{summary['fab_lowest']:.2f} .. {summary['fab_highest']:.2f}",
         }
     )
-    if table.bypassed_below:
+    if table.part or table.bypassed_below:
         info = dict(table.bypass or {})
-        budget = ", ".join(f"{key} {_short(value)}" for key, value in info.items() if key != "threshold")
-        _print(
-            {"bypass": f"bicubic below score {table.bypassed_below:g}" + (f" ({budget})" if budget else "")}
-        )
+        info.pop("part", None)
+        below = info.pop("threshold", table.bypassed_below)
+        budget = ", ".join(f"{key} {_short(value)}" for key, value in info.items())
+        what = f"in parts of {table.part} x {table.part} below edge peak" if table.part else "below score"
+        _print({"bypass": f"bicubic {what} {below:g}" + (f" ({budget})" if budget else "")})
     chosen = rows
     if len(rows) > most:
         chosen = [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]

@@ -77,9 +77,40 @@ class IntegerModel:
             ValueError: ``bits`` are missing, not wanted, of another shape, not in the search space, or skip
                 a part of a branch.
         """
-        rows = self._rows(tiles, bits)
         n, channels, height, width = tiles.shape
         out = torch.empty(n, channels, height * self.scale, width * self.scale, dtype=dtype)
+        self._run(tiles, bits, list(out), threads)
+        return out
+
+    def run_each(
+        self,
+        tiles: Sequence[Tensor],
+        bits: Tensor | None = None,
+        *,
+        threads: int | None = None,
+        dtype: torch.dtype = torch.uint8,
+    ) -> list[Tensor]:
+        """Enlarge tiles of different shapes, each by itself on one thread; see `run`.
+
+        Args:
+            tiles: (3,h,w) each. Large ones should come first, so that all threads end together.
+            bits, threads, dtype: as in `run`.
+
+        Returns:
+            (3,h*scale,w*scale) each.
+        """
+        out = [
+            torch.empty(len(tile), *(side * self.scale for side in tile.shape[1:]), dtype=dtype)
+            for tile in tiles
+        ]
+        self._run(tiles, bits, out, threads)
+        return out
+
+    def _run(
+        self, tiles: Sequence[Tensor], bits: Tensor | None, out: list[Tensor], threads: int | None
+    ) -> None:
+        n = len(tiles)
+        rows = self._rows(n, bits)
         threads = threads or torch.get_num_threads()
         workers = max(1, min(threads, n))
         with torch.inference_mode():
@@ -87,24 +118,23 @@ class IntegerModel:
 
         def one(index: int) -> None:
             with torch.inference_mode():
-                x = tiles[index : index + 1].float().contiguous()
-                _store(self._program.run(x, plans[rows[index]]), out[index : index + 1])
+                x = tiles[index][None].float().contiguous()
+                _store(self._program.run(x, plans[rows[index]])[0], out[index])
 
         with _threads_each(threads // workers):
             _for_each(one, n, workers, threads // workers)
-        return out
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `run`'s float32 result and the bits used, as `cabm.runners.TileRunner` asks."""
         return self.run(tiles, bits, dtype=torch.float32), bits
 
-    def _rows(self, tiles: Tensor, bits: Tensor | None) -> Sequence[Row]:
+    def _rows(self, n: int, bits: Tensor | None) -> Sequence[Row]:
         if bits is None or self._kind == "pams":
             if (bits is None) != (self._kind == "pams"):
                 raise ValueError(f"a {self._kind} model {'takes no' if bits is not None else 'needs'} bits")
-            return [None] * len(tiles)
-        if bits.shape != (len(tiles), self.num_adaptive):
-            wanted = (len(tiles), self.num_adaptive)
+            return [None] * n
+        if bits.shape != (n, self.num_adaptive):
+            wanted = (n, self.num_adaptive)
             raise ValueError(f"bits have the shape {tuple(bits.shape)}, expected {wanted}")
         unknown = set(bits.unique().tolist()) - set(self._search_space)
         if unknown:

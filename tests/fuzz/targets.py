@@ -226,7 +226,11 @@ def _observations(folder: Path) -> bytes:
         layers=("body.0.conv1", "body.0.conv2"),
         patch=24,
         step=22,
-        measures={name: random.uniform(1, 9, 6) for name in ("network_sse", "bicubic_sse", "samples")},
+        part=8,
+        measures={
+            name: random.uniform(1, 9, (6, 3, 3))
+            for name in ("peaks", "network_sse", "bicubic_sse", "samples")
+        },
     ).save(path)
     return path.read_bytes()
 
