@@ -68,7 +68,7 @@ def bit_map_overlay(
             left_out,
             facecolor=(1, 1, 1, 0.25),
             edgecolor=(0.35, 0.35, 0.35, 0.8),
-            linewidth=0.4,
+            linewidth=0.0,
             hatch=HATCH,
         )
     )
