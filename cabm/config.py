@@ -221,8 +221,8 @@ class EdgeToBitSettings(Section):
     step: Count = 94
     """Distance of neighbouring tiles."""
 
-    strategy: Literal["lowest", "majority", "monotone"] = "lowest"
-    """Which of the bit rows seen at a score is kept."""
+    strategy: Literal["lowest", "majority", "monotone"] = "monotone"
+    """Which of the bit rows seen at a score is kept; the paper keeps the lowest."""
 
     fab_cap: Annotated[float, Field(gt=0, le=8)] | None = None
     """Drop observed rows whose FAB is not below this."""

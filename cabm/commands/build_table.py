@@ -11,7 +11,7 @@ import typer
 def build_table(
     observations: Annotated[Path, typer.Argument(help="observations.npz of the edge_to_bit stage.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Table (JSON) to write.")],
-    strategy: Annotated[str, typer.Option(help="lowest, majority or monotone.")] = "lowest",
+    strategy: Annotated[str, typer.Option(help="monotone, lowest or majority.")] = "monotone",
     fab_cap: Annotated[float | None, typer.Option(help="Drop rows whose FAB is not below this.")] = None,
     max_loss_db: Annotated[
         float, typer.Option(min=0, help="PSNR that bypassing may cost over all tiles; 0: no bypass.")
