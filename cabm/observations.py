@@ -25,7 +25,7 @@ SCORE_DECIMALS = 2
 """Scores are rounded to this many decimals before they become thresholds, as in the released tables."""
 
 # the last one where the archive says that it is encrypted, or of a later version
-_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError, OverflowError, MemoryError)
 
 Strategy = Literal["lowest", "majority", "monotone"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

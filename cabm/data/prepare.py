@@ -81,7 +81,8 @@ def load_positions(directory: Path, settings: PrepareSettings, patch: int) -> np
     path = directory / "train" / POSITIONS_FILE
     try:
         positions = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # numpy parses a header
+    # numpy parses a header, and multiplies its shape before it looks for the values
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: no ranked positions ({reason}); run the prepare stage again") from None
     if not isinstance(positions, np.ndarray):

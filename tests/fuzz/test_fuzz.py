@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,29 @@ def test_whole_files_are_accepted(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_files_are_read_or_refused_in_one_line(name: str) -> None:
     attack(name, EXAMPLES["default"])
+
+
+@pytest.mark.parametrize("side", [10**12, 10**18, 10**40])
+def test_arrays_larger_than_any_memory_are_refused_in_one_line(side: int, tmp_path: Path) -> None:
+    """Found by atheris: numpy counts a header's shape before it looks for the values."""
+    positions, observations = (targets()[name] for name in ("positions", "observations"))
+    seed = positions.seeds[0]
+    length = int.from_bytes(seed[8:10], "little")
+    header = seed[10 : 10 + length].decode().rstrip().replace("(2, 3)", f"({side}, 3)")
+    damaged = seed[:10] + header.ljust(length - 1).encode() + b"\n" + seed[10 + length :]
+    assert len(damaged) == len(seed)
+    assert not outcome(positions, tmp_path, damaged)
+
+    archive, changed = zipfile.ZipFile(io.BytesIO(observations.seeds[0])), io.BytesIO()
+    with zipfile.ZipFile(changed, "w") as copy:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name == "scores.npy":
+                length = int.from_bytes(data[8:10], "little")
+                header = data[10 : 10 + length].decode().rstrip().replace("(6,)", f"({side},)")
+                data = data[:10] + header.ljust(length - 1).encode() + b"\n" + data[10 + length :]
+            copy.writestr(name, data)
+    assert not outcome(observations, tmp_path, changed.getvalue())
 
 
 @pytest.mark.slow
