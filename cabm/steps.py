@@ -166,7 +166,14 @@ def _run_step(
     recorder = Recorder(stage.tracker, params.tracking.log_every, settings, validation)
     with ProgressBar(stage.name, settings.steps, settings.batch_size, shown=group.leads) as bar:
         train(
-            model, objective, sampler, plan, callbacks=(recorder, bar), resume_file=resume_file, group=group
+            model,
+            objective,
+            sampler,
+            plan,
+            callbacks=(recorder, bar),
+            resume_file=resume_file,
+            history=recorder.history,
+            group=group,
         )
 
     measured = validation.measure(model.state_dict())

@@ -156,6 +156,7 @@ def train(
     *,
     callbacks: tuple[Callback, ...] = (),
     resume_file: Path | None = None,
+    history: list[dict[str, Any]] | None = None,
     group: Group = ALONE,
 ) -> Backbone:
     """Train ``model`` in place and return it with the averaged weights, if averaging is on.
@@ -170,6 +171,8 @@ def train(
         plan: what the loop does.
         callbacks: called after every step, in every process.
         resume_file: where the state is kept; only the leading process reads and writes it.
+        history: what callbacks see as `Progress.history`; that of a run that is continued is put into it,
+            also where no step is left.
         group: the processes that train together. Their callbacks see the same parts and weights.
 
     Raises:
@@ -186,7 +189,7 @@ def train(
     parameters = list(model.parameters())
     optimizer = _optimizer(model, plan)
     average = _Average(model, plan.ema_decay) if plan.ema_decay else None
-    first, history = 0, []
+    first, history = 0, [] if history is None else history
     content = None
     if resume_file is not None and group.leads:
         content = _read(resume_file, model, optimizer, average)
@@ -195,7 +198,7 @@ def train(
             content = _pack(0, history, model, optimizer, average)
         content = group.from_leader(content or b"")
     if content is not None:
-        first, history = _restore(content, model, optimizer, average)
+        first, history[:] = _restore(content, model, optimizer, average)
     saved = time.monotonic()
     model.train()
     for step in range(first, plan.steps):

@@ -117,6 +117,26 @@ def test_damaged_resume_state_starts_over(tmp_path: Path) -> None:
     assert not resume.exists()
 
 
+def test_a_finished_run_that_could_not_save_keeps_its_history(tmp_path: Path) -> None:
+    """Nothing is left to train then, and no callback is called."""
+    resume = tmp_path / "state.safetensors"
+
+    def note(progress: Progress) -> None:
+        progress.history.append({"step": progress.step})
+
+    model, objective = make("float")
+    expected = train(
+        model, objective, Patches(), plan(), callbacks=(note,), resume_file=resume
+    ).state_dict()
+    model, objective = make("float")
+    history: list[dict] = []
+    again = train(
+        model, objective, Patches(), plan(), callbacks=(note,), resume_file=resume, history=history
+    ).state_dict()
+    assert [row["step"] for row in history] == list(range(1, plan().steps + 1))
+    assert all(torch.equal(a, b) for a, b in zip(again.values(), expected.values(), strict=True))
+
+
 def test_training_lowers_the_loss() -> None:
     model, objective = make("float")
     losses: list[float] = []
