@@ -360,16 +360,22 @@ def _quality() -> bytes:
 
 
 def _read_resume_state(folder: Path, data: bytes) -> None:
-    """Go on from a damaged state: it must start over, or go on, and never fail."""
+    """Go on from a damaged state: it starts over, goes on, or stops at weights that are not finite.
+
+    Other numbers in their place are a state like any other; a stage says in one line that they diverged.
+    """
     from cabm.losses import LossWeights, Objective
     from cabm.schedule import Schedule
-    from cabm.training import TrainingPlan, train
+    from cabm.training import TrainingDiverged, TrainingPlan, train
 
     path = folder / "state.safetensors"
     path.write_bytes(data)
     model = _small_float()
     plan = TrainingPlan(steps=4, rates={"weights": 1e-3}, schedule=Schedule(), ema_decay=0.5)
-    train(model, Objective(LossWeights(), None), _Patches(), plan, resume_file=path)
+    try:
+        train(model, Objective(LossWeights(), None), _Patches(), plan, resume_file=path)
+    except TrainingDiverged as error:
+        raise InputError(str(error)) from None
 
 
 def _small_float() -> torch.nn.Module:
