@@ -15,6 +15,7 @@ from cabm.engine_choice import ChosenRunner, choose_runner
 from cabm.errors import InputError
 from cabm.image_writer import OutputSpec, image_writer
 from cabm.metrics import bitops, fab, skipped_share
+from cabm.parts import TileParts
 from cabm.pretrained import model_directory, packaged_models
 from cabm.raster import ArrayRaster, Raster, in_memory
 from cabm.runners import torch_threads
@@ -51,6 +52,7 @@ class Report:
         seconds: by phase: decode, score, look up, network, merge, encode (waiting for the encoder), total.
         engine: what computed, and where.
         notes: what was done to the pixels that the user should know.
+        parts: which parts of the tiles did not enter the network; None for models without a table.
     """
 
     plan: TilePlan
@@ -62,6 +64,7 @@ class Report:
     seconds: dict[str, float]
     engine: str
     notes: tuple[str, ...] = ()
+    parts: TileParts | None = None
 
 
 class Upscaler:
@@ -232,6 +235,7 @@ class Upscaler:
             seconds=trace.seconds,
             engine=f"{self.engine} on {self._chosen.device}",
             notes=notes,
+            parts=parts,
         )
 
     def _tiles(self, overlap: str | int, tile: int | None) -> tuple[int, int]:

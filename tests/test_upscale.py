@@ -121,6 +121,14 @@ def test_grouping_and_batching_do_not_change_the_result(models, kind, monkeypatc
     assert np.mean(difference != 0) < 1e-3
 
 
+def test_a_report_says_which_parts_were_bypassed(models, tmp_path):
+    loaded = upscaler(models, "parts", tile=96)
+    raster = ArrayRaster(photo(150, 300))
+    report = loaded.upscale_file(raster, tmp_path / "a.png", loaded.output_spec(raster, "png", 90))
+    assert report.bypassed == pytest.approx(report.parts.share.mean())
+    assert 0 < report.bypassed < 1 and len(report.parts) == len(report.plan)
+
+
 def test_bits_are_those_of_the_table_for_each_tile(models):
     loaded = upscaler(models)
     raster, trace = ArrayRaster(photo(101, 130)), streaming.Trace()

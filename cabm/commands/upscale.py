@@ -272,7 +272,7 @@ def draw_bit_map(task: Task, report: Report, path: Path) -> None:
     counted = np.maximum(np.count_nonzero(report.bits, axis=1), 1)
     skipped = (report.bits == 0).mean(axis=1)
     fab = report.bits.sum(axis=1) / counted
-    figure = bit_map_overlay(_thumbnail(task.source), report.plan, fab, skipped)
+    figure = bit_map_overlay(_thumbnail(task.source), report.plan, fab, skipped, report.parts)
     save_figure(figure, path)
 
 
