@@ -266,10 +266,10 @@ def table_description(data: ReportData) -> dict[str, Any]:
         described["skipped"] = f"{lowest} to {highest} of the layers over the scores"
     bypass = facts["bypass"]
     if bypass and (data.table.part or facts["bypassed_below"]):
-        what, of_what = "below a score of {:g}", "tiles"
+        text, of_what = f"below a score of {facts['bypassed_below']:g}", "tiles"
         if data.table.part:
-            what, of_what = f"parts of {data.table.part} pixels with an edge peak below {{:g}}", "pixels"
-        text = what.format(bypass["threshold"])
+            below = f"with an edge peak below {bypass['threshold']:g}"
+            text, of_what = f"parts of {data.table.part} pixels {below}", "pixels"
         if {"share", "loss_db"} <= bypass.keys():
             text += f": {percent(bypass['share'])} of the validation {of_what}, {_loss(bypass['loss_db'])}"
         described["bypassed"] = text
