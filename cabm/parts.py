@@ -31,6 +31,7 @@ For every new shape the integer engine builds its kernels once, which takes as l
 # time of one more rectangle, whatever its size, in pixels (integer engine, two threads)
 _CALL_PIXELS = 700
 _MOST_PARTS = 16  # along a side, for which the best rectangles are searched
+_TILES_TOGETHER = 512  # of which the search keeps some kilobytes each
 
 
 class Box(NamedTuple):
@@ -101,7 +102,9 @@ class TileParts:
         return len(self.bypassed)
 
     def __getitem__(self, numbers: slice) -> TileParts:
-        return TileParts(self.side, self.height, self.width, self.bypassed[numbers])
+        some = TileParts(self.side, self.height, self.width, self.bypassed[numbers])
+        vars(some)["regions"] = self.regions[numbers]  # worked out once
+        return some
 
     @property
     def entered(self) -> np.ndarray:
@@ -140,8 +143,13 @@ class TileParts:
         tile = Box(0, 0, self.height, self.width)
         whole = [[Region(tile, tile)] if entered else [] for entered in self.entered]
         mixed = np.flatnonzero(self.entered & self.bypassed.any(axis=(1, 2)))
-        if len(mixed) and max(self.bypassed.shape[1:]) <= _MOST_PARTS:
-            for number, regions in zip(mixed, _cover(~self.bypassed[mixed], rows, columns), strict=True):
+        if max(self.bypassed.shape[1:]) > _MOST_PARTS:
+            return whole
+        for start in range(0, len(mixed), _TILES_TOGETHER):
+            numbers = mixed[start : start + _TILES_TOGETHER]
+            for number, regions in zip(
+                numbers, _cover(~self.bypassed[numbers], rows, columns), strict=True
+            ):
                 if sum(_work(region.outer) for region in regions) < _work(tile):
                     whole[number] = regions
         return whole
