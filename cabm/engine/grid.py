@@ -37,22 +37,22 @@ class Grid:
     bits: int
     storage: Storage
 
-    @property
+    @cached_property
     def levels(self) -> int:
         """n, the largest code."""
         return num_levels(self.bits)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Type of the bytes."""
         return self.storage.value[0]
 
-    @property
+    @cached_property
     def zero(self) -> int:
         """Byte of code 0."""
         return self.storage.value[1]
 
-    @property
+    @cached_property
     def low(self) -> int:
         """Smallest code: -n, or 0."""
         return -self.levels if self.storage.value[2] else 0

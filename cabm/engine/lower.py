@@ -79,17 +79,22 @@ class PackedConv:
     def __init__(self, conv: QuantConv2d, outputs: slice = slice(None)) -> None:
         self._conv = conv
         self._outputs = outputs
-        self._packs: dict[int, tuple[IntegerConv, Tensor]] = {}
+        self._packs: dict[tuple[int, bool], tuple[IntegerConv, Tensor]] = {}
+        self._steps: dict[Grid, Step] = {}  # one per width: rows have hundreds of combinations of few grids
 
     def reading(self, grid: Grid) -> Step:
         """Return the convolution for inputs on ``grid``."""
-        same = self._conv.weight_bits == "same"
-        packed, scale = self._pack(grid.bits if same else int(self._conv.weight_bits))
-        bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
-        return Step(packed, grid, Scaling(scale * float(grid.scale), bias))
+        if grid not in self._steps:
+            same = self._conv.weight_bits == "same"
+            packed, scale = self._pack(
+                grid.bits if same else int(self._conv.weight_bits), shifted=grid.zero != 0
+            )
+            bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
+            self._steps[grid] = Step(packed, grid, Scaling(scale * float(grid.scale), bias))
+        return self._steps[grid]
 
-    def _pack(self, bits: int) -> tuple[IntegerConv, Tensor]:
-        if bits not in self._packs:
+    def _pack(self, bits: int, *, shifted: bool) -> tuple[IntegerConv, Tensor]:
+        if (bits, shifted) not in self._packs:
             conv = self._conv
             with torch.no_grad():
                 codes, scale = weight_codes(conv.weight, bits)
@@ -99,9 +104,10 @@ class PackedConv:
                 padding=conv.padding,
                 dilation=conv.dilation,
                 groups=conv.groups,
+                shifted=shifted,
             )
-            self._packs[bits] = packed, scale
-        return self._packs[bits]
+            self._packs[bits, shifted] = packed, scale
+        return self._packs[bits, shifted]
 
     def __len__(self) -> int:
         return len(self._packs)

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -26,21 +27,27 @@ def forgetful() -> Iterator[None]:
 
 @needs_units
 @pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("storage", [Storage.POSITIVE, Storage.SHIFTED])
-def test_sums_are_exact_and_rounded_once(storage: Storage, groups: int) -> None:
+def test_sums_are_exact_and_rounded_once(storage: Storage, shifted: bool, groups: int) -> None:
     generator = torch.Generator().manual_seed(3)
     codes = torch.randint(-127, 128, (8, 16 // groups, 3, 3), generator=generator)
     x = torch.randint(0, 256, (2, 16, 7, 9), generator=generator, dtype=torch.uint8)
     x = x.contiguous(memory_format=torch.channels_last)
     scaling = onednn.Scaling(torch.rand(8, generator=generator), torch.randn(8, generator=generator))
     grid = Grid(1.0, 8, storage)
-    conv = onednn.IntegerConv(codes, padding=(1, 1), groups=groups)
+    conv = onednn.IntegerConv(codes, padding=(1, 1), groups=groups, shifted=shifted)
     sums = torch.nn.functional.conv2d(x.double() - grid.zero, codes.double(), padding=1, groups=groups)
     wanted = sums.float() * scaling.factors.view(1, -1, 1, 1) + scaling.bias.view(1, -1, 1, 1)
     assert torch.equal(conv.to_float(x, grid, scaling), wanted)
-    out = Grid(31.0 * 2, 6, Storage.SIGNED)
-    expected = (wanted * (1 / torch.tensor(out.divisor))).round().clamp(-31, 31)
-    assert torch.equal(conv.to_codes(x, grid, scaling, out).float(), expected)
+    # the sums reach some thousands: codes at both ends, of widths that end where bytes do and that do not
+    for bits, kind in product([4, 6, 8], [Storage.SIGNED, Storage.POSITIVE]):
+        out = next(grid for grid in (Grid(alpha, bits, kind) for alpha in range(900, 999)) if grid.divisor)
+        expected = (wanted * (1 / torch.tensor(out.divisor))).round().clamp(out.low, out.levels)
+        codes = conv.to_codes(x, grid, scaling, out)
+        assert codes.dtype == out.dtype
+        assert torch.equal(codes.float(), expected)
+        assert expected.min() == out.low and expected.max() == out.levels
 
 
 def refused(expected: str) -> None:
@@ -96,15 +103,15 @@ def test_an_operator_that_takes_other_arguments_falls_back(monkeypatch: pytest.M
 
 @needs_units
 @pytest.mark.usefixtures("units")
-@pytest.mark.parametrize("fault", ["saturates", "wraps", "ignores the clip"])
+@pytest.mark.parametrize("fault", ["saturates", "wraps", "ignores the ReLU", "wraps bytes"])
 def test_wrong_results_fall_back(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     right = onednn.IntegerConv._run
 
     def wrong(self: onednn.IntegerConv, *arguments: object) -> torch.Tensor:
-        arguments_ = list(arguments)
-        if fault == "ignores the clip":
-            arguments_[5], arguments_[6] = "none", []
-        y = right(self, *arguments_)
+        *operands, divisor, dtype, post_op = arguments
+        if dtype == torch.int8 and fault == "wraps bytes":
+            return (right(self, *operands, 1.0, torch.float32, post_op) / divisor).round().int().to(dtype)
+        y = right(self, *operands, divisor, dtype, "none" if fault == "ignores the ReLU" else post_op)
         if y.dtype == torch.float32 and fault == "saturates":  # sums of 16 bits
             return y.clamp(-32768 * 0.125, 32767 * 0.125)
         if y.dtype == torch.float32 and fault == "wraps":
