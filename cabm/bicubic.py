@@ -26,10 +26,20 @@ def enlarge_surrounded(tiles: Tensor, scale: int) -> Tensor:
     """
     kernel = enlarge_kernel(scale)
     weight = torch.tensor(kernel.numerators / kernel.denominator, dtype=tiles.dtype, device=tiles.device)
-    phases = torch.einsum("ai,bj->abij", weight, weight).flatten(0, 1)[:, None]
+    taps = weight.shape[1]
     batch, channels, height, width = tiles.shape
-    enlarged = F.conv2d(tiles.reshape(batch * channels, 1, height, width), phases)
-    return F.pixel_shuffle(enlarged, scale).unflatten(0, (batch, channels)).squeeze(2)
+    h, w = height - taps + 1, width - taps + 1
+    # along rows a product with a band matrix, which puts the phases side by side as they stay
+    band = weight.new_zeros(w, scale, width)
+    band.as_strided((w, scale, taps), (scale * width + 1, width, 1)).copy_(weight)
+    wide = (tiles.reshape(-1, width) @ band.view(-1, width).T).view(-1, height, scale * w)
+    enlarged = wide.new_empty(len(wide), h, scale, scale * w)
+    for phase, factors in enumerate(weight.tolist()):
+        rows = enlarged[:, :, phase]
+        torch.mul(wide[:, :h], factors[0], out=rows)
+        for tap, factor in enumerate(factors[1:], start=1):
+            rows.add_(wide[:, tap : tap + h], alpha=factor)
+    return enlarged.view(batch, channels, scale * h, scale * w)
 
 
 def surround(image: Tensor) -> Tensor:

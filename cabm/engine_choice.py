@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,8 +21,6 @@ Device = Literal["auto", "cpu", "cuda"]
 # about 12 kB a pixel where its tail runs layer by layer); a GPU wants many.
 _CPU_BATCH_PIXELS = 4 * 96 * 96
 _GPU_BATCH_PIXELS = 32 * 96 * 96
-# tiles run one by one on each core; a call takes some rounds of all cores
-_INTEGER_ROUNDS = 8
 
 
 class IntegerRunner:
@@ -37,7 +35,7 @@ class IntegerRunner:
         dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
         return self.model.run(tiles, bits, dtype=dtype), bits
 
-    def run_each(self, tiles: Sequence[Tensor], bits: Tensor | None) -> list[Tensor]:
+    def run_each(self, tiles: Sequence[Tensor], bits: Tensor | None) -> Iterator[Tensor]:
         """Enlarge tiles (3,h,w) of different shapes; see `cabm.inference.run_tiles`."""
         dtype = torch.uint8 if tiles[0].dtype == torch.uint8 else torch.float32
         return self.model.run_each(tiles, bits, dtype=dtype)
@@ -52,19 +50,17 @@ class ChosenRunner:
         engine: ``int8`` or ``float``.
         device: where it computes, such as ``cpu`` or ``cuda``.
         reason: why not the integer engine, where ``auto`` did not take it; else empty.
-        batch_pixels: pixels of a good batch of tiles; None: some tiles for each thread.
+        batch_pixels: pixels of a good batch of tiles. The integer engine takes them one by one.
     """
 
     runner: TileRunner
     engine: str
     device: str
     reason: str
-    batch_pixels: int | None
+    batch_pixels: int
 
     def batch_size(self, tile_pixels: int) -> int:
         """Tiles of that many pixels in a good batch."""
-        if self.batch_pixels is None:
-            return _INTEGER_ROUNDS * torch.get_num_threads()
         return max(1, self.batch_pixels // tile_pixels)
 
 
@@ -100,7 +96,7 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
         if engine == "int8" and reason:
             raise InputError(f"engine int8: {reason}; use engine float or auto")
         if not reason:
-            return ChosenRunner(IntegerRunner(compile_model(model)), "int8", "cpu", "", None)
+            return ChosenRunner(IntegerRunner(compile_model(model)), "int8", "cpu", "", _CPU_BATCH_PIXELS)
     runner = ModelRunner(model.to(device), collapse_tail=True)
     pixels = _GPU_BATCH_PIXELS if device == "cuda" else _CPU_BATCH_PIXELS
     return ChosenRunner(runner, "float", device, reason, pixels)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from cabm.parts import Region, TileParts, paste
 from cabm.runners import ModelRunner, TileRunner
 from cabm.table import EdgeToBitTable
 from cabm.tiling import TilePlan, plan, split
+from cabm.workers import in_order
 
 __all__ = ["ModelRunner", "TileRunner", "TiledResult", "run_tiles", "super_resolve", "touches_border"]
 
 
-_BICUBIC_BATCH = 4  # the work of a tile stays in the cache
+_BICUBIC_BATCH = 2  # the work of a tile stays in the cache
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,18 @@ def run_tiles(
     """Enlarge tiles in batches of the same shape and of the same or similar bits.
 
     Args:
-        runner: what enlarges a batch; with a ``run_each``, batches of different shapes.
+        runner: what enlarges a batch; with a ``run_each``, tiles one by one.
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
-        batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels.
+        batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
+            a runner with a ``run_each``.
         parts: which parts of the tiles are bicubic; None: tiles whose bits are all 0.
         at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
             the runner's ``inner``.
         dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
         surrounded: gives a tile by its number with the pixels around it, (3,h+4,w+4), for bicubic ones;
             None: they are mirrored at the tile's border.
-        progress: called with the number of tiles of each batch that is done.
+        progress: called with the number of tiles that are done.
 
     Returns:
         (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``, and the bits used (N,L) or None.
@@ -90,41 +93,46 @@ def run_tiles(
     if parts is None:
         none = np.zeros(n, bool) if bits is None else ~bits.any(dim=1).numpy()
         parts = TileParts.of_tiles(height, width, none)
-    shape = (n, channels, height * scale, width * scale)
-    enlarged = np.empty(shape, np.uint8 if dtype == torch.uint8 else np.uint16)
+    # colours lie side by side, as in an image and in what networks give back
+    shape = (n, height * scale, width * scale, channels)
+    enlarged = np.empty(shape, np.uint8 if dtype == torch.uint8 else np.uint16).transpose(0, 3, 1, 2)
     peak = np.iinfo(enlarged.dtype).max
     open_regions = [len(regions) for regions in parts.regions]
     smooth = torch.from_numpy(np.flatnonzero(parts.share))
-    for numbers in smooth.split(_BICUBIC_BATCH) if len(smooth) else ():
-        around = surround(tiles[numbers]) if surrounded is None else _stacked(surrounded, numbers)
-        enlarged[numbers.numpy()] = _rounded(enlarge_surrounded(around.float(), scale), peak)
-        _report(progress, sum(not open_regions[number] for number in numbers.tolist()))
+    chunks = smooth.split(_BICUBIC_BATCH) if len(smooth) else ()
+
+    def enlarge_smooth(chunk: int) -> None:
+        numbers = chunks[chunk]
+        with torch.inference_mode():
+            around = surround(tiles[numbers]) if surrounded is None else _stacked(surrounded, numbers)
+            enlarged[numbers.numpy()] = _rounded(enlarge_surrounded(around.float(), scale), peak)
+
+    for chunk, _ in enumerate(in_order(enlarge_smooth, len(chunks))):
+        _report(progress, sum(not open_regions[number] for number in chunks[chunk].tolist()))
 
     used: Tensor | None = None if bits is None else bits.clone()
     inner = getattr(runner, "inner", runner)
     inside = np.zeros(n, bool) if at_border is None or inner is runner else ~at_border
-    # one that takes tiles one by one needs no batches of one shape
+    # one that takes tiles one by one needs no batches, and gives them back while others are computed
     run_each = getattr(runner, "run_each", None)
-    for batch in _batches(
-        parts.regions, bits, inside, batch_size * height * width, mixed=run_each is not None
-    ):
+    pixels = None if run_each is not None else batch_size * height * width
+    for batch in _batches(parts.regions, bits, inside, pixels):
         numbers = torch.tensor([number for number, _ in batch])
         pieces = [tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
         rows = None if bits is None else bits[numbers]
+        results: Iterable[np.ndarray]
         if run_each is not None:
-            results = [_rounded(result, peak) for result in run_each(pieces, rows)]
+            results = (_rounded(result, peak) for result in run_each(pieces, rows))
         else:
             result, chosen = (inner if inside[batch[0][0]] else runner)(torch.stack(pieces), rows)
             results = _rounded(result, peak)
             if chosen is not None:
                 used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
                 used[numbers] = chosen.to("cpu", used.dtype)
-        done = 0
         for (number, region), values in zip(batch, results, strict=True):
             paste(enlarged[number], values, region, scale)
             open_regions[number] -= 1
-            done += not open_regions[number]
-        _report(progress, done)
+            _report(progress, int(not open_regions[number]))
     return torch.from_numpy(enlarged), used
 
 
@@ -149,11 +157,12 @@ def _rounded(batch: Tensor, peak: int) -> np.ndarray:
 
 
 def _batches(
-    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int, *, mixed: bool
+    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int | None
 ) -> Iterator[list[tuple[int, Region]]]:
-    """Yield regions with their tile's number that run together, up to a number of pixels (one at least).
+    """Yield regions with their tile's number that run together, large ones before small ones.
 
-    They are of one shape, or large ones before small ones, and inside the image or at its border.
+    With a number of pixels, those of a batch are of one shape, all inside the image or all at its border,
+    and have no more pixels than that (one region has at least); else all are one batch.
     Rows of bits may meet in a batch: a batch cut at every new row would be mostly short ones, as tables
     have hundreds of rows.
     """
@@ -167,14 +176,17 @@ def _batches(
 
     jobs = [(number, region) for number, of_tile in enumerate(regions) for region in of_tile]
     jobs.sort(key=lambda job: (*kind(job), row[job[0]], job[0]))
-    batch: list[tuple[int, Region]] = []
-    for job in jobs:
-        together = batch and (mixed or kind(job) == kind(batch[0]))
-        if batch and (not together or sum(r.outer.area for _, r in batch) + job[1].outer.area > pixels):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
+    if pixels is None:
+        if jobs:
+            yield jobs
+        return
+    for _, alike in groupby(jobs, key=kind):
+        batch: list[tuple[int, Region]] = []
+        for job in alike:
+            if batch and (len(batch) + 1) * job[1].outer.area > pixels:
+                yield batch
+                batch = []
+            batch.append(job)
         yield batch
 
 

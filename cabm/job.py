@@ -169,7 +169,7 @@ def run_task(
         upscaler: the model.
         task: the file.
         options: see `Options`.
-        progress: called with the number of tiles of each batch that is done.
+        progress: called with the number of tiles that are done.
     """
     try:
         remove_leftovers(task.output, older_than_s=STALE_SECONDS)
@@ -196,7 +196,7 @@ def run_job(
         plan: what to do, by `survey`.
         options: as given to `survey`.
         on_file: called with number (from 0) and task before each file.
-        on_tiles: called with the number of tiles of each batch that is done.
+        on_tiles: called with the number of tiles that are done.
         on_done: called with each finished task and its report.
 
     Returns:

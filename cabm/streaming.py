@@ -131,7 +131,7 @@ def enlarge(
         tile_plan: the tiles of the image.
         table: gives a tile's bits from its edge score; for CABM models.
         batch_size: tiles that the runner gets at once.
-        progress: called with the number of tiles of each batch that is done.
+        progress: called with the number of tiles that are done.
         trace: filled in; complete when the last rows have been taken.
 
     Yields:

@@ -144,7 +144,7 @@ class Upscaler:
         Args:
             image: (H, W) or (H, W, C), uint8 in 0..255 or uint16 in 0..65535. C = 1 gray, 2 gray and alpha,
                 3 RGB, 4 RGB and alpha (not premultiplied).
-            progress: called with the number of tiles of each batch that is done.
+            progress: called with the number of tiles that are done.
 
         Returns:
             The same type and channels, (H * scale, W * scale[, C]).
@@ -183,7 +183,7 @@ class Upscaler:
             raster: the image, by `cabm.raster.open_raster`.
             path: the file to write or replace; it appears when it is whole.
             spec: by `output_spec`.
-            progress: called with the number of tiles of each batch that is done.
+            progress: called with the number of tiles that are done.
 
         Raises:
             InputError: the image turns out to be corrupt, or the file cannot be written.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -20,6 +18,7 @@ from cabm.errors import InputError
 from cabm.models.base import Backbone
 from cabm.models.srresnet import SRResNet
 from cabm.quant.branch import unequal_skips
+from cabm.workers import in_order
 
 KEPT_PLANS = 256  # rows of bits whose scales stay worked out, of some 50 kB each
 
@@ -79,7 +78,8 @@ class IntegerModel:
         """
         n, channels, height, width = tiles.shape
         out = torch.empty(n, channels, height * self.scale, width * self.scale, dtype=dtype)
-        self._run(tiles, bits, list(out), threads)
+        for _ in self._run(tiles, bits, out.__getitem__, threads):
+            pass
         return out
 
     def run_each(
@@ -89,7 +89,7 @@ class IntegerModel:
         *,
         threads: int | None = None,
         dtype: torch.dtype = torch.uint8,
-    ) -> list[Tensor]:
+    ) -> Iterator[Tensor]:
         """Enlarge tiles of different shapes, each by itself on one thread; see `run`.
 
         Args:
@@ -97,32 +97,37 @@ class IntegerModel:
             bits, threads, dtype: as in `run`.
 
         Returns:
-            (3,h*scale,w*scale) each.
+            (3,h*scale,w*scale) each, in the order of ``tiles`` and as soon as they are done.
         """
-        out = [
-            torch.empty(len(tile), *(side * self.scale for side in tile.shape[1:]), dtype=dtype)
-            for tile in tiles
-        ]
-        self._run(tiles, bits, out, threads)
-        return out
+
+        def empty(index: int) -> Tensor:
+            channels, height, width = tiles[index].shape
+            # colours side by side, as the tails make them
+            out = torch.empty(height * self.scale, width * self.scale, channels, dtype=dtype)
+            return out.permute(2, 0, 1)
+
+        return self._run(tiles, bits, empty, threads)
 
     def _run(
-        self, tiles: Sequence[Tensor], bits: Tensor | None, out: list[Tensor], threads: int | None
-    ) -> None:
-        n = len(tiles)
-        rows = self._rows(n, bits)
-        threads = threads or torch.get_num_threads()
-        workers = max(1, min(threads, n))
+        self,
+        tiles: Sequence[Tensor],
+        bits: Tensor | None,
+        target: Callable[[int], Tensor],
+        threads: int | None,
+    ) -> Iterator[Tensor]:
+        """Enlarge each tile into the tensor that ``target`` gives for its number."""
+        rows = self._rows(len(tiles), bits)
         with torch.inference_mode():
             plans = {row: self._plan(row) for row in dict.fromkeys(rows)}
 
-        def one(index: int) -> None:
+        def one(index: int) -> Tensor:
             with torch.inference_mode():
                 x = tiles[index][None].float().contiguous()
-                _store(self._program.run(x, plans[rows[index]])[0], out[index])
+                out = target(index)
+                _store(self._program.run(x, plans[rows[index]])[0], out)
+                return out
 
-        with _threads_each(threads // workers):
-            _for_each(one, n, workers, threads // workers)
+        return in_order(one, len(tiles), threads=threads)
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `run`'s float32 result and the bits used, as `cabm.runners.TileRunner` asks."""
@@ -199,26 +204,3 @@ def _store(result: Tensor, out: Tensor) -> None:
     if out.dtype == torch.uint8:
         result = result.round_().clamp_(0, 255)
     out.copy_(result)
-
-
-def _for_each(work: Callable[[int], None], count: int, workers: int, threads: int) -> None:
-    """Call ``work`` on 0..count-1 by some workers that have ``threads`` threads each."""
-    if workers == 1:
-        for index in range(count):
-            work(index)
-        return
-    # PyTorch's operators release the interpreter, so threads do run at once
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        for _ in pool.map(work, range(count)):
-            pass
-
-
-@contextmanager
-def _threads_each(threads: int) -> Iterator[None]:
-    """Let this thread's operators use that many threads; restored afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
