@@ -13,9 +13,12 @@ from cabm.edge import edges_of_image
 from cabm.errors import InputError
 from cabm.inference import ModelRunner, run_tiles
 from cabm.observations import SCORE_DECIMALS, Observations
+from cabm.parts import TileParts
 from cabm.resize import upscale_batch
 from cabm.table import EdgeToBitTable
 from cabm.tiling import plan, split
+
+_TOGETHER = 1 << 22  # parts, in all steps of bypassing one after another, that are looked at together
 
 
 def observe(
@@ -105,11 +108,11 @@ def bypass_threshold(
 
     Parts of tiles are taken in the order of their peak. The threshold is the highest at which PSNR over all
     tiles together falls by no more than ``max_loss_db``, and that of no tile by more than
-    ``max_tile_loss_db``.
+    ``max_tile_loss_db``. Parts that a rectangle of computed ones goes over are the network's all the same.
 
     Returns:
         The threshold (0: nothing is bypassed) and what was measured there: ``loss_db`` over all tiles,
-        ``tile_loss_db`` of the tile that loses most, ``share`` of the pixels in bypassed parts, 0..1.
+        ``tile_loss_db`` of the tile that loses most, ``share`` of the pixels that are bicubic, 0..1.
 
     Raises:
         InputError: observations without the errors of parts.
@@ -128,14 +131,13 @@ def bypass_threshold(
         raise InputError(
             f"observations without {', '.join(sorted(missing)) or 'part'}: run edge_to_bit again"
         )
-    samples = observations.measures["samples"]
-    tile = np.nonzero(samples)[0]
-    measured = {name: values[samples > 0] for name, values in observations.measures.items()}
     # rounded down, a peak is below a threshold of as many decimals where it was before
-    peaks = np.floor(measured["peaks"] * 10**SCORE_DECIMALS) / 10**SCORE_DECIMALS
-    order = np.argsort(peaks, kind="stable")
-    peaks, tile = peaks[order], tile[order]
-    more = (measured["bicubic_sse"] - measured["network_sse"])[order]
+    scaled = observations.measures["peaks"] * 10**SCORE_DECIMALS
+    peaks = (np.floor(scaled) / 10**SCORE_DECIMALS).reshape(len(scaled), -1)
+    more, pixels = _added_by(peaks, observations)
+    order = np.argsort(peaks, axis=None, kind="stable")
+    tile = order // peaks.shape[1]
+    peaks, more, pixels = (values.ravel()[order] for values in (peaks, more, pixels))
     of_tiles = observations.measures["network_sse"].sum(axis=(1, 2))
     # one squared level per tile: a tile that both get right has no ratio
     tile_loss = 10 * np.log10((of_tiles[tile] + _sums_by(tile, more) + 1) / (of_tiles[tile] + 1))
@@ -151,9 +153,40 @@ def bypass_threshold(
     found = {
         "loss_db": float(loss[last]),
         "tile_loss_db": float(max(worst[last], 0.0)),
-        "share": float(measured["samples"][order][: last + 1].sum() / samples.sum()),
+        "share": float(pixels[: last + 1].sum() / observations.measures["samples"].sum()),
     }
     return float(peaks[last + 1]), nothing | found
+
+
+def _added_by(peaks: np.ndarray, observations: Observations) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each part adds when it is bypassed after those of its tile with lower peaks.
+
+    Args:
+        peaks: (N, R * C).
+        observations: of these N tiles.
+
+    Returns:
+        Squared error, and samples that are bicubic, each (N, R * C). What a part adds may come to others:
+        it may be the last that a rectangle was there for.
+    """
+    part, patch, measures = observations.part, observations.patch, observations.measures
+    n, count = peaks.shape
+    order = np.argsort(peaks, axis=1, kind="stable")
+    rank = np.argsort(order, axis=1)
+    added = np.empty((2, n, count))
+    worse = measures["bicubic_sse"] - measures["network_sse"]
+    together = max(1, _TOGETHER // count**2)
+    for first in range(0, n, together):
+        some = np.arange(first, min(first + together, n))
+        bypassed = rank[some, None, :] <= np.arange(count)[:, None]  # (n, steps, parts)
+        shape = (-1, *worse.shape[1:])
+        left_out = TileParts(part, patch, patch, bypassed.reshape(shape)).left_out
+        left_out = left_out.reshape(len(some), count, *worse.shape[1:])
+        for total, values in zip(added, (worse, measures["samples"]), strict=True):
+            sums = np.einsum("nkrc,nrc->nk", left_out, values[some])
+            steps = np.diff(sums, axis=1, prepend=0)
+            total[some] = np.take_along_axis(steps, rank[some], axis=1)
+    return added[0], added[1]
 
 
 def _sums_by(group: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def bit_map_overlay(
     boxes.set_facecolor(colormap(scale(values[owner])))
     boxes.set_alpha(0.6)
     axes.add_collection(boxes)
-    _, left_out = _rectangles(tile_plan, parts.left_out)
+    _, left_out = _rectangles(tile_plan, parts.boxes_left_out)
     axes.add_collection(
         PatchCollection(
             left_out,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +22,8 @@ The outermost is not used (there the network knows least of what it shows), acro
 fades into what is there.
 """
 
-SIDES = (40, 56)
-"""Sides that computed rectangles have, and those of the tile.
-
-For every new shape the integer engine builds its kernels once, which takes as long as half a tile.
-"""
-
 # time of one more rectangle, whatever its size, in pixels (integer engine, two threads)
-_CALL_PIXELS = 700
+_CALL_PIXELS = 400
 _MOST_PARTS = 16  # along a side, for which the best rectangles are searched
 _TILES_TOGETHER = 512  # of which the search keeps some kilobytes each
 
@@ -127,13 +121,22 @@ class TileParts:
         return np.array(pixels, dtype=np.float64) / (self.height * self.width)
 
     @property
-    def left_out(self) -> list[list[Box]]:
-        """Of each tile, the parts that no rectangle goes over."""
+    def left_out(self) -> np.ndarray:
+        """(N, R, C) bool: the parts that no rectangle goes over."""
+        left = self.bypassed.copy()
+        for tile, regions in zip(left, self.regions, strict=True):
+            for region in regions:
+                y0, x0, y1, x1 = region.core
+                tile[y0 // self.side : -(-y1 // self.side), x0 // self.side : -(-x1 // self.side)] = False
+        return left
+
+    @property
+    def boxes_left_out(self) -> list[list[Box]]:
+        """Of each tile, the pixels of the parts that no rectangle goes over."""
         rows, columns = _edges(self.height, self.side), _edges(self.width, self.side)
-        parts = [Box(y0, x0, y1, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
         return [
-            [part for part in parts if not any(region.core.contains(part) for region in regions)]
-            for regions in self.regions
+            [Box(rows[y], columns[x], rows[y + 1], columns[x + 1]) for y, x in np.argwhere(tile).tolist()]
+            for tile in self.left_out
         ]
 
     @cached_property
@@ -206,34 +209,39 @@ def _cover(computed: np.ndarray, rows: list[int], columns: list[int]) -> Iterato
     """Yield for each tile the rectangles of least work over its computed (N, R, C) parts.
 
     A box of parts is either one rectangle, or cut in two along a line between parts, whichever is less
-    work; one without computed parts is none. Worked out for all boxes of a tile, small ones first, and for
-    all tiles at once.
+    work; one without computed parts is none. Worked out for all boxes of one size in all tiles at once,
+    small ones first.
     """
     n, height, width = computed.shape
     counts = np.zeros((n, height + 1, width + 1), dtype=np.int64)
     counts[:, 1:, 1:] = computed.cumsum(axis=1).cumsum(axis=2)
-    least: dict[Box, np.ndarray] = {}
-    cut: dict[Box, np.ndarray] = {}
+    least: dict[tuple[int, int], np.ndarray] = {}  # by size: (N, places along y, places along x)
+    cut: dict[tuple[int, int], np.ndarray] = {}  # number of the best of `_cuts`, from 1; 0: none
     for h, w in product(range(1, height + 1), range(1, width + 1)):
-        for y0, x0 in product(range(height - h + 1), range(width - w + 1)):
-            box = Box(y0, x0, y0 + h, x0 + w)
-            work = np.full(n, _work(_region(box, rows, columns).outer))
-            chosen = np.zeros(n, dtype=np.int64)
-            for number, (first, second) in enumerate(_cuts(box), start=1):
-                both = least[first] + least[second]
-                better = both <= work  # of equal ones the tightest
-                work[better] = both[better]
-                chosen[better] = number
-            inside = counts[:, box.y1, box.x1] - counts[:, y0, box.x1]
-            inside -= counts[:, box.y1, x0] - counts[:, y0, x0]
-            work[inside == 0] = 0
-            least[box], cut[box] = work, chosen
+        ys, xs = range(height - h + 1), range(width - w + 1)
+        alone = [[_work(_region(Box(y, x, y + h, x + w), rows, columns).outer) for x in xs] for y in ys]
+        work = np.repeat(np.array(alone, dtype=np.int32)[None], n, axis=0)
+        chosen = np.zeros(work.shape, dtype=np.uint8)
+        for number, halves in enumerate(_cuts(Box(0, 0, h, w)), start=1):
+            first, second = (
+                least[half.shape][:, half.y0 : half.y0 + len(ys), half.x0 : half.x0 + len(xs)]
+                for half in halves
+            )
+            both = first + second
+            better = both <= work  # of equal ones the tightest
+            np.copyto(work, both, where=better)
+            chosen[better] = number
+        inside = counts[:, h:, w:] - counts[:, : len(ys), w:]
+        inside -= counts[:, h:, : len(xs)] - counts[:, : len(ys), : len(xs)]
+        work[inside == 0] = 0
+        least[h, w], cut[h, w] = work, chosen
     for tile in range(n):
         regions, boxes = [], [Box(0, 0, height, width)]
         while boxes:
             box = boxes.pop()
-            if number := cut[box][tile]:
-                boxes += [half for half in list(_cuts(box))[number - 1] if least[half][tile]]
+            if number := cut[box.shape][tile, box.y0, box.x0]:
+                halves = list(_cuts(box))[number - 1]
+                boxes += [half for half in halves if least[half.shape][tile, half.y0, half.x0]]
             else:
                 regions.append(_region(box, rows, columns))
         yield regions
@@ -254,7 +262,4 @@ def _region(parts: Box, rows: list[int], columns: list[int]) -> Region:
 
 def _side(start: int, end: int, length: int) -> tuple[int, int]:
     """Pixels of a tile of that length along one axis that are computed for start..end - 1."""
-    first, last = max(start - MARGIN, 0), min(end + MARGIN, length)
-    side = next((side for side in SIDES if last - first <= side < length), length)
-    first = min(max(first - (side - (last - first)) // 2, 0), length - side)
-    return first, first + side
+    return max(start - MARGIN, 0), min(end + MARGIN, length)
