@@ -240,3 +240,19 @@ def test_it_is_a_tile_runner() -> None:
     sr, used = compile_model(model)(tiles, bits)
     assert sr.dtype == torch.float32
     assert used is bits
+
+
+def test_tiles_of_different_shapes_come_back_in_order() -> None:
+    model = calibrated("edsr")
+    engine = compile_model(model)
+    tiles = [
+        photograph(*size, count=1, seed=index)[0] for index, size in enumerate([(30, 22), (9, 40), (7, 7)])
+    ]
+    bits = torch.cat([row(model, width) for width in (4, "mixed", 8)])
+    found = engine.run_each(tiles, bits, threads=2)
+    for index, (tile, enlarged) in enumerate(zip(tiles, found, strict=True)):
+        alone = engine.run(tile[None], bits[index : index + 1], threads=1)[0]
+        assert enlarged.dtype == torch.uint8
+        assert torch.equal(enlarged, alone)
+    with pytest.raises(ValueError, match="search space"):  # at once, not with the first tile
+        engine.run_each(tiles, torch.full_like(bits, 5))
