@@ -219,8 +219,12 @@ def _cover(computed: np.ndarray, rows: list[int], columns: list[int]) -> Iterato
     cut: dict[tuple[int, int], np.ndarray] = {}  # number of the best of `_cuts`, from 1; 0: none
     for h, w in product(range(1, height + 1), range(1, width + 1)):
         ys, xs = range(height - h + 1), range(width - w + 1)
-        alone = [[_work(_region(Box(y, x, y + h, x + w), rows, columns).outer) for x in xs] for y in ys]
-        work = np.repeat(np.array(alone, dtype=np.int32)[None], n, axis=0)
+        outer_h = [end - start for start, end in (_side(rows[y], rows[y + h], rows[-1]) for y in ys)]
+        outer_w = [
+            end - start for start, end in (_side(columns[x], columns[x + w], columns[-1]) for x in xs)
+        ]
+        alone = np.multiply.outer(outer_h, outer_w) + _CALL_PIXELS
+        work = np.repeat(alone[None].astype(np.int32), n, axis=0)
         chosen = np.zeros(work.shape, dtype=np.uint8)
         for number, halves in enumerate(_cuts(Box(0, 0, h, w)), start=1):
             first, second = (

@@ -117,14 +117,12 @@ class IntegerModel:
     ) -> Iterator[Tensor]:
         """Enlarge each tile into the tensor that ``target`` gives for its number."""
         rows = self._rows(len(tiles), bits)
-        with torch.inference_mode():
-            plans = {row: self._plan(row) for row in dict.fromkeys(rows)}
 
         def one(index: int) -> Tensor:
             with torch.inference_mode():
                 x = tiles[index][None].float().contiguous()
                 out = target(index)
-                _store(self._program.run(x, plans[rows[index]])[0], out)
+                _store(self._program.run(x, self._plan(rows[index]))[0], out)
                 return out
 
         return in_order(one, len(tiles), threads=threads)
