@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,16 +28,12 @@ class IntegerRunner:
     def __init__(self, model: IntegerModel) -> None:
         self.model = model
         self.scale = model.scale
+        self.one_by_one = model.one_by_one
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Enlarge a batch; see `TileRunner`."""
         dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
         return self.model.run(tiles, bits, dtype=dtype), bits
-
-    def run_each(self, tiles: Sequence[Tensor], bits: Tensor | None) -> Iterator[Tensor]:
-        """Enlarge tiles (3,h,w) of different shapes; see `cabm.inference.run_tiles`."""
-        dtype = torch.uint8 if tiles[0].dtype == torch.uint8 else torch.float32
-        return self.model.run_each(tiles, bits, dtype=dtype)
 
 
 @dataclass(frozen=True)

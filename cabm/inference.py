@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -72,11 +72,12 @@ def run_tiles(
     """Enlarge tiles in batches of the same shape and of the same or similar bits.
 
     Args:
-        runner: what enlarges a batch; with a ``run_each``, tiles one by one.
+        runner: what enlarges a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles of
+            each tile in turn, several tiles at once.
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
         batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
-            a runner with a ``run_each``.
+            a runner that goes ``one_by_one``.
         parts: which parts of the tiles are bicubic; None: tiles whose bits are all 0.
         at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
             the runner's ``inner``.
@@ -97,39 +98,50 @@ def run_tiles(
     shape = (n, height * scale, width * scale, channels)
     enlarged = np.empty(shape, np.uint8 if dtype == torch.uint8 else np.uint16).transpose(0, 3, 1, 2)
     peak = np.iinfo(enlarged.dtype).max
+    share = parts.share
+
+    def lay_bicubic(numbers: Tensor) -> None:
+        around = surround(tiles[numbers]) if surrounded is None else _stacked(surrounded, numbers)
+        enlarged[numbers.numpy()] = _rounded(enlarge_surrounded(around.float(), scale), peak)
+
+    one_by_one = getattr(runner, "one_by_one", None)
+    if one_by_one is not None:
+        entering = np.flatnonzero(parts.entered)
+        place = {number: index for index, number in enumerate(entering.tolist())}
+        exact = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
+        enlarge = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
+
+        def lay(number: int) -> None:
+            if share[number]:
+                lay_bicubic(torch.tensor([number]))
+            for region in parts.regions[number]:
+                y0, x0, y1, x1 = region.outer
+                piece = enlarge(place[number], tiles[number, :, y0:y1, x0:x1])
+                paste(enlarged[number], _rounded(piece, peak), region, scale)
+
+        # tiles of much work first, so that all threads end together
+        order = np.argsort(-parts.work, kind="stable").tolist()
+        for _ in in_order(torch.inference_mode()(lambda index: lay(order[index])), n):
+            _report(progress, 1)
+        return torch.from_numpy(enlarged), bits
+
     open_regions = [len(regions) for regions in parts.regions]
-    smooth = torch.from_numpy(np.flatnonzero(parts.share))
-    chunks = smooth.split(_BICUBIC_BATCH) if len(smooth) else ()
-
-    def enlarge_smooth(chunk: int) -> None:
-        numbers = chunks[chunk]
-        with torch.inference_mode():
-            around = surround(tiles[numbers]) if surrounded is None else _stacked(surrounded, numbers)
-            enlarged[numbers.numpy()] = _rounded(enlarge_surrounded(around.float(), scale), peak)
-
-    for chunk, _ in enumerate(in_order(enlarge_smooth, len(chunks))):
-        _report(progress, sum(not open_regions[number] for number in chunks[chunk].tolist()))
-
+    smooth = torch.from_numpy(np.flatnonzero(share))
+    for numbers in smooth.split(_BICUBIC_BATCH) if len(smooth) else ():
+        lay_bicubic(numbers)
+        _report(progress, sum(not open_regions[number] for number in numbers.tolist()))
     used: Tensor | None = None if bits is None else bits.clone()
     inner = getattr(runner, "inner", runner)
     inside = np.zeros(n, bool) if at_border is None or inner is runner else ~at_border
-    # one that takes tiles one by one needs no batches, and gives them back while others are computed
-    run_each = getattr(runner, "run_each", None)
-    pixels = None if run_each is not None else batch_size * height * width
-    for batch in _batches(parts.regions, bits, inside, pixels):
+    for batch in _batches(parts.regions, bits, inside, batch_size * height * width):
         numbers = torch.tensor([number for number, _ in batch])
         pieces = [tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
         rows = None if bits is None else bits[numbers]
-        results: Iterable[np.ndarray]
-        if run_each is not None:
-            results = (_rounded(result, peak) for result in run_each(pieces, rows))
-        else:
-            result, chosen = (inner if inside[batch[0][0]] else runner)(torch.stack(pieces), rows)
-            results = _rounded(result, peak)
-            if chosen is not None:
-                used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
-                used[numbers] = chosen.to("cpu", used.dtype)
-        for (number, region), values in zip(batch, results, strict=True):
+        results, chosen = (inner if inside[batch[0][0]] else runner)(torch.stack(pieces), rows)
+        if chosen is not None:
+            used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
+            used[numbers] = chosen.to("cpu", used.dtype)
+        for (number, region), values in zip(batch, _rounded(results, peak), strict=True):
             paste(enlarged[number], values, region, scale)
             open_regions[number] -= 1
             _report(progress, int(not open_regions[number]))
@@ -157,12 +169,12 @@ def _rounded(batch: Tensor, peak: int) -> np.ndarray:
 
 
 def _batches(
-    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int | None
+    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int
 ) -> Iterator[list[tuple[int, Region]]]:
     """Yield regions with their tile's number that run together, large ones before small ones.
 
-    With a number of pixels, those of a batch are of one shape, all inside the image or all at its border,
-    and have no more pixels than that (one region has at least); else all are one batch.
+    Those of a batch are of one shape, all inside the image or all at its border, and have no more than that
+    many pixels together, but for one that has more by itself.
     Rows of bits may meet in a batch: a batch cut at every new row would be mostly short ones, as tables
     have hundreds of rows.
     """
@@ -176,10 +188,6 @@ def _batches(
 
     jobs = [(number, region) for number, of_tile in enumerate(regions) for region in of_tile]
     jobs.sort(key=lambda job: (*kind(job), row[job[0]], job[0]))
-    if pixels is None:
-        if jobs:
-            yield jobs
-        return
     for _, alike in groupby(jobs, key=kind):
         batch: list[tuple[int, Region]] = []
         for job in alike:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -77,55 +77,46 @@ class IntegerModel:
                 a part of a branch.
         """
         n, channels, height, width = tiles.shape
+        rows = self._rows(n, bits)
         out = torch.empty(n, channels, height * self.scale, width * self.scale, dtype=dtype)
-        for _ in self._run(tiles, bits, out.__getitem__, threads):
+        for _ in in_order(
+            lambda index: self._enlarge(tiles[index], rows[index], out[index]), n, threads=threads
+        ):
             pass
         return out
 
-    def run_each(
-        self,
-        tiles: Sequence[Tensor],
-        bits: Tensor | None = None,
-        *,
-        threads: int | None = None,
-        dtype: torch.dtype = torch.uint8,
-    ) -> Iterator[Tensor]:
-        """Enlarge tiles of different shapes, each by itself on one thread; see `run`.
+    def one_by_one(
+        self, n: int, bits: Tensor | None = None, *, dtype: torch.dtype = torch.uint8
+    ) -> Callable[[int, Tensor], Tensor]:
+        """Return what enlarges tiles of any shapes, or parts of them; to be called from several threads.
 
         Args:
-            tiles: (3,h,w) each. Large ones should come first, so that all threads end together.
-            bits, threads, dtype: as in `run`.
+            n: how many tiles there are.
+            bits, dtype: as in `run`.
 
         Returns:
-            (3,h*scale,w*scale) each, in the order of ``tiles`` and as soon as they are done.
-        """
+            A function of a tile's number, 0..n-1, and some of its pixels (3,h,w) that enlarges them at its
+            bits to (3,h*scale,w*scale).
 
-        def empty(index: int) -> Tensor:
-            channels, height, width = tiles[index].shape
+        Raises:
+            ValueError: as `run`.
+        """
+        rows = self._rows(n, bits)
+
+        def enlarge(number: int, pixels: Tensor) -> Tensor:
+            channels, height, width = pixels.shape
             # colours side by side, as the tails make them
             out = torch.empty(height * self.scale, width * self.scale, channels, dtype=dtype)
-            return out.permute(2, 0, 1)
+            return self._enlarge(pixels, rows[number], out.permute(2, 0, 1))
 
-        return self._run(tiles, bits, empty, threads)
+        return enlarge
 
-    def _run(
-        self,
-        tiles: Sequence[Tensor],
-        bits: Tensor | None,
-        target: Callable[[int], Tensor],
-        threads: int | None,
-    ) -> Iterator[Tensor]:
-        """Enlarge each tile into the tensor that ``target`` gives for its number."""
-        rows = self._rows(len(tiles), bits)
-
-        def one(index: int) -> Tensor:
-            with torch.inference_mode():
-                x = tiles[index][None].float().contiguous()
-                out = target(index)
-                _store(self._program.run(x, self._plan(rows[index]))[0], out)
-                return out
-
-        return in_order(one, len(tiles), threads=threads)
+    @torch.inference_mode()
+    def _enlarge(self, tile: Tensor, row: Row, out: Tensor) -> Tensor:
+        """Enlarge a tile (3,h,w) at a row of bits into ``out``, which is returned."""
+        x = tile[None].float().contiguous()
+        _store(self._program.run(x, self._plan(row))[0], out)
+        return out
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `run`'s float32 result and the bits used, as `cabm.runners.TileRunner` asks."""
