@@ -72,8 +72,8 @@ def run_tiles(
     """Enlarge tiles in batches of the same shape and of the same or similar bits.
 
     Args:
-        runner: what enlarges a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles of
-            each tile in turn, several tiles at once.
+        runner: what enlarges a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles
+            of each tile in turn, several tiles at once.
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
         batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
