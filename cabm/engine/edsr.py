@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.engine.grid import Grid, Storage
-from cabm.engine.lower import PackedConv, Row, Step, grid_of, is_skipped
-from cabm.engine.steps import add_decode, add_encode, dense, encode
+from cabm.engine.blocks import Block, Blocks, FusedBlocks, FusedWeights, fused_kernel
+from cabm.engine.grid import Storage
+from cabm.engine.lower import PackedConv, Row, grid_of, is_skipped
+from cabm.engine.onednn import IntegerConv
+from cabm.engine.steps import dense
 from cabm.engine.tail import CollapsedTail
 from cabm.models.edsr import EDSR
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One residual block at given bits."""
-
-    conv1: Step  # its input is also the skip
-    conv2: Step
-    residual: Grid  # of what is added to the skip
-    res_scale: float
-
-    def run(self, codes: Tensor) -> Tensor:
-        """Return the residual's codes."""
-        hidden = self.conv1.to_codes(codes, self.conv2.grid)
-        if self.res_scale == 1:
-            return self.conv2.to_codes(hidden, self.residual)
-        return encode(self.conv2.to_float(hidden).mul_(self.res_scale), self.residual)
 
 
 class EdsrProgram:
@@ -44,7 +26,10 @@ class EdsrProgram:
     def __init__(self, model: EDSR, float_dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = float_dtype
-        self._convs = [(PackedConv(block.conv1), PackedConv(block.conv2)) for block in model.body]
+        convs = [(block.conv1, block.conv2) for block in model.body]
+        self._kernel = fused_kernel([conv for pair in convs for conv in pair])
+        pack = IntegerConv if self._kernel is None else FusedWeights
+        self._convs = [tuple(PackedConv(conv, pack=pack) for conv in pair) for pair in convs]
         body_end = model.body_end
         self._body_end = (
             body_end.weight.detach().to(float_dtype).contiguous(memory_format=torch.channels_last),
@@ -54,13 +39,13 @@ class EdsrProgram:
         replicate = model.replicate_tail
         self._tail = CollapsedTail(convs, model.factors, float_dtype, replicate=replicate)
 
-    def plan(self, row: Row) -> list[_Block]:
-        """Return the blocks that run at the bits of ``row``.
+    def plan(self, row: Row) -> Blocks | FusedBlocks | None:
+        """Return the blocks that run at the bits of ``row``, None if there are none.
 
         A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
         """
-        return [
-            _Block(
+        blocks = [
+            Block(
                 conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
                 conv2=conv2.reading(grid_of(block.act2, row, Storage.POSITIVE)),
                 residual=grid_of(block.act3, row, Storage.SIGNED),
@@ -69,24 +54,17 @@ class EdsrProgram:
             for block, (conv1, conv2) in zip(self._model.body, self._convs, strict=True)
             if not is_skipped(block.act1, row)
         ]
+        if not blocks:
+            return None
+        return Blocks(blocks) if self._kernel is None else FusedBlocks(self._kernel, blocks)
 
-    def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
+    def run(self, x: Tensor, plan: Blocks | FusedBlocks | None) -> Tensor:
         """Enlarge one tile; see `Program.run`."""
         x = x - self._model.mean
         head = self._head(x)
-        body = self._body(head, plan) if plan else head
+        body = head if plan is None else plan(head)
         feature = F.conv2d(body.to(self._dtype), *self._body_end, padding=1).float()
         return self._tail(feature.add_(head), x).add_(self._model.mean)
-
-    @staticmethod
-    def _body(head: Tensor, plan: list[_Block]) -> Tensor:
-        skip = encode(head, plan[0].conv1.grid)
-        for block, following in pairwise(plan):
-            residual = block.run(skip)
-            grid, out = block.conv1.grid, following.conv1.grid
-            skip = add_encode(residual, block.residual.scale, skip, grid, out)
-        last = plan[-1]
-        return add_decode(last.run(skip), last.residual.scale, skip, last.conv1.grid)
 
     def _head(self, x: Tensor) -> Tensor:
         head = self._model.head

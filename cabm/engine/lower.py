@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -48,9 +49,15 @@ def is_skipped(opening: nn.Module, row: Row) -> bool:
 
 
 class Step(NamedTuple):
-    """A convolution that reads codes of a grid: packed weights, and how sums become values."""
+    """A convolution that reads codes of a grid: packed weights, and how sums become values.
 
-    conv: IntegerConv
+    Attributes:
+        conv: what `PackedConv` packed; to convolve by itself, an `IntegerConv`.
+        grid: of what it reads.
+        scaling: of its sums.
+    """
+
+    conv: Any
     grid: Grid
     scaling: Scaling
 
@@ -74,12 +81,20 @@ class PackedConv:
     Args:
         conv: the convolution.
         outputs: a part of its output channels; not for grouped convolutions.
+        pack: what packs weights: takes what `IntegerConv` takes.
     """
 
-    def __init__(self, conv: QuantConv2d, outputs: slice = slice(None)) -> None:
+    def __init__(
+        self,
+        conv: QuantConv2d,
+        outputs: slice = slice(None),
+        *,
+        pack: Callable[..., Any] = IntegerConv,
+    ) -> None:
         self._conv = conv
         self._outputs = outputs
-        self._packs: dict[tuple[int, bool], tuple[IntegerConv, Tensor]] = {}
+        self._weights = pack
+        self._packs: dict[tuple[int, bool], tuple[Any, Tensor]] = {}
         self._steps: dict[Grid, Step] = {}  # one per width: rows have hundreds of combinations of few grids
 
     def reading(self, grid: Grid) -> Step:
@@ -93,12 +108,12 @@ class PackedConv:
             self._steps[grid] = Step(packed, grid, Scaling(scale * float(grid.scale), bias))
         return self._steps[grid]
 
-    def _pack(self, bits: int, *, shifted: bool) -> tuple[IntegerConv, Tensor]:
+    def _pack(self, bits: int, *, shifted: bool) -> tuple[Any, Tensor]:
         if (bits, shifted) not in self._packs:
             conv = self._conv
             with torch.no_grad():
                 codes, scale = weight_codes(conv.weight, bits)
-            packed = IntegerConv(
+            packed = self._weights(
                 codes[self._outputs],
                 stride=conv.stride,
                 padding=conv.padding,

@@ -36,7 +36,7 @@ def compiled() -> Compiled | None:
         import numba
 
         names = ("encode", "add_encode", "add_decode")
-        loops = Compiled(*(_compile(numba, getattr(kernels, name)) for name in names))
+        loops = Compiled(*(jit(numba, getattr(kernels, name)) for name in names))
         return loops if _tried(loops) else None
     except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
         return None
@@ -50,7 +50,8 @@ def _tried(loops: Compiled) -> bool:
     return out.tolist() == [128, 129, 127]
 
 
-def _compile(numba: Any, kernel: Kernel) -> Kernel:
+def jit(numba: Any, kernel: Kernel) -> Kernel:
+    """Let numba compile a kernel at its first call; what it compiled is kept for other processes."""
     try:
         return numba.njit(nogil=True, cache=True)(kernel)
     except RuntimeError:  # neither the package nor the home directory can hold the cache
@@ -65,7 +66,7 @@ def encode(x: Tensor, grid: Grid, *, slope: float = 1.0) -> Tensor:
         return _codes(values * grid.inverse, grid)
     x = dense(x)
     out = torch.empty_like(x, dtype=grid.dtype)
-    loops.encode(_flat(x), np.float32(slope), *_rounding(grid), _flat(out))
+    loops.encode(flat(x), np.float32(slope), *_rounding(grid), flat(out))
     return out
 
 
@@ -84,7 +85,7 @@ def add_encode(a: Tensor, a_scale: np.float32, b: Tensor, b_grid: Grid, out_grid
     a, b = dense(a), dense(b)
     out = torch.empty_like(b, dtype=out_grid.dtype)
     zero = np.int32(b_grid.zero)
-    loops.add_encode(_flat(a), a_scale, _flat(b), b_grid.scale, zero, *_rounding(out_grid), _flat(out))
+    loops.add_encode(flat(a), a_scale, flat(b), b_grid.scale, zero, *_rounding(out_grid), flat(out))
     return out
 
 
@@ -95,7 +96,7 @@ def add_decode(a: Tensor, a_scale: np.float32, b: Tensor, b_grid: Grid) -> Tenso
         return (a.float() * a_scale).add_((b.float() - b_grid.zero).mul_(b_grid.scale))
     a, b = dense(a), dense(b)
     out = torch.empty_like(b, dtype=torch.float32)
-    loops.add_decode(_flat(a), a_scale, _flat(b), b_grid.scale, np.int32(b_grid.zero), _flat(out))
+    loops.add_decode(flat(a), a_scale, flat(b), b_grid.scale, np.int32(b_grid.zero), flat(out))
     return out
 
 
@@ -104,7 +105,8 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _flat(x: Tensor) -> np.ndarray:
+def flat(x: Tensor) -> np.ndarray:
+    """Return the memory of a dense tensor (N,C,H,W) as it lies there."""
     return x.permute(0, 2, 3, 1).view(-1).numpy()
 
 

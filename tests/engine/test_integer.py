@@ -186,7 +186,7 @@ def packs(model: Backbone) -> int:
     """How many packs of the first convolution's weights three rows of bits take."""
     engine = compile_model(model)
     plans = [engine._program.plan((bits,) * model.num_adaptive) for bits in (4, 6, 8)]
-    return len({plan[0].conv1.conv for plan in plans})
+    return len({plan.blocks[0].conv1.conv for plan in plans})
 
 
 def test_rows_share_packed_weights() -> None:

@@ -100,7 +100,7 @@ def test_a_broken_numba_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch)
 
     if fault == "is missing":
         monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.setattr(steps, "_compile", compile_kernel)
+    monkeypatch.setattr(steps, "jit", compile_kernel)
     steps.compiled.cache_clear()
     try:
         assert steps.compiled() is None
