@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cabm import bicubic_loop
+from cabm.compiling import Loop, jit
 from cabm.resize import enlarge_kernel
 from cabm.tiling import TilePlan
 
@@ -24,8 +28,7 @@ def enlarge_surrounded(tiles: Tensor, scale: int) -> Tensor:
     Returns:
         (B,C,h*scale,w*scale), not rounded; it may leave the range a little, as any cubic does.
     """
-    kernel = enlarge_kernel(scale)
-    weight = torch.tensor(kernel.numerators / kernel.denominator, dtype=tiles.dtype, device=tiles.device)
+    weight = torch.from_numpy(_factors(scale)).to(tiles)
     taps = weight.shape[1]
     batch, channels, height, width = tiles.shape
     h, w = height - taps + 1, width - taps + 1
@@ -42,12 +45,32 @@ def enlarge_surrounded(tiles: Tensor, scale: int) -> Tensor:
     return enlarged.view(batch, channels, scale * h, scale * w)
 
 
+def lay_enlarged(out: np.ndarray, tile: Tensor, scale: int) -> None:
+    """Overwrite an enlarged tile by the bicubic one, rounded; 255 becomes the largest number of its type.
+
+    Args:
+        out: (C,h*scale,w*scale) uint8 or uint16, colours side by side in memory.
+        tile: (C,h+4,w+4) uint8, or float in 0..255, with `REACH` pixels around it; on the CPU.
+        scale: at least 2.
+    """
+    peak = np.iinfo(out.dtype).max
+    gain = peak / 255
+    loop = _loop()
+    if loop is None:
+        enlarged = enlarge_surrounded(tile[None].float(), scale)[0]
+        # NumPy's cast, as not every PyTorch casts to uint16
+        out[...] = enlarged.mul_(gain).round_().clamp_(0, peak).numpy()
+        return
+    rows = out.transpose(1, 2, 0)
+    flat = rows.reshape(rows.shape[0], -1)
+    assert np.shares_memory(flat, out), "colours do not lie side by side"
+    loop(tile.float().contiguous().numpy(), _factors(scale), np.float32(gain), np.float32(peak), flat)
+
+
 def surround(image: Tensor) -> Tensor:
     """Mirror the border of (..., H, W) for `REACH` pixels, edge pixels repeated (as MATLAB does)."""
-    for axis in (-2, -1):
-        index = np.pad(np.arange(image.shape[axis]), REACH, mode="symmetric")
-        image = image.index_select(axis, torch.from_numpy(index).to(image.device))
-    return image
+    around = [(0, 0)] * (image.ndim - 2) + [(REACH, REACH)] * 2
+    return torch.from_numpy(np.pad(image.numpy(), around, mode="symmetric"))
 
 
 def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Tensor:
@@ -63,3 +86,22 @@ def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Ten
     missing = (y1 + 2 * REACH - y0 - tile.shape[1], x1 + 2 * REACH - x0 - tile.shape[2])
     # an image smaller than the network's size multiple: what lies beyond it is cut off again
     return F.pad(tile, (0, missing[1], 0, missing[0])) if any(missing) else tile
+
+
+def _factors(scale: int) -> np.ndarray:
+    """(scale,5) float32: of an output pixel's phase, its taps -2 to 2."""
+    kernel = enlarge_kernel(scale)
+    return (kernel.numerators / kernel.denominator).astype(np.float32)
+
+
+@cache
+def _loop() -> Loop | None:
+    """Return the compiled loop, None without a numba that works."""
+    try:
+        # as PyTorch does it, a product is not rounded before it is added
+        loop = jit(bicubic_loop.enlarge, fastmath={"contract"})
+        out = np.zeros((2, 2), np.uint8)
+        loop(np.full((1, 5, 5), 300.6, np.float32), _factors(2), np.float32(0.5), np.float32(255), out)
+        return loop if (out == 150).all() else None
+    except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
+        return None

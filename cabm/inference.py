@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.bicubic import enlarge_surrounded, surround, surrounded_tile
+from cabm.bicubic import lay_enlarged, surround, surrounded_tile
 from cabm.blending import blend_tiles
 from cabm.edge import edges_of_image
 from cabm.parts import Region, TileParts, paste
@@ -21,9 +21,6 @@ from cabm.tiling import TilePlan, plan, split
 from cabm.workers import in_order
 
 __all__ = ["ModelRunner", "TileRunner", "TiledResult", "run_tiles", "super_resolve", "touches_border"]
-
-
-_BICUBIC_BATCH = 2  # the work of a tile stays in the cache
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,9 @@ def run_tiles(
     peak = np.iinfo(enlarged.dtype).max
     share = parts.share
 
-    def lay_bicubic(numbers: Tensor) -> None:
-        around = surround(tiles[numbers]) if surrounded is None else _stacked(surrounded, numbers)
-        enlarged[numbers.numpy()] = _rounded(enlarge_surrounded(around.float(), scale), peak)
+    def lay_bicubic(number: int) -> None:
+        around = surround(tiles[number]) if surrounded is None else surrounded(number)
+        lay_enlarged(enlarged[number], around, scale)
 
     one_by_one = getattr(runner, "one_by_one", None)
     if one_by_one is not None:
@@ -113,7 +110,7 @@ def run_tiles(
 
         def lay(number: int) -> None:
             if share[number]:
-                lay_bicubic(torch.tensor([number]))
+                lay_bicubic(number)
             for region in parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
                 piece = enlarge(place[number], tiles[number, :, y0:y1, x0:x1])
@@ -126,10 +123,9 @@ def run_tiles(
         return torch.from_numpy(enlarged), bits
 
     open_regions = [len(regions) for regions in parts.regions]
-    smooth = torch.from_numpy(np.flatnonzero(share))
-    for numbers in smooth.split(_BICUBIC_BATCH) if len(smooth) else ():
-        lay_bicubic(numbers)
-        _report(progress, sum(not open_regions[number] for number in numbers.tolist()))
+    for number in np.flatnonzero(share).tolist():
+        lay_bicubic(number)
+        _report(progress, int(not open_regions[number]))
     used: Tensor | None = None if bits is None else bits.clone()
     inner = getattr(runner, "inner", runner)
     inside = np.zeros(n, bool) if at_border is None or inner is runner else ~at_border
@@ -151,10 +147,6 @@ def run_tiles(
 def _report(progress: Callable[[int], object] | None, tiles: int) -> None:
     if progress is not None and tiles:
         progress(tiles)
-
-
-def _stacked(surrounded: Callable[[int], Tensor], numbers: Tensor) -> Tensor:
-    return torch.stack([surrounded(number) for number in numbers.tolist()])
 
 
 def _rounded(batch: Tensor, peak: int) -> np.ndarray:

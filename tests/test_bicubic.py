@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from cabm.bicubic import enlarge_surrounded, surround, surrounded_tile
+from cabm import bicubic
+from cabm.bicubic import enlarge_surrounded, lay_enlarged, surround, surrounded_tile
 from cabm.resize import upscale, upscale_batch
 from cabm.tiling import plan, split
 
@@ -40,3 +43,54 @@ def test_an_image_below_the_networks_size_multiple_has_tiles_of_the_padded_size(
     tile_plan = plan(5, 7, 16, 16, size_multiple=4)
     tile = surrounded_tile(surround(image), tile_plan, 0)
     assert tile.shape[1:] == tuple(side + 4 for side in split(image, tile_plan).shape[2:])
+
+
+def laid(tile: torch.Tensor, scale: int, dtype: type) -> np.ndarray:
+    height, width = (scale * (side - 4) for side in tile.shape[1:])
+    out = np.full((height, width, len(tile)), 7, dtype).transpose(2, 0, 1)
+    lay_enlarged(out, tile, scale)
+    return out
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("size", [(3, 5, 5), (3, 11, 36), (1, 30, 9)])
+def test_tiles_are_rounded_and_clipped_into_their_place(size, scale):
+    numbers = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    numbers[:, :, :4] = numbers[:, :, :4] // 128 * 255  # overshoots on both sides
+    exact = upscale_batch(numbers[None].double(), scale)[
+        0, :, 2 * scale : -2 * scale, 2 * scale : -2 * scale
+    ]
+    for dtype, gain in ((np.uint8, 1), (np.uint16, 257)):
+        for tile in (numbers, numbers.float()):
+            found = laid(tile, scale, dtype)
+            assert found.dtype == dtype
+            wanted = (exact * gain).clamp(0, np.iinfo(dtype).max).numpy()
+            assert np.abs(found - wanted).max() <= 0.51
+    assert (exact < -0.5).any() or (exact > 255.5).any(), "something is clipped"
+
+
+@pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
+def test_without_a_numba_that_works_the_result_is_the_same(fault, monkeypatch):
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(2)
+    tiles = {scale: torch.randint(0, 256, (3, 20, 27), generator=generator) for scale in (2, 4)}
+    wanted = {scale: laid(tile, scale, np.uint8) for scale, tile in tiles.items()}
+    deep = laid(tiles[4].float() + 0.3, 4, np.uint16)
+
+    def compile_loop(loop, **options):
+        if fault == "fails":
+            raise SystemError("initialization of _internal failed")
+        return lambda *arguments: None
+
+    if fault == "is missing":
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        monkeypatch.setattr(bicubic, "jit", compile_loop)
+    bicubic._loop.cache_clear()
+    try:
+        assert bicubic._loop() is None
+        for scale, tile in tiles.items():
+            assert np.array_equal(laid(tile, scale, np.uint8), wanted[scale])
+        assert np.abs(laid(tiles[4].float() + 0.3, 4, np.uint16).astype(int) - deep).max() <= 1
+    finally:
+        bicubic._loop.cache_clear()

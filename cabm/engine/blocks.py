@@ -6,9 +6,9 @@ where the processor has AMX, whose units oneDNN knows to use. Both ways give the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cabm.compiling import Loop, jit
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.lower import Step
 from cabm.engine.onednn import cpu_features
-from cabm.engine.steps import add_decode, add_encode, dense, encode, flat, jit
+from cabm.engine.steps import add_decode, add_encode, dense, encode, flat
 from cabm.quant.layers import QuantConv2d
 
-Kernel = Callable[..., None]
+NEXT = slice(6, 8)
+"""Where in a layer's numbers those of the next block are: see `cabm.engine.vnni`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,24 @@ class Block:
         if self.res_scale == 1:
             return self.conv2.to_codes(hidden, self.residual)
         return encode(self.conv2.to_float(hidden).mul_(self.res_scale), self.residual)
+
+    @cached_property
+    def layers(self) -> tuple[np.ndarray, ...]:
+        """What `cabm.engine.vnni` takes of the two convolutions, but for what follows the block.
+
+        Addresses of weights, starts, factors, biases and numbers.
+        """
+        steps = (self.conv1, self.conv2)
+        starts = np.stack([step.conv.starts for step in steps])
+        factors, biases = np.empty((2, *starts.shape), dtype=np.float32)
+        for row, step in enumerate(steps):
+            factors[row], biases[row] = step.scaling.arrays
+        hidden, residual, skip = self.conv2.grid, self.residual, self.conv1.grid
+        first = (1, hidden.inverse, hidden.low, hidden.levels, 0, 0, 0, 0)
+        second = (self.res_scale, residual.inverse, residual.low, residual.levels)
+        second += (residual.scale, skip.scale, 0, 0)
+        numbers = np.array([first, second], dtype=np.float32)
+        return np.array([step.conv.address for step in steps], np.uintp), starts, factors, biases, numbers
 
 
 class Blocks:
@@ -78,19 +98,15 @@ class FusedBlocks:
         blocks: at least one, whose convolutions have `FusedWeights`.
     """
 
-    def __init__(self, kernel: Kernel, blocks: Sequence[Block]) -> None:
+    def __init__(self, kernel: Loop, blocks: Sequence[Block]) -> None:
         self._kernel = kernel
         self._first = blocks[0].conv1.grid
-        steps = [step for block in blocks for step in (block.conv1, block.conv2)]
-        self._weights = [step.conv.packed for step in steps]  # addresses alone do not keep them
-        channels = len(steps[0].conv.starts)
-        self._layers = (
-            np.array([packed.data_ptr() for packed in self._weights], dtype=np.uintp),
-            np.stack([step.conv.starts for step in steps]),
-            np.stack([_per_channel(step.scaling.factors, channels) for step in steps]),
-            np.stack([_per_channel(step.scaling.bias, channels) for step in steps]),
-            _numbers(blocks),
-        )
+        self._blocks = list(blocks)  # the addresses of their weights alone do not keep them
+        *layers, numbers = (np.concatenate(each) for each in zip(*(b.layers for b in blocks), strict=True))
+        for block, row in zip(blocks[1:], numbers[1::2], strict=False):
+            following = block.conv1.grid
+            row[NEXT] = following.inverse, following.levels
+        self._layers = (*layers, numbers)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the last block's sum (1,C,h,w), float32, for the first block's input, float32."""
@@ -109,7 +125,7 @@ class FusedWeights:
         geometry: of the convolution, which is not needed: see `fused_kernel`.
 
     Attributes:
-        packed: int8, in the order of `cabm.engine.vnni`.
+        address: of int8 numbers in the order of `cabm.engine.vnni`, which live as long as this.
         starts: (O,) int32 that sums start from, against the shift.
     """
 
@@ -118,19 +134,20 @@ class FusedWeights:
 
         outputs, inputs, height, width = codes.shape
         groups = codes.detach().view(outputs // vnni.GROUP, vnni.GROUP, inputs // 4, 4, height, width)
-        self.packed = groups.permute(0, 4, 5, 2, 1, 3).to(torch.int8).contiguous()
+        self._packed = groups.permute(0, 4, 5, 2, 1, 3).to(torch.int8).contiguous()
+        self.address = self._packed.data_ptr()
         shift = Storage.SHIFTED.value[1] if shifted else 0
         self.starts = (-shift * codes.detach().sum(dim=(1, 2, 3))).to(torch.int32).numpy()
 
 
-def fused_kernel(convs: Sequence[QuantConv2d]) -> Kernel | None:
+def fused_kernel(convs: Sequence[QuantConv2d]) -> Loop | None:
     """Return the compiled call for residual blocks of these convolutions, None where there is none."""
     kernel = compiled()
     return kernel if kernel is not None and all(_fuses(conv) for conv in convs) else None
 
 
 @cache
-def compiled() -> Kernel | None:
+def compiled() -> Loop | None:
     """Return the compiled call, or None where it cannot run, or oneDNN is faster; compiles at the first."""
     features = cpu_features()
     if not features.get("avx512_vnni") or features.get("amx_int8"):
@@ -145,7 +162,7 @@ def compiled() -> Kernel | None:
             return None
         from cabm.engine import vnni
 
-        kernel = jit(numba, vnni.residual_blocks)
+        kernel = jit(vnni.residual_blocks)
         return kernel if _tried(kernel) else None
     except Exception:  # as in `cabm.engine.steps`
         return None
@@ -159,7 +176,7 @@ def _fuses(conv: QuantConv2d) -> bool:
     return plain and square and conv.kernel_size == (3, 3)
 
 
-def _tried(kernel: Kernel) -> bool:
+def _tried(kernel: Loop) -> bool:
     """Try the call on sums of both ends, with factors that are powers of two: all is exact."""
     from cabm.engine import vnni
 
@@ -176,7 +193,7 @@ def _tried(kernel: Kernel) -> bool:
     kernel(
         flat(dense(codes.to(torch.uint8))),
         *(height, width),
-        np.array([each.packed.data_ptr() for each in weights], dtype=np.uintp),
+        np.array([each.address for each in weights], dtype=np.uintp),
         np.stack([each.starts for each in weights]),
         *(np.full((2, channels), value, dtype=np.float32) for value in (factor, bias)),
         numbers,
@@ -186,21 +203,3 @@ def _tried(kernel: Kernel) -> bool:
     hidden = (F.conv2d(skip, convs[0].double(), padding=1) * factor + bias).round().clamp(0, 255)
     residual = (F.conv2d(hidden, convs[1].double(), padding=1) * factor + bias).round().clamp(-127, 127)
     return bool(torch.equal(out.double(), ((residual + skip) * step).permute(0, 2, 3, 1).flatten()))
-
-
-def _numbers(blocks: Sequence[Block]) -> np.ndarray:
-    """Return the numbers of each convolution, (2B,8) float32, as `cabm.engine.vnni` wants them."""
-    rows = []
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        hidden, residual, skip = block.conv2.grid, block.residual, block.conv1.grid
-        after = (0, 0) if following is None else (following.conv1.grid.inverse, following.conv1.grid.levels)
-        rows.append((1, hidden.inverse, hidden.low, hidden.levels, 0, 0, 0, 0))
-        rows.append((block.res_scale, residual.inverse, residual.low, residual.levels))
-        rows[-1] += (residual.scale, skip.scale, *after)
-    return np.array(rows, dtype=np.float32)
-
-
-def _per_channel(values: Tensor | None, channels: int) -> np.ndarray:
-    """Return one float32 number for each channel."""
-    given = torch.zeros(1) if values is None else values.detach()
-    return given.expand(channels).contiguous().numpy()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.blocks import Block, Blocks, FusedBlocks, FusedWeights, fused_kernel
 from cabm.engine.grid import Storage
-from cabm.engine.lower import PackedConv, Row, grid_of, is_skipped
+from cabm.engine.lower import PackedConv, Row, bits_of, grid_at, is_skipped
 from cabm.engine.onednn import IntegerConv
 from cabm.engine.steps import dense
 from cabm.engine.tail import CollapsedTail
-from cabm.models.edsr import EDSR
+from cabm.models.edsr import EDSR, ResidualBlock
 
 
 class EdsrProgram:
@@ -30,6 +32,7 @@ class EdsrProgram:
         self._kernel = fused_kernel([conv for pair in convs for conv in pair])
         pack = IntegerConv if self._kernel is None else FusedWeights
         self._convs = [tuple(PackedConv(conv, pack=pack) for conv in pair) for pair in convs]
+        self._block = cache(self._make_block)  # rows are many, combinations of a block's widths few
         body_end = model.body_end
         self._body_end = (
             body_end.weight.detach().to(float_dtype).contiguous(memory_format=torch.channels_last),
@@ -45,13 +48,8 @@ class EdsrProgram:
         A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
         """
         blocks = [
-            Block(
-                conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
-                conv2=conv2.reading(grid_of(block.act2, row, Storage.POSITIVE)),
-                residual=grid_of(block.act3, row, Storage.SIGNED),
-                res_scale=block.res_scale,
-            )
-            for block, (conv1, conv2) in zip(self._model.body, self._convs, strict=True)
+            self._block(index, tuple(bits_of(act, row) for act in _quantizers(block)))
+            for index, block in enumerate(self._model.body)
             if not is_skipped(block.act1, row)
         ]
         if not blocks:
@@ -66,6 +64,17 @@ class EdsrProgram:
         feature = F.conv2d(body.to(self._dtype), *self._body_end, padding=1).float()
         return self._tail(feature.add_(head), x).add_(self._model.mean)
 
+    def _make_block(self, index: int, bits: tuple[int, ...]) -> Block:
+        block, (conv1, conv2) = self._model.body[index], self._convs[index]
+        storages = (Storage.SHIFTED, Storage.POSITIVE, Storage.SIGNED)
+        read, hidden, residual = map(grid_at, _quantizers(block), bits, storages)
+        return Block(conv1.reading(read), conv2.reading(hidden), residual, block.res_scale)
+
     def _head(self, x: Tensor) -> Tensor:
         head = self._model.head
         return dense(F.conv2d(dense(x), head.weight, head.bias, padding=1))
+
+
+def _quantizers(block: ResidualBlock) -> tuple[nn.Module, ...]:
+    """Of what the convolutions read, and of the residual."""
+    return block.act1, block.act2, block.act3

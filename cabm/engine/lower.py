@@ -32,15 +32,23 @@ class Program(Protocol):
         ...
 
 
+def bits_of(activation: nn.Module, row: Row) -> int:
+    """Return the width of a quantizer at the bits of ``row``."""
+    if isinstance(activation, PamsActivation):
+        return activation.bits
+    assert row is not None
+    return row[activation.position]
+
+
+def grid_at(activation: nn.Module, bits: int, storage: Storage) -> Grid:
+    """Return the byte grid of a quantizer at a width that it knows."""
+    index = 0 if isinstance(activation, PamsActivation) else activation.widths.tolist().index(bits)
+    return Grid(float(activation.alpha.detach()[index]), bits, storage)
+
+
 def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
     """Return the byte grid of a quantizer at its bits of ``row``."""
-    if isinstance(activation, PamsActivation):
-        bits, index = activation.bits, 0
-    else:
-        assert row is not None
-        bits = row[activation.position]
-        index = activation.widths.tolist().index(bits)
-    return Grid(float(activation.alpha.detach()[index]), bits, storage)
+    return grid_at(activation, bits_of(activation, row), storage)
 
 
 def is_skipped(opening: nn.Module, row: Row) -> bool:

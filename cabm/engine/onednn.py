@@ -8,8 +8,9 @@ CPU has, so `available` tries it once on a problem of known result before anyone
 from __future__ import annotations
 
 import platform
-from functools import cache
+from functools import cache, cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -112,6 +113,12 @@ class Scaling:
         self.factors = factors.detach().float().reshape(-1).contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.zeros = torch.zeros(self.factors.numel(), dtype=torch.int64)
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factors, the common one in them, and biases: one number, or one per output channel."""
+        bias = torch.zeros(1) if self.bias is None else self.bias
+        return (self.factors * self.common).numpy(), bias.numpy()
 
 
 def pointwise_float_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

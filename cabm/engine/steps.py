@@ -5,38 +5,33 @@ Without numba the same float32 operations run one by one in PyTorch, with the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cabm.compiling import Loop, jit
 from cabm.engine import kernels
 from cabm.engine.grid import Grid, Storage
-
-Kernel = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Compiled:
     """The kernels, compiled."""
 
-    encode: Kernel
-    add_encode: Kernel
-    add_decode: Kernel
+    encode: Loop
+    add_encode: Loop
+    add_decode: Loop
 
 
 @cache
 def compiled() -> Compiled | None:
     """Return the compiled kernels, or None without a numba that works; compiles at the first call."""
     try:
-        import numba
-
         names = ("encode", "add_encode", "add_decode")
-        loops = Compiled(*(jit(numba, getattr(kernels, name)) for name in names))
+        loops = Compiled(*(jit(getattr(kernels, name)) for name in names))
         return loops if _tried(loops) else None
     except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
         return None
@@ -48,14 +43,6 @@ def _tried(loops: Compiled) -> bool:
     out = np.zeros(3, np.uint8)
     loops.encode(np.array([0.6, 5, -5], np.float32), np.float32(1), *_rounding(grid), out)
     return out.tolist() == [128, 129, 127]
-
-
-def jit(numba: Any, kernel: Kernel) -> Kernel:
-    """Let numba compile a kernel at its first call; what it compiled is kept for other processes."""
-    try:
-        return numba.njit(nogil=True, cache=True)(kernel)
-    except RuntimeError:  # neither the package nor the home directory can hold the cache
-        return numba.njit(nogil=True)(kernel)
 
 
 def encode(x: Tensor, grid: Grid, *, slope: float = 1.0) -> Tensor:

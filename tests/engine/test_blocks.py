@@ -113,7 +113,7 @@ def test_sums_codes_and_borders_are_exact(width: int) -> None:
         codes.permute(0, 2, 3, 1).to(torch.uint8).numpy().ravel(),
         height,
         width,
-        np.array([each.packed.data_ptr() for each in weights], dtype=np.uintp),
+        np.array([each.address for each in weights], dtype=np.uintp),
         np.stack([each.starts for each in weights]),
         factors.astype(np.float32),
         biases.astype(np.float32),
@@ -194,10 +194,10 @@ def test_other_processors_go_layer_by_layer(features: dict, monkeypatch: pytest.
 def test_a_numba_that_does_not_serve_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = blocks.jit
 
-    def compile_kernel(numba: object, function: object) -> object:
+    def compile_kernel(function: object) -> object:
         if fault == "raises":
             raise RuntimeError("LLVM has no such instruction")
-        kernel = right(numba, function)
+        kernel = right(function)
 
         def wrong(*arguments: object) -> None:
             kernel(*arguments)

@@ -93,7 +93,7 @@ def test_rounds_half_to_even(way: str) -> None:
 
 @pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
 def test_a_broken_numba_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_kernel(numba: object, kernel: object) -> object:
+    def compile_kernel(kernel: object) -> object:
         if fault == "fails":
             raise SystemError("initialization of _internal failed")
         return lambda *arguments: None
