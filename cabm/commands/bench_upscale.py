@@ -18,7 +18,8 @@ def bench_upscale(
         typer.Option(
             "-m",
             "--model",
-            help="Quantized model directory; default: random weights, with an IMAGE the model that ships.",
+            help="Quantized model directory, or the name of a packaged model; default: random weights,"
+            " with an IMAGE the model that ships.",
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(help="Backbone, where no model is given.")] = "edsr",
@@ -37,6 +38,8 @@ def bench_upscale(
     count.
 
     Examples:
+
+    cabm bench upscale -m edsr_x4
 
     cabm bench upscale --backbone srresnet --rounds 3
 
@@ -57,9 +60,10 @@ def bench_upscale(
         return
     from cabm.engine.bench import UpscaleBench, format_report
     from cabm.engine.bench import bench_upscale as run
+    from cabm.upscale import find_model
 
     options = UpscaleBench(
-        model=model,
+        model=None if model is None else find_model(model),
         backbone=backbone,
         scale=scale,
         width=width,

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from cabm.checkpoint import save_model
+from cabm.commands.bench_upscale import bench_upscale as command
 from cabm.engine import bench, openvino_int8
 from cabm.engine.bench import FLOAT, INTEGER, SIMULATED, UpscaleBench, bench_upscale, format_report
+from cabm.errors import InputError
+from cabm.pretrained import model_directory
 
 from .helpers import calibrated, needs_units
 
@@ -43,6 +46,16 @@ def test_says_why_the_engine_was_not_timed(model: Path, monkeypatch: pytest.Monk
     assert {row["name"] for row in result["rows"]} == {FLOAT, SIMULATED}
     assert "int8 engine: not timed, no units here" in format_report(result)
     assert "cabm[bench]" in format_report(result)
+
+
+def test_the_command_knows_packaged_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(bench, "bench_upscale", lambda options: timed.append(options.model) or {})
+    command(model=Path("edsr_x4"), as_json=True)
+    command(as_json=True)
+    assert timed == [model_directory("edsr_x4/cabm"), None]
+    with pytest.raises(InputError, match="no_such"):
+        command(model=Path("no_such"), as_json=True)
 
 
 @needs_units
