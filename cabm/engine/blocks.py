@@ -1,7 +1,8 @@
 """EDSR's residual blocks on bytes: all of them in one compiled call, or layer by layer.
 
-The compiled call (`cabm.engine.vnni`) needs numba, AVX512-VNNI and groups of 64 channels. It is left alone
-where the processor has AMX, whose units oneDNN knows to use. Both ways give the same codes.
+The compiled call (`cabm.engine.vnni`) needs numba, and AVX512-VNNI and groups of 64 channels, or AVX-VNNI
+and groups of 32. It is left alone where the processor has AMX, whose units oneDNN knows to use. Both ways
+give the same codes.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def fused_kernel(convs: Sequence[QuantConv2d]) -> Loop | None:
 def compiled() -> Loop | None:
     """Return the compiled call, or None where it cannot run, or oneDNN is faster; compiles at the first."""
     features = cpu_features()
-    if not features.get("avx512_vnni") or features.get("amx_int8"):
+    if features.get("amx_int8") or not (features.get("avx512_vnni") or features.get("avx_vnni")):
         return None
     try:
         import numba
@@ -158,7 +159,8 @@ def compiled() -> Loop | None:
 
         # LLVM ends the process where it is asked for what its target lacks
         fixed = {numba.config.CPU_NAME, numba.config.CPU_FEATURES} - {None, "", "host"}
-        if fixed or not binding.get_host_cpu_features().get("avx512vnni"):
+        host = binding.get_host_cpu_features()
+        if fixed or not (host.get("avx512vnni") or host.get("avxvnni")):
             return None
         from cabm.engine import vnni
 

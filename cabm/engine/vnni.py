@@ -1,11 +1,11 @@
-"""Residual blocks of 3x3 convolutions on bytes, compiled by numba for processors with AVX512-VNNI.
+"""Residual blocks of 3x3 convolutions on bytes, compiled by numba for processors with VNNI.
 
 Importing this module needs numba; `cabm.engine.blocks` does so where it is installed.
 
 All blocks of a tile are one call: between layers no operator is started, no memory is allocated and no
 lock is taken, so that small tiles run as fast per pixel as large ones. The innermost loop is written in
-LLVM's own language. It holds the sums of up to 6 pixels and 64 output channels in registers and does
-nothing but ``vpdpbusd``, which multiplies 64 unsigned by 64 signed bytes and adds each four products to a
+LLVM's own language. It holds the sums of some pixels and output channels in registers and does nothing but
+``vpdpbusd``, which multiplies 64 (or 32) unsigned by as many signed bytes and adds each four products to a
 sum of 32 bits.
 
 Bytes lie channels last, (height + 2, width + 2, channels), in a frame of one pixel of code 0, so that no
@@ -18,17 +18,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-GROUP = 64
-"""Channels come in groups of this many: four registers of 16 sums."""
 
-PIXELS = 6
-"""Pixels computed together: 24 registers of sums, 4 of weights, and some to spare of 32."""
+def _lanes() -> int:
+    return 16 if binding.get_host_cpu_features().get("avx512vnni") else 8
 
-LANES = 16
+
+LANES = _lanes()
+"""Sums in a register of this machine, for which alone code is compiled: 512 bits, or 256 (AVX-VNNI)."""
+
+GROUP = 4 * LANES
+"""Channels come in groups of this many: four registers."""
+
+PIXELS = 6 if LANES == 16 else 2
+"""Pixels computed together: sums, 4 registers of weights and one of bytes take 29 of 32, or 13 of 16."""
+
 TO_CODES, ADD_TO_CODES, ADD_TO_FLOATS = range(3)
 """What is done with the sums: see `residual_blocks`."""
 
@@ -45,7 +52,7 @@ _REGISTERS = GROUP // LANES
 
 
 class _Emitter:
-    """Writes LLVM code that works on 16 numbers at once."""
+    """Writes LLVM code that works on a register of numbers at once."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.builder = builder
@@ -74,7 +81,7 @@ class _Emitter:
         return self.builder.select(self.builder.fcmp_ordered("<", value, high), value, high)
 
     def dot(self, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
-        name = "llvm.x86.avx512.vpdpbusd.512"
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"  # of 256 bits also where there is AVX-VNNI alone
         module = self.builder.module
         function = module.globals.get(name)
         if function is None:
@@ -125,7 +132,7 @@ def _convolve(
     target: Any,
     floats: Any,
 ) -> Any:
-    """Convolve some pixels side by side to 64 output channels, and do with the sums what is asked.
+    """Convolve some pixels side by side to a group of output channels, and do with the sums what is asked.
 
     Args:
         count: how many pixels, 1..PIXELS.
@@ -133,8 +140,8 @@ def _convolve(
         source: address of the upper left byte that the first pixel's kernel reads.
         row: bytes from one row to the next.
         channels: input channels, a multiple of 4; as many bytes lie from one pixel to the next, everywhere.
-        weights: address of (3, 3 * channels / 4, 64, 4) int8.
-        starts, factors, biases: addresses of 64 int32, float32 and float32.
+        weights: address of (3, 3 * channels / 4, GROUP, 4) int8.
+        starts, factors, biases: addresses of GROUP int32, float32 and float32.
         numbers: address of the layer's 8 float32.
         target: address of the first pixel's bytes in what is written or added to.
         floats: address of the first pixel's float32 results; read for ADD_TO_FLOATS alone.
@@ -179,7 +186,7 @@ def _emit_sums(emit: _Emitter, arguments: _Arguments, pixels: int) -> list[list[
     builder.position_at_end(columns)
     inner = [_phi(builder, first, rows) for first in (_SIZE(0), *outer[1:])]
     quad, source, weights, *sums = inner
-    registers = [emit.load(emit.at(weights, GROUP * k), _WORDS) for k in range(_REGISTERS)]
+    registers = [emit.load(emit.at(weights, 4 * LANES * k), _WORDS) for k in range(_REGISTERS)]
     added = []
     for pixel, offset in enumerate(offsets):
         four = emit.splat(emit.load(emit.at(source, offset), _WORD))

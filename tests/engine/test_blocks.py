@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +18,7 @@ from cabm.models import Backbone
 from .helpers import calibrated, needs_units, photograph, row, simulated
 
 needs_kernel = pytest.mark.skipif(
-    not onednn.available()[0] or blocks.compiled() is None, reason="no AVX512-VNNI, no numba, or AMX"
+    not onednn.available()[0] or blocks.compiled() is None, reason="no VNNI, no numba, or AMX"
 )
 WIDE = {"num_features": 64, "num_blocks": 3}
 
@@ -169,6 +171,31 @@ def test_other_widths_go_layer_by_layer() -> None:
     assert isinstance(plan, Blocks)
 
 
+IN_256_BITS = """
+from llvmlite import binding
+
+host = binding.get_host_cpu_features()
+host["avx512vnni"] = False
+binding.get_host_cpu_features = lambda: host
+import numba
+from cabm.engine import blocks, vnni
+
+kernel = numba.njit(vnni.residual_blocks)
+assert blocks._tried(kernel), "wrong results"
+(code,) = kernel.inspect_asm().values()
+print(vnni.LANES, code.count("vpdpbusd") > 0, "zmm" in code)
+"""
+
+
+@pytest.mark.skipif(not onednn.cpu_features().get("avx_vnni"), reason="no AVX-VNNI")
+def test_processors_without_avx512_have_a_form_of_their_own() -> None:
+    pytest.importorskip("numba")
+    environment = os.environ | {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": ""}
+    run = [sys.executable, "-c", IN_256_BITS]
+    found = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.stdout.split() == ["8", "True", "False"], found.stderr
+
+
 @pytest.fixture
 def forgetful() -> None:
     blocks.compiled.cache_clear()
@@ -179,9 +206,7 @@ def forgetful() -> None:
 
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize(
-    "features",
-    [{}, {"avx_vnni": True, "amx_int8": False}, {"avx512_vnni": True, "amx_int8": True}],
-    ids=str,
+    "features", [{}, {"avx512_f": True}, {"avx512_vnni": True, "avx_vnni": True, "amx_int8": True}], ids=str
 )
 def test_other_processors_go_layer_by_layer(features: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "cpu_features", lambda: features)
