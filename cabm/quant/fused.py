@@ -7,7 +7,6 @@ sums to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Loop = Callable[..., None]
+from cabm.compiling import Loop, jit
+
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -160,17 +160,12 @@ def _loops() -> dict[str, Loop] | None:
 
 
 def _compiled(*, parallel: bool) -> dict[str, Loop]:
-    import numba
-
     from cabm.quant import loops
 
     names = ("encode", "encode_gradient", "mixture_gradient", "rescale", "rescale_gradient")
     # sums may be taken in any order, or they are not vectorised; nothing else is left to the compiler
-    options = {"parallel": parallel, "nogil": True, "fastmath": {"reassoc", "contract"}}
-    try:
-        return {name: numba.njit(cache=parallel, **options)(getattr(loops, name)) for name in names}
-    except RuntimeError:  # neither the package nor the home directory can hold the cache
-        return {name: numba.njit(**options)(getattr(loops, name)) for name in names}
+    options = {"parallel": parallel, "fastmath": {"reassoc", "contract"}}
+    return {name: jit(getattr(loops, name), cache=parallel, **options) for name in names}
 
 
 def _try(loops: dict[str, Loop]) -> None:
