@@ -10,6 +10,8 @@ sum of 32 bits.
 
 Bytes lie channels last, (height + 2, width + 2, channels), in a frame of one pixel of code 0, so that no
 convolution asks where the border is.
+
+All is in one file, because numba's cache asks for the age of the file of what it compiled, and of no other.
 """
 
 from __future__ import annotations
