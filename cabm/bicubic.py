@@ -68,7 +68,7 @@ def lay_enlarged(out: np.ndarray, tile: Tensor, scale: int) -> None:
 
 
 def surround(image: Tensor) -> Tensor:
-    """Mirror the border of (..., H, W) for `REACH` pixels, edge pixels repeated (as MATLAB does)."""
+    """Mirror `REACH` pixels at the border of (..., H, W), on the CPU; edge pixels twice, as MATLAB does."""
     around = [(0, 0)] * (image.ndim - 2) + [(REACH, REACH)] * 2
     return torch.from_numpy(np.pad(image.numpy(), around, mode="symmetric"))
 

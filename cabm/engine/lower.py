@@ -101,7 +101,7 @@ class PackedConv:
     ) -> None:
         self._conv = conv
         self._outputs = outputs
-        self._weights = pack
+        self._packer = pack
         self._packs: dict[tuple[int, bool], tuple[Any, Tensor]] = {}
         self._steps: dict[Grid, Step] = {}  # one per width: rows have hundreds of combinations of few grids
 
@@ -121,7 +121,7 @@ class PackedConv:
             conv = self._conv
             with torch.no_grad():
                 codes, scale = weight_codes(conv.weight, bits)
-            packed = self._weights(
+            packed = self._packer(
                 codes[self._outputs],
                 stride=conv.stride,
                 padding=conv.padding,
