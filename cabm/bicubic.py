@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cabm import bicubic_loop
-from cabm.compiling import Loop, jit
+from cabm.compiling import Loop, jit, where_it_works
 from cabm.resize import enlarge_kernel
 from cabm.tiling import TilePlan
 
@@ -88,6 +88,7 @@ def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Ten
     return F.pad(tile, (0, missing[1], 0, missing[0])) if any(missing) else tile
 
 
+@cache
 def _factors(scale: int) -> np.ndarray:
     """(scale,5) float32: of an output pixel's phase, its taps -2 to 2."""
     kernel = enlarge_kernel(scale)
@@ -95,13 +96,11 @@ def _factors(scale: int) -> np.ndarray:
 
 
 @cache
+@where_it_works
 def _loop() -> Loop | None:
     """Return the compiled loop, None without a numba that works."""
-    try:
-        # as PyTorch does it, a product is not rounded before it is added
-        loop = jit(bicubic_loop.enlarge, fastmath={"contract"})
-        out = np.zeros((2, 2), np.uint8)
-        loop(np.full((1, 5, 5), 300.6, np.float32), _factors(2), np.float32(0.5), np.float32(255), out)
-        return loop if (out == 150).all() else None
-    except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
-        return None
+    # as PyTorch does it, a product is not rounded before it is added
+    loop = jit(bicubic_loop.enlarge, fastmath={"contract"})
+    out = np.zeros((2, 2), np.uint8)
+    loop(np.full((1, 5, 5), 300.6, np.float32), _factors(2), np.float32(0.5), np.float32(255), out)
+    return loop if (out == 150).all() else None

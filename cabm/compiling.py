@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
 
 Loop = Callable[..., None]
+T = TypeVar("T")
+
+
+def where_it_works(prepare: Callable[[], T | None]) -> Callable[[], T | None]:
+    """Let what compiles loops, and tries them, return None where it fails.
+
+    A numba that is missing, or does not go with this numpy or LLVM, fails in many ways.
+    """
+
+    @wraps(prepare)
+    def attempt() -> T | None:
+        try:
+            return prepare()
+        except Exception:
+            return None
+
+    return attempt
 
 
 def jit(loop: Loop, *, cache: bool = True, **options: object) -> Loop:
@@ -17,8 +36,7 @@ def jit(loop: Loop, *, cache: bool = True, **options: object) -> Loop:
         options: of ``numba.njit``.
 
     Raises:
-        Exception: numba is not installed, is told not to compile (the loop would take hours), or does not
-            go with this numpy or LLVM: it fails in many ways.
+        Exception: numba is told not to compile (the loop would take hours), or as `where_it_works` says.
     """
     import numba
 

@@ -47,11 +47,6 @@ class Box(NamedTuple):
         """How many pixels."""
         return (self.y1 - self.y0) * (self.x1 - self.x0)
 
-    def contains(self, other: Box) -> bool:
-        """Tell whether all of another box lies in this one."""
-        rows = self.y0 <= other.y0 and other.y1 <= self.y1
-        return rows and self.x0 <= other.x0 and other.x1 <= self.x1
-
     def scaled(self, factor: int) -> Box:
         """Return the same box in an image enlarged by that factor."""
         return Box(*(factor * value for value in self))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -59,15 +57,3 @@ class ModelRunner:
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             output = self.model(x, None if bits is None else bits.to(device), collapse_tail=self._collapses)
         return output.sr.float(), output.bits
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Let PyTorch use that many threads in the block; None leaves it as it is."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -18,9 +18,9 @@ from cabm.metrics import bitops, fab, skipped_share
 from cabm.parts import TileParts
 from cabm.pretrained import model_directory, packaged_models
 from cabm.raster import ArrayRaster, Raster, in_memory
-from cabm.runners import torch_threads
 from cabm.streaming import Progress, Trace, enlarge
 from cabm.tiling import TilePlan, plan
+from cabm.workers import torch_threads
 
 DEFAULT_MODEL = "edsr_x4"
 TILE, STEP = 96, 94

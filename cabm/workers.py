@@ -1,9 +1,10 @@
-"""Pieces of work on several threads, each with its share of PyTorch's."""
+"""PyTorch's threads: how many, and pieces of work on several, each with its share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -22,21 +23,31 @@ def in_order(work: Callable[[int], T], count: int, *, threads: int | None = None
         count: how many pieces.
         threads: how many run at once; default: as many as PyTorch uses. Fewer pieces than that share them.
     """
-    before = torch.get_num_threads()
-    threads = threads or before
+    threads = threads or torch.get_num_threads()
     workers = max(1, min(threads, count))
     if workers == 1:
         for index in range(count):
-            torch.set_num_threads(threads)
-            try:
+            with torch_threads(threads):
                 result = work(index)
-            finally:
-                torch.set_num_threads(before)
             yield result
         return
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    with torch_threads(None):  # some libraries have one number for all threads
+        pool = ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+        )
+        try:
+            yield from pool.map(work, range(count))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use that many threads in the block; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
-        yield from pool.map(work, range(count))
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # some libraries have one number for all threads
+        torch.set_num_threads(before)

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from cabm.inference import super_resolve
-from cabm.runners import ModelRunner, torch_threads
+from cabm.runners import ModelRunner
 from tests.models.helpers import BACKBONES, small_model
 from tests.upscaling import photo
 
@@ -35,13 +34,3 @@ def test_tiles_that_overlap_by_what_the_network_sees_equal_the_whole_image(backb
     assert len(tiled.plan) > 1
     whole = super_resolve(runner, image, tile=None, **arguments)
     assert np.abs(tiled.image.astype(int) - whole.image).max() <= 1
-
-
-def test_threads_hold_within_the_block():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
-    with torch_threads(None):
-        assert torch.get_num_threads() == before

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from cabm.workers import in_order
+from cabm.workers import in_order, torch_threads
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +61,13 @@ def test_a_caller_that_stops_ends_the_work():
     threading.Timer(0.2, go_on.set).start()
     results.close()
     assert len(begun) < 100
+
+
+def test_threads_hold_within_the_block():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+    with torch_threads(None):
+        assert torch.get_num_threads() == before

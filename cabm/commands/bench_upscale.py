@@ -50,9 +50,9 @@ def bench_upscale(
     if image is not None:
         from dataclasses import asdict
 
-        from cabm.runners import torch_threads
         from cabm.tiling_bench import bench_tiling, format_tiling
         from cabm.upscale import DEFAULT_MODEL
+        from cabm.workers import torch_threads
 
         with torch_threads(threads or None):
             measured = bench_tiling(image, model or DEFAULT_MODEL, rounds=rounds)

@@ -28,6 +28,7 @@ from cabm.quant import AlphaObserver, Precision
 from cabm.resize import upscale_batch
 from cabm.table import EdgeToBitTable
 from cabm.tiling import plan
+from cabm.workers import torch_threads
 
 FLOAT = "float (fp32, eager)"
 SIMULATED = "simulated (fake quantization)"
@@ -77,12 +78,8 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         InputError: no such model directory, or damaged files.
     """
     threads = options.threads or torch.get_num_threads()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         return _bench(options, threads)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:

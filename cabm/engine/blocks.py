@@ -17,15 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.compiling import Loop, jit
+from cabm.compiling import Loop, jit, where_it_works
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.lower import Step
 from cabm.engine.onednn import cpu_features
 from cabm.engine.steps import add_decode, add_encode, dense, encode, flat
 from cabm.quant.layers import QuantConv2d
-
-NEXT = slice(6, 8)
-"""Where in a layer's numbers those of the next block are: see `cabm.engine.vnni`."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +97,15 @@ class FusedBlocks:
     """
 
     def __init__(self, kernel: Loop, blocks: Sequence[Block]) -> None:
+        from cabm.engine import vnni
+
         self._kernel = kernel
         self._first = blocks[0].conv1.grid
         self._blocks = list(blocks)  # the addresses of their weights alone do not keep them
         *layers, numbers = (np.concatenate(each) for each in zip(*(b.layers for b in blocks), strict=True))
         for block, row in zip(blocks[1:], numbers[1::2], strict=False):
             following = block.conv1.grid
-            row[NEXT] = following.inverse, following.levels
+            row[vnni.NEXT_INVERSE], row[vnni.NEXT_HIGH] = following.inverse, following.levels
         self._layers = (*layers, numbers)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -148,26 +147,24 @@ def fused_kernel(convs: Sequence[QuantConv2d]) -> Loop | None:
 
 
 @cache
+@where_it_works
 def compiled() -> Loop | None:
     """Return the compiled call, or None where it cannot run, or oneDNN is faster; compiles at the first."""
     features = cpu_features()
     if features.get("amx_int8") or not (features.get("avx512_vnni") or features.get("avx_vnni")):
         return None
-    try:
-        import numba
-        from llvmlite import binding
+    import numba
+    from llvmlite import binding
 
-        # LLVM ends the process where it is asked for what its target lacks
-        fixed = {numba.config.CPU_NAME, numba.config.CPU_FEATURES} - {None, "", "host"}
-        host = binding.get_host_cpu_features()
-        if fixed or not (host.get("avx512vnni") or host.get("avxvnni")):
-            return None
-        from cabm.engine import vnni
-
-        kernel = jit(vnni.residual_blocks)
-        return kernel if _tried(kernel) else None
-    except Exception:  # as in `cabm.engine.steps`
+    # LLVM ends the process where it is asked for what its target lacks
+    fixed = {numba.config.CPU_NAME, numba.config.CPU_FEATURES} - {None, "", "host"}
+    host = binding.get_host_cpu_features()
+    if fixed or not (host.get("avx512vnni") or host.get("avxvnni")):
         return None
+    from cabm.engine import vnni
+
+    kernel = jit(vnni.residual_blocks)
+    return kernel if _tried(kernel) else None
 
 
 def _fuses(conv: QuantConv2d) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from cabm.engine import onednn
 from cabm.engine.grid import Grid, Storage
+from cabm.workers import torch_threads
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
@@ -29,12 +30,8 @@ def int8_peak(repeats: int = 10) -> float:
 
     Which one is best depends on the processor: large products stream weights, small ones stay in caches.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return max(_rate(*shape, repeats) for shape in ((1024, 1, 64), (256, 3, 48), (64, 3, 96)))
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rate(channels: int, kernel: int, side: int, repeats: int) -> float:

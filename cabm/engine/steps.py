@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.compiling import Loop, jit
+from cabm.compiling import Loop, jit, where_it_works
 from cabm.engine import kernels
 from cabm.engine.grid import Grid, Storage
 
@@ -27,14 +27,12 @@ class Compiled:
 
 
 @cache
+@where_it_works
 def compiled() -> Compiled | None:
     """Return the compiled kernels, or None without a numba that works; compiles at the first call."""
-    try:
-        names = ("encode", "add_encode", "add_decode")
-        loops = Compiled(*(jit(getattr(kernels, name)) for name in names))
-        return loops if _tried(loops) else None
-    except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
-        return None
+    names = ("encode", "add_encode", "add_decode")
+    loops = Compiled(*(jit(getattr(kernels, name)) for name in names))
+    return loops if _tried(loops) else None
 
 
 def _tried(loops: Compiled) -> bool:

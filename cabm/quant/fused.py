@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.compiling import Loop, jit
+from cabm.compiling import Loop, jit, where_it_works
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -145,18 +145,16 @@ def _run(name: str, *arguments: Any) -> None:
 
 
 @cache
+@where_it_works
 def _loops() -> dict[str, Loop] | None:
     """Return the loops, ready to be compiled for the types they meet; None without a numba that works."""
-    try:
-        import numba
+    import numba
 
-        loops = _compiled(parallel=True)
-        _try(loops)
-        if numba.threading_layer() == "workqueue":  # ends the process when two threads enter it at once
-            loops = _compiled(parallel=False)
-        return loops
-    except Exception:  # a numba that does not go with this numpy or LLVM fails in many ways
-        return None
+    loops = _compiled(parallel=True)
+    _try(loops)
+    if numba.threading_layer() == "workqueue":  # ends the process when two threads enter it at once
+        loops = _compiled(parallel=False)
+    return loops
 
 
 def _compiled(*, parallel: bool) -> dict[str, Loop]:

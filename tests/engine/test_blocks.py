@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_processors_without_avx512_have_a_form_of_their_own() -> None:
 
 
 @pytest.fixture
-def forgetful() -> None:
+def forgetful() -> Iterator[None]:
     blocks.compiled.cache_clear()
     yield
     blocks.compiled.cache_clear()
