@@ -9,8 +9,6 @@ from math import ceil
 from typing import Any, ClassVar
 
 import torch
-from kornia.color import rgb_to_grayscale
-from kornia.filters import spatial_gradient
 from torch import Tensor, nn
 
 from cabm.errors import InputError
@@ -69,6 +67,10 @@ def image_gradient(x: Tensor) -> Tensor:
     Returns:
         (B,2), of the image in 0..1 (kornia's normalized Sobel; CADyQ, section 3.2).
     """
+    # only selectors ask for it: what has a table starts without it
+    from kornia.color import rgb_to_grayscale
+    from kornia.filters import spatial_gradient
+
     gray = rgb_to_grayscale(x.detach().float() / 255)
     return spatial_gradient(gray).abs().mean(dim=(1, 3, 4))
 
