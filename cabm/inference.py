@@ -20,7 +20,10 @@ from cabm.table import EdgeToBitTable
 from cabm.tiling import TilePlan, plan, split
 from cabm.workers import in_order
 
-__all__ = ["ModelRunner", "TileRunner", "TiledResult", "run_tiles", "super_resolve", "touches_border"]
+__all__ = ["ModelRunner", "TileRun", "TileRunner", "TiledResult", "super_resolve", "touches_border"]
+
+_TILES_PER_TURN = 8
+"""That many times the threads are the tiles that are taken out of their order."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,11 @@ class TiledResult:
         return np.ones(len(self.plan)) if self.parts is None else self.parts.work
 
 
-@torch.inference_mode()
-def run_tiles(
-    runner: TileRunner,
-    tiles: Tensor,
-    bits: Tensor | None,
-    *,
-    batch_size: int,
-    parts: TileParts | None = None,
-    at_border: np.ndarray | None = None,
-    dtype: torch.dtype = torch.uint8,
-    surrounded: Callable[[int], Tensor] | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Enlarge tiles in batches of the same shape and of the same or similar bits.
+class TileRun:
+    """Enlarges tiles in batches of the same shape and of the same or similar bits, while it is iterated.
+
+    Iterating yields the number of each tile as it is done, in about the order of the tiles where the runner
+    goes ``one_by_one``; others go on meanwhile.
 
     Args:
         runner: what enlarges a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles
@@ -81,72 +75,116 @@ def run_tiles(
         dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
         surrounded: gives a tile by its number with the pixels around it, (3,h+4,w+4), for bicubic ones;
             None: they are mirrored at the tile's border.
-        progress: called with the number of tiles that are done.
 
-    Returns:
-        (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``, and the bits used (N,L) or None.
+    Attributes:
+        enlarged: (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``; undefined for those not yet done.
+        used: bits used (N,L), or None; complete at the end.
     """
-    scale = runner.scale
-    n, channels, height, width = tiles.shape
-    if parts is None:
-        none = np.zeros(n, bool) if bits is None else ~bits.any(dim=1).numpy()
-        parts = TileParts.of_tiles(height, width, none)
-    # colours lie side by side, as in an image and in what networks give back
-    shape = (n, height * scale, width * scale, channels)
-    enlarged = np.empty(shape, np.uint8 if dtype == torch.uint8 else np.uint16).transpose(0, 3, 1, 2)
-    peak = np.iinfo(enlarged.dtype).max
-    share = parts.share
 
-    def lay_bicubic(number: int) -> None:
-        around = surround(tiles[number]) if surrounded is None else surrounded(number)
-        lay_enlarged(enlarged[number], around, scale)
+    def __init__(
+        self,
+        runner: TileRunner,
+        tiles: Tensor,
+        bits: Tensor | None,
+        *,
+        batch_size: int,
+        parts: TileParts | None = None,
+        at_border: np.ndarray | None = None,
+        dtype: torch.dtype = torch.uint8,
+        surrounded: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        n, channels, height, width = tiles.shape
+        if parts is None:
+            none = np.zeros(n, bool) if bits is None else ~bits.any(dim=1).numpy()
+            parts = TileParts.of_tiles(height, width, none)
+        # colours lie side by side, as in an image and in what networks give back
+        shape = (n, height * runner.scale, width * runner.scale, channels)
+        numbers = np.uint8 if dtype == torch.uint8 else np.uint16
+        self.enlarged = np.empty(shape, numbers).transpose(0, 3, 1, 2)
+        self.used: Tensor | None = None if bits is None else bits.clone()
+        self._runner, self._tiles, self._bits = runner, tiles, bits
+        self._parts, self._surrounded = parts, surrounded
+        self._batch_pixels = batch_size * height * width
+        self._inner = getattr(runner, "inner", runner)
+        inside = at_border is not None and self._inner is not runner
+        self._inside = ~at_border if inside else np.zeros(n, bool)
 
-    one_by_one = getattr(runner, "one_by_one", None)
-    if one_by_one is not None:
+    def __iter__(self) -> Iterator[int]:
+        one_by_one = getattr(self._runner, "one_by_one", None)
+        return self._in_batches() if one_by_one is None else self._one_by_one(one_by_one)
+
+    def complete(self) -> TileRun:
+        """Enlarge all tiles; returns itself."""
+        for _ in self:
+            pass
+        return self
+
+    def _one_by_one(self, one_by_one: Callable) -> Iterator[int]:
+        """Enlarge each tile in one go; yields the numbers of those that are done."""
+        parts, tiles, bits = self._parts, self._tiles, self._bits
         entering = np.flatnonzero(parts.entered)
         place = {number: index for index, number in enumerate(entering.tolist())}
         exact = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
         enlarge = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
+        order = _in_turns(parts.work, torch.get_num_threads())
 
-        def lay(number: int) -> None:
-            if share[number]:
-                lay_bicubic(number)
+        @torch.inference_mode()
+        def lay(index: int) -> int:
+            number = order[index]
+            if parts.share[number]:
+                self._lay_bicubic(number)
             for region in parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
-                piece = enlarge(place[number], tiles[number, :, y0:y1, x0:x1])
-                paste(enlarged[number], _rounded(piece, peak), region, scale)
+                self._lay(number, region, enlarge(place[number], tiles[number, :, y0:y1, x0:x1]))
+            return number
 
-        # tiles of much work first, so that all threads end together
-        order = np.argsort(-parts.work, kind="stable").tolist()
-        for _ in in_order(torch.inference_mode()(lambda index: lay(order[index])), n):
-            _report(progress, 1)
-        return torch.from_numpy(enlarged), bits
+        return in_order(lay, len(tiles))
 
-    open_regions = [len(regions) for regions in parts.regions]
-    for number in np.flatnonzero(share).tolist():
-        lay_bicubic(number)
-        _report(progress, int(not open_regions[number]))
-    used: Tensor | None = None if bits is None else bits.clone()
-    inner = getattr(runner, "inner", runner)
-    inside = np.zeros(n, bool) if at_border is None or inner is runner else ~at_border
-    for batch in _batches(parts.regions, bits, inside, batch_size * height * width):
+    def _in_batches(self) -> Iterator[int]:
+        """Enlarge regions of many tiles together; yields the numbers of tiles that are done."""
+        open_regions = [len(regions) for regions in self._parts.regions]
+        for number in np.flatnonzero(self._parts.share).tolist():
+            self._lay_bicubic(number)
+            if not open_regions[number]:
+                yield number
+        for batch in _batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
+            for (number, region), values in zip(batch, self._enlarged(batch), strict=True):
+                self._lay(number, region, values)
+                open_regions[number] -= 1
+                if not open_regions[number]:
+                    yield number
+
+    @torch.inference_mode()
+    def _enlarged(self, batch: list[tuple[int, Region]]) -> Tensor:
+        """Enlarge the regions of a batch, 0..255."""
+        runner = self._inner if self._inside[batch[0][0]] else self._runner
         numbers = torch.tensor([number for number, _ in batch])
-        pieces = [tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
-        rows = None if bits is None else bits[numbers]
-        results, chosen = (inner if inside[batch[0][0]] else runner)(torch.stack(pieces), rows)
+        pieces = [self._tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
+        results, chosen = runner(torch.stack(pieces), None if self._bits is None else self._bits[numbers])
         if chosen is not None:
-            used = torch.zeros(n, chosen.shape[1], dtype=torch.int64) if used is None else used
-            used[numbers] = chosen.to("cpu", used.dtype)
-        for (number, region), values in zip(batch, _rounded(results, peak), strict=True):
-            paste(enlarged[number], values, region, scale)
-            open_regions[number] -= 1
-            _report(progress, int(not open_regions[number]))
-    return torch.from_numpy(enlarged), used
+            if self.used is None:
+                self.used = torch.zeros(len(self._tiles), chosen.shape[1], dtype=torch.int64)
+            self.used[numbers] = chosen.to("cpu", self.used.dtype)
+        return results
+
+    def _lay_bicubic(self, number: int) -> None:
+        around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
+        lay_enlarged(self.enlarged[number], around, self._runner.scale)
+
+    @torch.inference_mode()
+    def _lay(self, number: int, region: Region, values: Tensor) -> None:
+        whole = _rounded(values, np.iinfo(self.enlarged.dtype).max)
+        paste(self.enlarged[number], whole, region, self._runner.scale)
 
 
-def _report(progress: Callable[[int], object] | None, tiles: int) -> None:
-    if progress is not None and tiles:
-        progress(tiles)
+def _in_turns(work: np.ndarray, threads: int) -> list[int]:
+    """Order tiles so that the first are done early, and those of much work before others of their turn.
+
+    A thread gets a few tiles per turn: at the end all have little left, and end together.
+    """
+    turns = max(1, -(-len(work) // (_TILES_PER_TURN * threads)))
+    turn = np.arange(len(work)) * turns // max(1, len(work))
+    return np.lexsort((-work, turn)).tolist()
 
 
 def _rounded(batch: Tensor, peak: int) -> np.ndarray:
@@ -224,7 +262,7 @@ def super_resolve(
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
     edges = edges_of_image(pixels, tile_plan, None if table is None else table.part)
     bits, parts = (None, None) if table is None else table.assign(edges, tile_plan)
-    enlarged, used = run_tiles(
+    run = TileRun(
         runner,
         split(pixels, tile_plan),
         None if bits is None else torch.from_numpy(bits),
@@ -232,7 +270,7 @@ def super_resolve(
         parts=parts,
         at_border=touches_border(tile_plan),
         surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
-    )
-    merged = blend_tiles(enlarged.numpy(), tile_plan, runner.scale)
-    chosen = None if used is None else used.numpy()
+    ).complete()
+    merged = blend_tiles(run.enlarged, tile_plan, runner.scale)
+    chosen = None if run.used is None else run.used.numpy()
     return TiledResult(merged, tile_plan, edges.scores.numpy(), chosen, parts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cabm.data.store import PackedStore
 from cabm.edge import edges_of_image
 from cabm.errors import InputError
-from cabm.inference import ModelRunner, run_tiles
+from cabm.inference import ModelRunner, TileRun
 from cabm.observations import SCORE_DECIMALS, Observations
 from cabm.parts import TileParts
 from cabm.resize import upscale_batch
@@ -50,14 +50,15 @@ def observe(
         height, width = low.shape[1:]
         tile_plan = plan(height, width, patch, step, size_multiple=model.size_multiple)
         tiles = split(low, tile_plan)
-        enlarged, used = run_tiles(runner, tiles, None, batch_size=8)
+        run = TileRun(runner, tiles, None, batch_size=8).complete()
         edges = edges_of_image(low, tile_plan, part)
         scores.append(edges.scores.numpy())
-        bits.append(used.numpy())
+        bits.append(run.used.numpy())
         images += [store.names[index]] * len(tiles)
         measures["peaks"] += [_padded(peaks, side) for peaks in edges.peaks.numpy()]
         # what of a tile ends in the image, and is measured there: its border belongs to a neighbour
         owned = tile_plan.owned(scale).clip(scale, [[height * scale - scale, width * scale - scale] * 2])
+        enlarged = torch.from_numpy(run.enlarged)
         for tile, result, box, own in zip(tiles, enlarged, tile_plan.boxes * scale, owned, strict=True):
             (top, left), (y0, x0, y1, x1) = box[:2], own
             here = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))

@@ -19,7 +19,7 @@ import torch
 from cabm.bicubic import REACH, surround, surrounded_tile
 from cabm.blending import TileJoiner
 from cabm.edge import TileEdges, edges_of_image
-from cabm.inference import run_tiles, touches_border
+from cabm.inference import TileRun, touches_border
 from cabm.parts import TileParts
 from cabm.pixels import ALPHA_REACH, FILL_REACH, enlarge_alpha, has_alpha, image_output, network_input
 from cabm.raster import Raster
@@ -155,32 +155,46 @@ def enlarge(
             pairs = zip(strips, flight, strict=True)
             tiles = torch.cat([split(strip[:, inside, inside], band.plan) for strip, band in pairs])
             bits = None if table is None else torch.from_numpy(trace.bits[numbers])
-        with trace.clock("network"):
-            enlarged, used = run_tiles(
-                runner,
-                tiles,
-                bits,
-                batch_size=batch_size,
-                parts=None if trace.parts is None else trace.parts[numbers],
-                at_border=at_border[numbers],
-                dtype=dtype,
-                surrounded=partial(_surrounded, strips, flight),
-                progress=progress,
-            )
-        chosen.append(used)
-        rows_of_tiles = deque(enlarged.numpy().reshape(len(flight), -1, *enlarged.shape[1:]))
-        del enlarged  # rows of tiles and of pixels are the largest things here: none outlives its use
-        while rows_of_tiles:
+        run = TileRun(
+            runner,
+            tiles,
+            bits,
+            batch_size=batch_size,
+            parts=None if trace.parts is None else trace.parts[numbers],
+            at_border=at_border[numbers],
+            dtype=dtype,
+            surrounded=partial(_surrounded, strips, flight),
+        )
+        for row_of_tiles in _rows_of_tiles(run, tile_plan.num_columns, trace, progress):
             with trace.clock("merge"):
-                rows = joiner.add(rows_of_tiles.popleft())
+                rows = joiner.add(row_of_tiles)
                 alpha = _alpha(window, raster, first_row, len(rows), scale)
                 rows = image_output(rows, raster.channels, alpha)
             first_row += len(rows)
             yield rows
-            del rows
+            del rows, row_of_tiles
+        chosen.append(run.used)
+        del run  # the largest thing here: it does not outlive its use
         window.release(flight[-1].image_rows.start - 2 * _REACH)
     if table is None and chosen[0] is not None:
         trace.bits = torch.cat(chosen).numpy()
+
+
+def _rows_of_tiles(
+    run: TileRun, columns: int, trace: Trace, progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """Yield each row of tiles as soon as it is enlarged; the network may go on meanwhile."""
+    rows_of_tiles = run.enlarged.reshape(-1, columns, *run.enlarged.shape[1:])
+    done = np.zeros(rows_of_tiles.shape[:2], bool)
+    numbers = iter(run)
+    for row, tiles in enumerate(rows_of_tiles):
+        while not done[row].all():
+            with trace.clock("network"):
+                number = next(numbers)
+            done.flat[number] = True
+            if progress is not None:
+                progress(1)
+        yield tiles
 
 
 def _strip(window: RowWindow, band: Band, raster: Raster, trace: Trace) -> torch.Tensor:

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from cabm.bicubic import enlarge_surrounded, surround
 from cabm.edge import edges_of_image
 from cabm.errors import InputError
-from cabm.inference import run_tiles, super_resolve
+from cabm.inference import TileRun, super_resolve
 from cabm.observations import Observations
 from cabm.observe import bypass_threshold
 from cabm.parts import MARGIN, Box, Region, TileParts, paste
@@ -183,25 +183,25 @@ def test_smooth_parts_are_bicubic_and_the_others_the_networks(dtype):
     tile = torch.from_numpy(half_smooth(48, 48).transpose(2, 0, 1).copy())[None]
     bypassed = np.zeros((1, 6, 6), bool)
     bypassed[:, :, :3] = True
-    runner, reports = Inverted(), []
-    found, used = run_tiles(
+    runner = Inverted()
+    run = TileRun(
         runner,
         tile,
         torch.tensor([[4, 8]]),
         batch_size=4,
         parts=TileParts(8, 48, 48, bypassed),
         dtype=dtype,
-        progress=reports.append,
     )
+    assert list(run) == [0]
     level = 1 if dtype == torch.uint8 else 257
     network = Inverted()(tile, None)[0][0]
     bicubic = enlarge_surrounded(surround(tile).float(), SCALE)[0].clamp(0, 255)
-    found = found[0].to(torch.float64) / level
+    found = torch.from_numpy(run.enlarged[0].astype(np.float64)) / level
     assert torch.equal(found[:, :, 48:].float(), network[:, :, 48:])
     far = (24 - MARGIN + 1) * SCALE
     assert (found[:, :, :far] - bicubic[:, :, :far]).abs().max() <= 0.5
     assert runner.pixels == 48 * (24 + MARGIN)
-    assert used.tolist() == [[4, 8]] and reports == [1]
+    assert run.used.tolist() == [[4, 8]]
 
 
 def test_a_table_says_which_parts_enter_and_gives_no_bits_to_tiles_without_any():
@@ -225,6 +225,14 @@ def test_streams_and_images_in_memory_are_enlarged_alike():
     assert 0.3 < whole.bypassed.mean() < 0.6
     assert runner.pixels == pytest.approx(whole.work.sum() * 48 * 48)
     assert (whole.image[:, : 2 * 60] == 90).all(), "flat parts are bicubic"
+
+
+def test_rows_come_while_the_network_goes_on():
+    runner = Inverted()
+    rows = enlarge(ArrayRaster(half_smooth(400, 60)), runner, plan(400, 60, 48, 42))
+    height, so_far = len(next(rows)), runner.pixels
+    assert height + sum(map(len, rows)) == 400 * SCALE
+    assert so_far < runner.pixels / 2
 
 
 def test_a_table_with_parts_is_kept_in_its_file_and_checked(tmp_path):

@@ -12,7 +12,7 @@ from cabm import streaming
 from cabm.checkpoint import TABLE_FILE
 from cabm.edge import edge_scores_of_image
 from cabm.errors import InputError
-from cabm.inference import run_tiles
+from cabm.inference import TileRun
 from cabm.parts import MARGIN
 from cabm.raster import ArrayRaster
 from cabm.resize import upscale_batch
@@ -239,9 +239,9 @@ def test_tiles_without_their_surroundings_are_mirrored():
         scale = 2
 
     tiles = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
-    enlarged, _ = run_tiles(Never(), tiles, torch.zeros(3, 4, dtype=torch.int64), batch_size=2)
+    run = TileRun(Never(), tiles, torch.zeros(3, 4, dtype=torch.int64), batch_size=2).complete()
     expected = upscale_batch(tiles.float(), 2).round().clamp(0, 255)
-    assert (enlarged.float() - expected).abs().max() <= 1
+    assert (torch.from_numpy(run.enlarged).float() - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
