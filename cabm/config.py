@@ -205,7 +205,7 @@ class BypassSettings(Section):
     max_loss_db: NotNegative = 0.01
     """PSNR over all validation tiles that may be lost; 0: everything is computed."""
 
-    max_tile_loss_db: NotNegative = 0.5
+    max_tile_loss_db: NotNegative = 0.3
     """PSNR that any one validation tile may lose."""
 
     part: Annotated[int, Field(ge=8, multiple_of=8)] = 16

@@ -16,7 +16,7 @@ def build_table(
     max_loss_db: Annotated[
         float, typer.Option(min=0, help="PSNR that bypassing may cost over all tiles; 0: no bypass.")
     ] = 0.01,
-    max_tile_loss_db: Annotated[float, typer.Option(min=0, help="PSNR that any one tile may lose.")] = 0.5,
+    max_tile_loss_db: Annotated[float, typer.Option(min=0, help="PSNR that any one tile may lose.")] = 0.3,
 ) -> None:
     """Build a table from stored observations, without running the network.
 
