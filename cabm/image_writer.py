@@ -139,7 +139,7 @@ class _PngPipe:
         self._rest = memoryview(b"")
         self._ended = False
         self._aborted = False
-        self._failure: BaseException | None = None
+        self._failure: str | None = None  # an exception would hold the frames, and these the rows
         self._done = threading.Event()
         self._stream = zlib.compressobj(0)
         self._rows = 0
@@ -176,7 +176,7 @@ class _PngPipe:
         """Raise what stopped the encoder, unless it was `abort`."""
         if self._failure is None or self._aborted:
             return
-        detail = " ".join(str(self._failure).split())[-160:]
+        detail = " ".join(self._failure.split())[-160:]
         raise InputError(f"{path}: cannot be written ({detail})") from None
 
     def encode(self, path: Path) -> None:
@@ -191,7 +191,7 @@ class _PngPipe:
             save, save_options = _saver(self._spec)
             getattr(_with_metadata(image, self._spec), save)(str(path), **save_options)
         except BaseException as error:
-            self._failure = error
+            self._failure = str(error) or type(error).__name__
         finally:
             self._done.set()
 
@@ -215,7 +215,7 @@ class _PngPipe:
             except queue.Full:
                 continue
         if piece is not None and self._failure is not None:
-            raise self._failure
+            raise RuntimeError(self._failure)
         return None
 
 

@@ -23,7 +23,7 @@ from cabm.workers import in_order
 __all__ = ["ModelRunner", "TileRun", "TileRunner", "TiledResult", "super_resolve", "touches_border"]
 
 _TILES_PER_TURN = 8
-"""That many times the threads are the tiles that are taken out of their order."""
+"""Tiles per thread within which those of most work go first."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ class TileRun:
         place = {number: index for index, number in enumerate(entering.tolist())}
         exact = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
         enlarge = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
-        order = _in_turns(parts.work, torch.get_num_threads())
+        order, share = _in_turns(parts.work, torch.get_num_threads()), parts.share
 
         @torch.inference_mode()
         def lay(index: int) -> int:
             number = order[index]
-            if parts.share[number]:
+            if share[number]:
                 self._lay_bicubic(number)
             for region in parts.regions[number]:
                 y0, x0, y1, x1 = region.outer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -42,7 +42,8 @@ class Trace:
     Attributes:
         parts: which parts of the tiles do not enter the network; None for models without a table.
         bits: (N,L) bits of each tile, zeros: not computed; None for models without bits.
-        seconds: by phase: decode, score, look up, network, merge.
+        seconds: by phase: decode, score, look up, network, merge. Of the network, what the others waited
+            for: it goes on beside them.
     """
 
     parts: TileParts | None = None
@@ -186,15 +187,15 @@ def _rows_of_tiles(
     """Yield each row of tiles as soon as it is enlarged; the network may go on meanwhile."""
     rows_of_tiles = run.enlarged.reshape(-1, columns, *run.enlarged.shape[1:])
     done = np.zeros(rows_of_tiles.shape[:2], bool)
-    numbers = iter(run)
-    for row, tiles in enumerate(rows_of_tiles):
-        while not done[row].all():
-            with trace.clock("network"):
-                number = next(numbers)
-            done.flat[number] = True
-            if progress is not None:
-                progress(1)
-        yield tiles
+    with closing(iter(run)) as numbers:  # a traceback would keep it, and its threads at work
+        for row, tiles in enumerate(rows_of_tiles):
+            while not done[row].all():
+                with trace.clock("network"):
+                    number = next(numbers)
+                done.flat[number] = True
+                if progress is not None:
+                    progress(1)
+            yield tiles
 
 
 def _strip(window: RowWindow, band: Band, raster: Raster, trace: Trace) -> torch.Tensor:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -126,6 +129,23 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
         for _ in range(400):
             push(photo(10, 900))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_image_is_not_kept_in_memory(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("cabm.image_writer._saver", full)
+    array = np.zeros((2000, 2000, 3), np.uint8)
+    kept = weakref.ref(array)
+    gc.disable()  # nothing but the collector would find a cycle
+    try:
+        with suppress(InputError):
+            write(tmp_path / "a.png", array, format="png")
+        del array
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_sides_that_a_format_cannot_have_are_refused_beforehand(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,24 @@ def test_progress_counts_every_tile(models):
     loaded, counts = upscaler(models, "bypass"), []
     loaded(photo(101, 130), progress=counts.append)
     assert sum(counts) == len(loaded.plan(101, 130))
+
+
+def test_a_progress_that_fails_stops_all_threads(models):
+    if upscaler(models, engine="auto").engine != "int8":
+        pytest.skip("one tile at a time is the integer engine's")
+    loaded, calls = Upscaler.load(models / "cabm", engine="int8", threads=2), []
+    threads, number = threading.active_count(), torch.get_num_threads()
+
+    def stop(tiles):
+        calls.append(tiles)
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop") as error:
+        loaded(photo(300, 300), progress=stop)
+    assert error.tb is not None  # it keeps the frames, and what is open in them
+    assert calls == [1]
+    assert threading.active_count() == threads
+    assert torch.get_num_threads() == number
 
 
 def test_a_bypassed_image_is_bicubic_without_a_trace_of_tiles(models):
