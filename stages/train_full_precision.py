@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cabm import steps
-from cabm.stage import run_stage
+from cabm.pipeline.stage import run_stage
+from cabm.pipeline.train import full_precision
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage("full_precision", steps.full_precision))
+    raise SystemExit(run_stage("full_precision", full_precision))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cabm import steps
-from cabm.stage import run_stage
+from cabm.pipeline.stage import run_stage
+from cabm.pipeline.train import pams
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage("pams", steps.pams))
+    raise SystemExit(run_stage("pams", pams))

@@ -22,7 +22,7 @@ import torch
 from cabm.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.fuzz.targets import NAMES, join_safetensors, targets
-from tests.upscaling import tiny_model
+from tests.upscaling.helpers import tiny_model
 
 CODE = sorted([*(REPOSITORY / "cabm").rglob("*.py"), *(REPOSITORY / "stages").glob("*.py")])
 RUNNING_CODE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -191,7 +191,7 @@ def test_the_watch_sees_connections(tmp_path: Path) -> None:
 
 def test_the_command_talks_to_nobody(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "m")
-    assert network_events(tmp_path, "-m", "cabm.cli", "model", "show", str(model)) == []
+    assert network_events(tmp_path, "-m", "cabm", "model", "show", str(model)) == []
 
 
 @pytest.mark.slow

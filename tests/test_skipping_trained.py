@@ -13,19 +13,20 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from cabm.edge import edge_score
 from cabm.engine import compile_model, supports
-from cabm.losses import LossWeights, Objective
-from cabm.metrics import psnr_y, skipped_share
+from cabm.evaluation.quality import psnr_y
+from cabm.imaging.resize import downscale
 from cabm.models import Backbone, build_model
 from cabm.models.transfer import transfer_weights
+from cabm.pipeline.train import TableBits
+from cabm.project.schedule import Schedule
 from cabm.quant import Kind, Precision
-from cabm.resize import downscale
-from cabm.runners import ModelRunner
-from cabm.schedule import Schedule
-from cabm.steps import TableBits
-from cabm.table import EdgeToBitTable, build_table
-from cabm.training import TrainingPlan, calibrate, train
+from cabm.tables.cost import skipped_share
+from cabm.tables.table import EdgeToBitTable, build_table
+from cabm.tiling.edges import edge_score
+from cabm.training.loop import TrainingPlan, calibrate, train
+from cabm.training.losses import LossWeights, Objective
+from cabm.upscaling.runners import ModelRunner
 
 SPACE, SCALE, PATCH, BATCH = (0, 4, 6, 8), 2, 20, 8
 OPTIONS = {"num_features": 16, "num_blocks": 4, "replicate_tail": True}

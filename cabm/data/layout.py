@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cabm.errors import InputError
-from cabm.images import is_image, read_rgb8
-from cabm.resize import crop_to_multiple, downscale
+from cabm.imaging.images import is_image, read_rgb8
+from cabm.imaging.resize import crop_to_multiple, downscale
 
 DIV2K_TREE = (
     "expected {root}/DIV2K_train_HR/0001.png ... and, optional, DIV2K_train_LR_bicubic/X4/0001x4.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from cabm.data.store import PackedStore
 from cabm.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Sampler(Protocol):
+    """Batches as a pure function of the step, so that resuming needs no sampler state."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return low resolution (B,3,p,p) and high resolution (B,3,p*s,p*s), uint8."""
+        ...
 
 
 class PatchSampler:

@@ -21,7 +21,7 @@ from cabm.files import atomic_write
 
 POSITIONS_FILE = "positions.npy"
 SMALLEST_MEASURED = 11
-"""Side of SSIM's window (`cabm.metrics.SSIM_WINDOW`), which must fit inside the shaved border."""
+"""Side of SSIM's window (see `cabm.evaluation.quality`), which must fit inside the shaved border."""
 
 Report = Callable[[str, int, int], None]
 

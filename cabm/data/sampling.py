@@ -87,7 +87,7 @@ def patch_errors(hr: np.ndarray, lr: np.ndarray, scale: int, lr_patch: int) -> n
 def pixel_errors(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
     """Sum the squared error of bilinear enlargement over every low-resolution pixel.
 
-    Pixel centres are aligned as in :func:`cabm.resize.upscale`; the border repeats its pixels.
+    Pixel centres are aligned as in :func:`cabm.imaging.resize.upscale`; the border repeats its pixels.
 
     Args:
         hr: (h * scale, w * scale, 3) uint8, 0..255.

@@ -225,3 +225,14 @@ def _check_name(name: str, seen: set[str], where: Path) -> None:
     if name in seen:
         raise InputError(f"{where}: two images are named {name!r}; rename one")
     seen.add(name)
+
+
+def data_hash(directory: Path) -> str | None:
+    """Return one hash of all packed stores under a directory; None where there are none.
+
+    Raises:
+        InputError: a store is damaged.
+    """
+    stores = sorted(path.parent for path in directory.rglob("index.json"))
+    lines = [f"{store.relative_to(directory)} {PackedStore.open(store).sha256}" for store in stores]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.compiling import Loop, jit, where_it_works
+from cabm.engine.elementwise import add_decode, add_encode, dense, encode, flat
 from cabm.engine.grid import Grid, Storage
-from cabm.engine.lower import Step
-from cabm.engine.onednn import cpu_features
-from cabm.engine.steps import add_decode, add_encode, dense, encode, flat
+from cabm.engine.packing import Step
+from cabm.machine.compiled import Loop, jit, where_it_works
+from cabm.machine.cpu import cpu_features
 from cabm.quant.layers import QuantConv2d
 
 

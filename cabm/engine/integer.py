@@ -8,17 +8,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cabm.engine import onednn, steps
-from cabm.engine.carn import CarnProgram
-from cabm.engine.edsr import EdsrProgram
-from cabm.engine.idn import IdnProgram
-from cabm.engine.lower import Program, Row
-from cabm.engine.srresnet import SRResNetProgram
+from cabm.engine import elementwise as steps
+from cabm.engine import onednn
+from cabm.engine.packing import Program, Row
+from cabm.engine.programs.carn import CarnProgram
+from cabm.engine.programs.edsr import EdsrProgram
+from cabm.engine.programs.idn import IdnProgram
+from cabm.engine.programs.srresnet import SRResNetProgram
 from cabm.errors import InputError
+from cabm.machine.cpu import multiplies_bfloat16
+from cabm.machine.threads import in_order
 from cabm.models.base import Backbone
 from cabm.models.srresnet import SRResNet
 from cabm.quant.branch import unequal_skips
-from cabm.workers import in_order
 
 KEPT_PLANS = 256  # rows of bits whose scales stay worked out, of some 50 kB each
 
@@ -119,7 +121,7 @@ class IntegerModel:
         return out
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return `run`'s float32 result and the bits used, as `cabm.runners.TileRunner` asks."""
+        """Return `run`'s float32 result and the bits used, as `cabm.upscaling.runners.TileRunner` asks."""
         return self.run(tiles, bits, dtype=torch.float32), bits
 
     def _rows(self, n: int, bits: Tensor | None) -> Sequence[Row]:
@@ -157,7 +159,7 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
     if reason is not None:
         raise InputError(f"engine int8: {reason}; use engine float or auto")
     if float_dtype is None:
-        float_dtype = torch.bfloat16 if onednn.fast_bfloat16() else torch.float32
+        float_dtype = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
     steps.compiled()
     with torch.no_grad():
         return IntegerModel(model, float_dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine.grid import Grid, Storage
+from cabm.machine.cpu import cpu_features
 
 _SOME_SIDE = 64  # of a tile
 _BYTES = torch.iinfo(torch.int8)
@@ -134,21 +135,6 @@ def available() -> tuple[bool, str]:
     """Whether this machine computes integer convolutions fast and right, and if not, why (one line)."""
     reason = _missing_units() or _failed_self_test()
     return reason is None, reason or "integer units found and tested"
-
-
-@cache
-def fast_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware."""
-    features = cpu_features()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-
-
-def cpu_features() -> dict[str, object]:
-    """What PyTorch knows of the CPU; nothing where this torch does not tell."""
-    try:
-        return dict(torch.cpu.get_capabilities())
-    except (AttributeError, RuntimeError):
-        return {}
 
 
 def _missing_units() -> str | None:

@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from cabm.engine.grid import Storage
-from cabm.engine.idn import SLOPE, as_convolution
-from cabm.engine.lower import Row, grid_of, is_skipped
 from cabm.engine.onnx_graph import GraphBuilder
+from cabm.engine.packing import Row, grid_of, is_skipped
+from cabm.engine.programs.idn import SLOPE, as_convolution
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN, Cascade, ResidualBlock
 from cabm.models.edsr import EDSR, TAIL_REACH

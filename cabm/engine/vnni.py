@@ -45,7 +45,7 @@ GAIN, INVERSE, LOW, HIGH, STEP, SKIP_STEP, NEXT_INVERSE, NEXT_HIGH = range(8)
 """Numbers of a layer, in the order in which they are given."""
 
 ZERO = 128  # byte of code 0 where codes have both signs
-_ROUND = 12582912.0  # 1.5 * 2^23: see `cabm.engine.kernels`
+_ROUND = 12582912.0  # 1.5 * 2^23: see `cabm.engine.elementwise_loops`
 
 _BYTE, _WORD, _SIZE, _SINGLE = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _WORDS, _SINGLES = (ir.VectorType(kind, LANES) for kind in (_BYTE, _WORD, _SINGLE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cabm.models.base import Backbone, QuantizedLayer, SROutput
 from cabm.models.registry import BACKBONES, build_model
-from cabm.models.released import import_released, read_released_file
 from cabm.models.transfer import transfer_weights
 
 __all__ = [
@@ -13,7 +12,5 @@ __all__ = [
     "QuantizedLayer",
     "SROutput",
     "build_model",
-    "import_released",
-    "read_released_file",
     "transfer_weights",
 ]

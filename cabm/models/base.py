@@ -151,7 +151,7 @@ class Backbone(nn.Module):
 
     @property
     def table_fit(self) -> dict[str, Any]:
-        """What a table must fit: the arguments of `cabm.table.EdgeToBitTable.check`."""
+        """What a table must fit: the arguments of `cabm.tables.table.EdgeToBitTable.check`."""
         return {
             "backbone": self.name,
             "scale": self.scale,

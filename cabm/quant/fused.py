@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.compiling import Loop, jit, where_it_works
+from cabm.machine.compiled import Loop, jit, where_it_works
 
 TYPES = (torch.float32, torch.bfloat16)
 

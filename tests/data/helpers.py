@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cabm.data.store import PackedStore, pack
-from cabm.images import write_image
-from cabm.resize import downscale
+from cabm.imaging.images import write_image
+from cabm.imaging.resize import downscale
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

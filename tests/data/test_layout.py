@@ -15,7 +15,7 @@ from cabm.data.layout import Pair
 from cabm.data.sources import SAMPLE, SampleSource
 from cabm.errors import InputError
 from cabm.files import sha256_file
-from cabm.resize import crop_to_multiple, downscale
+from cabm.imaging.resize import crop_to_multiple, downscale
 from tests.data.helpers import noise, save_image
 
 LIMIT = 10**7

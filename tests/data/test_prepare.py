@@ -18,7 +18,7 @@ from cabm.data.sampling import rank_positions
 from cabm.data.sources import PrepareSettings
 from cabm.data.store import PackedStore
 from cabm.errors import InputError
-from cabm.resize import crop_to_multiple, downscale
+from cabm.imaging.resize import crop_to_multiple, downscale
 from tests.data.helpers import save_image
 
 INFORMATIVE = {"kind": "informative", "patch": 8, "portion": 0.2}

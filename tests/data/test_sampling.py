@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from cabm.data import sampling
 from cabm.data.sampling import patch_errors, rank_positions
-from cabm.resize import downscale
+from cabm.imaging.resize import downscale
 
 VARIANTS = ("greedy", "nms", "darts")
 

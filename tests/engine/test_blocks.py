@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cabm.engine import blocks, compile_model, onednn
 from cabm.engine.blocks import Blocks, FusedBlocks, FusedWeights
 from cabm.engine.integer import IntegerModel
+from cabm.machine.cpu import cpu_features
 from cabm.models import Backbone
 
 from .helpers import calibrated, needs_units, photograph, row, simulated
@@ -188,7 +189,7 @@ print(vnni.LANES, code.count("vpdpbusd") > 0, "zmm" in code)
 """
 
 
-@pytest.mark.skipif(not onednn.cpu_features().get("avx_vnni"), reason="no AVX-VNNI")
+@pytest.mark.skipif(not cpu_features().get("avx_vnni"), reason="no AVX-VNNI")
 def test_processors_without_avx512_have_a_form_of_their_own() -> None:
     pytest.importorskip("numba")
     environment = os.environ | {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": ""}

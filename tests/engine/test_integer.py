@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from cabm.engine import compile_model, steps, supports
+from cabm.engine import compile_model, supports
+from cabm.engine import elementwise as steps
 from cabm.engine.grid import Grid
 from cabm.engine.onednn import IntegerConv
 from cabm.errors import InputError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cabm.checkpoints.export import compare_onnx, export_onnx
 from cabm.engine import compile_model
-from cabm.engine.export import compare_onnx, export_onnx
 from cabm.engine.grid import Grid
 from cabm.engine.onednn import IntegerConv
 from cabm.errors import InputError

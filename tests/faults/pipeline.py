@@ -18,10 +18,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from cabm.checkpoint import load_model
+from cabm.checkpoints.model_directory import load_model
 from cabm.data.store import PackedStore
 from cabm.files import read_json
-from cabm.table import EdgeToBitTable, Observations
+from cabm.tables.observations import Observations
+from cabm.tables.table import EdgeToBitTable
 from tests.sharing.project import Clone, make_project, tiny_params, write_params
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")

@@ -20,28 +20,28 @@ import torch
 from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 
-from cabm.checkpoint import load_model, save_model
-from cabm.commands.show import show_model, show_table
-from cabm.config import load_params
+from cabm.checkpoints.model_directory import load_model, save_model
+from cabm.checkpoints.released import import_released, read_released_file
+from cabm.cli.show import show_model, show_table
 from cabm.data.prepare import load_positions
 from cabm.data.sources import PrepareSettings
 from cabm.data.store import PackedStore
 from cabm.errors import InputError
 from cabm.files import sha256_file
-from cabm.html_report import render_report
-from cabm.images import read_rgb8
-from cabm.models import build_model, import_released
-from cabm.models.released import read_released_file
-from cabm.observations import Observations
-from cabm.observe import apply_bypass
+from cabm.imaging.images import read_rgb8
+from cabm.imaging.raster import open_raster
+from cabm.models import build_model
+from cabm.project.params import load_params
 from cabm.quant import Precision
-from cabm.raster import open_raster
-from cabm.report_data import read_report_data
-from cabm.table import build_table
-from cabm.upscale import Upscaler
+from cabm.reporting.inputs import read_report_data
+from cabm.reporting.page import render_report
+from cabm.tables.bypass import apply_bypass
+from cabm.tables.observations import Observations
+from cabm.tables.table import build_table
+from cabm.upscaling.upscaler import Upscaler
 from tests.conftest import REPOSITORY
 from tests.data.helpers import make_store
-from tests.upscaling import photo, tiny_model
+from tests.upscaling.helpers import photo, tiny_model
 
 Read = Callable[[Path, bytes], None]
 MAX_PIXELS = 1 << 20
@@ -116,7 +116,7 @@ def _targets(folder: Path) -> dict[str, Target]:
     save_model(folder / "packed", loaded.model, table=loaded.table, packed=True)
     models["packed"] = _files(folder / "packed")
     packed = _files(make_store(folder / "store", (5, 7), (3, 4)).directory)
-    presets = sorted((REPOSITORY / "cabm" / "presets").glob("*.yaml"))
+    presets = sorted((REPOSITORY / "cabm" / "project" / "presets").glob("*.yaml"))
     table = models["cabm"]["edge_to_bit.json"]
     return {
         "params": Target(_read_params, tuple(path.read_bytes() for path in presets), "yaml"),
@@ -364,9 +364,10 @@ def _read_resume_state(folder: Path, data: bytes) -> None:
 
     Other numbers in their place are a state like any other; a stage says in one line that they diverged.
     """
-    from cabm.losses import LossWeights, Objective
-    from cabm.schedule import Schedule
-    from cabm.training import TrainingDiverged, TrainingPlan, train
+    from cabm.errors import TrainingDiverged
+    from cabm.project.schedule import Schedule
+    from cabm.training.loop import TrainingPlan, train
+    from cabm.training.losses import LossWeights, Objective
 
     path = folder / "state.safetensors"
     path.write_bytes(data)
@@ -391,9 +392,9 @@ class _Patches:
 
 
 def _resume_state(folder: Path) -> bytes:
-    from cabm.losses import LossWeights, Objective
-    from cabm.schedule import Schedule
-    from cabm.training import TrainingPlan, train
+    from cabm.project.schedule import Schedule
+    from cabm.training.loop import TrainingPlan, train
+    from cabm.training.losses import LossWeights, Objective
 
     path = folder / "state.safetensors"
     plan = TrainingPlan(

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cabm.errors import InputError
-from cabm.metrics import fab
 from cabm.models import BACKBONES as REGISTRY
 from cabm.models import build_model
 from cabm.quant import KINDS, AlphaObserver, Precision
+from cabm.tables.cost import fab
 from tests.models.helpers import (
     BACKBONES,
     SCALES,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cabm.edge import edge_score
-from cabm.models import import_released
+from cabm.checkpoints.released import import_released
+from cabm.tiling.edges import edge_score
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIRECTORIES = [REPOSITORY / "tests" / "golden", REPOSITORY.parent / "shared" / "golden"]

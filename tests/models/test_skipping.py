@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm import steps
-from cabm.checkpoint import load_model, save_model
-from cabm.comparison import model_bitops
+from cabm.checkpoints.model_directory import load_model, save_model
 from cabm.errors import InputError
-from cabm.inference import ModelRunner, super_resolve
-from cabm.losses import LossWeights, Objective, attention_transfer
-from cabm.metrics import bitops, skipped_share
+from cabm.evaluation.comparison import model_bitops
 from cabm.models import BACKBONES, Backbone, build_model, carn
 from cabm.models.base import image_gradient
 from cabm.models.transfer import transfer_weights
+from cabm.pipeline import train as steps
 from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantized
 from cabm.quant.layers import QuantConv2d, SelectedActivation
-from cabm.tiling import plan
-from cabm.training import calibrate as calibrate_clips
+from cabm.tables.cost import bitops, skipped_share
+from cabm.tiling.plan import plan
+from cabm.training.loop import calibrate as calibrate_clips
+from cabm.training.losses import LossWeights, Objective, attention_transfer
+from cabm.upscaling.runners import ModelRunner
+from cabm.upscaling.tiles import super_resolve
 
 from .helpers import SMALL, image, randomise, small_model
 

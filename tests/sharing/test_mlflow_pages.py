@@ -13,7 +13,8 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from cabm.tracking import TrackingSettings, open_run
+from cabm.project.sections import TrackingSettings
+from cabm.tracking.runs import open_run
 from tests.conftest import REPOSITORY
 from tests.sharing.conftest import MlflowServer
 from tests.sharing.project import Clone

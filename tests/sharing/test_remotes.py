@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cabm.checkpoint import load_model
+from cabm.checkpoints.model_directory import load_model
 from cabm.errors import InputError
 from tests.sharing.project import OUTS, Clone, clone_with_cache
 from tests.sharing.remotes import Remote, directory_remote, s3_remote, ssh_remote

@@ -1,0 +1,47 @@
+"""What this machine is, and how fast its integer units are at best."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from cabm.engine import onednn
+from cabm.engine.grid import Grid, Storage
+from cabm.machine.cpu import cpu_features
+from cabm.machine.threads import torch_threads
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Return, JSON-ready, what a timing on this machine depends on."""
+    features = cpu_features()
+    units = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
+    return {
+        "cpu": f"{features.get('cpu_name', 'CPU')} ({', '.join(units) or 'no integer units'})",
+        "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+        "torch": torch.__version__,
+    }
+
+
+def int8_peak(repeats: int = 10) -> float:
+    """Return the operations per second of oneDNN on one thread, at best of some convolutions.
+
+    Which one is best depends on the processor: large products stream weights, small ones stay in caches.
+    """
+    with torch_threads(1):
+        return max(_rate(*shape, repeats) for shape in ((1024, 1, 64), (256, 3, 48), (64, 3, 96)))
+
+
+def _rate(channels: int, kernel: int, side: int, repeats: int) -> float:
+    conv = onednn.IntegerConv(torch.ones(channels, channels, kernel, kernel), padding=(kernel // 2,) * 2)
+    x = torch.ones(1, channels, side, side, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    grid, scaling = Grid(127.0, 8, Storage.POSITIVE), onednn.Scaling(torch.ones(1), None)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        conv.to_codes(x, grid, scaling, grid)
+        best = min(best, time.perf_counter() - start)
+    return 2 * (channels * kernel * side) ** 2 / best

@@ -1,0 +1,151 @@
+"""`cabm bench upscale IMAGE`: what grouping tiles by bits gains, and what tiling costs, in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cabm.bench.upscale import float_twin
+from cabm.checkpoints.find import find_model
+from cabm.checkpoints.model_directory import load_model
+from cabm.errors import InputError
+from cabm.imaging.images import read_rgb8
+from cabm.tables.table import EdgeToBitTable
+from cabm.tiling.blending import blend_tiles
+from cabm.tiling.edges import edge_score, edge_scores_of_image
+from cabm.tiling.plan import TilePlan, plan, split
+from cabm.upscaling.engine_choice import choose_runner
+from cabm.upscaling.runners import TileRunner
+from cabm.upscaling.tiles import super_resolve, touches_border
+from cabm.upscaling.upscaler import DEFAULT_OVERLAP
+
+WHOLE_SIDE = 480
+"""Side of the square that is also computed whole: activations of more would not fit small machines."""
+
+
+@dataclass(frozen=True)
+class TilingBench:
+    """Medians over rounds; ratios are taken within rounds.
+
+    Attributes:
+        tiles: tiles of the image; all are computed, as a whole.
+        grouped: seconds of all tiles scored at once, grouped by bits and run in batches.
+        one_by_one: seconds of scoring, looking up and running tile after tile, with the same model.
+        speedup: one by one over grouped.
+        scoring_share: share of the grouped time that scoring and look-up took.
+        largest_difference: of the two results, in levels.
+        overlap_share: pixels of the tiles over pixels of the square that is also computed whole.
+        tiling_cost: how much longer that square takes in tiles than whole, beyond its overlapped pixels
+            (float model): 0.1 is ten percent.
+    """
+
+    tiles: int
+    grouped: float
+    one_by_one: float
+    speedup: float
+    scoring_share: float
+    largest_difference: int
+    overlap_share: float
+    tiling_cost: float
+
+
+def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingBench:
+    """Time the simulated model with tiles grouped and one by one, and the float model in tiles and whole.
+
+    Args:
+        image_file: the image, enlarged as it is.
+        model: a CABM model directory or packaged model.
+        rounds: timings of each; at least 1.
+
+    Raises:
+        InputError: no such image or model, or a model without a table.
+    """
+    loaded = load_model(find_model(model))
+    if loaded.table is None:
+        raise InputError(f"{model}: a {loaded.model.precision.kind} model has no table to group tiles by")
+    table = loaded.table.with_bypass(0)  # what bypassing saves is another matter
+    image = read_rgb8(image_file)
+    chosen = choose_runner(loaded.model, engine="float", device="cpu")
+    tile = loaded.table.patch
+    step = tile - DEFAULT_OVERLAP
+    layout = plan(*image.shape[:2], tile, step, size_multiple=loaded.model.size_multiple)
+    options = {
+        "tile": tile,
+        "step": step,
+        "size_multiple": loaded.model.size_multiple,
+        "batch_size": chosen.batch_size(tile * tile),
+    }
+    plain = choose_runner(float_twin(loaded.model), engine="float", device="cpu").runner
+    square = image[:WHOLE_SIDE, :WHOLE_SIDE]
+    square_layout = plan(*square.shape[:2], tile, step, size_multiple=loaded.model.size_multiple)
+
+    grouped_result = super_resolve(chosen.runner, image, table=table, **options).image
+    single_result = _one_by_one(chosen.runner, image, table, layout)
+    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    times: dict[str, list[float]] = {}
+    runs: dict[str, Callable[[], object]] = {
+        "grouped": lambda: super_resolve(chosen.runner, image, table=table, **options),
+        "one by one": lambda: _one_by_one(chosen.runner, image, table, layout),
+        "scoring": lambda: table.lookup(edge_scores_of_image(pixels, layout).numpy()),
+        "whole": lambda: super_resolve(plain, square, **(options | {"tile": None})),
+        "tiled": lambda: super_resolve(plain, square, **options),
+    }
+    for name in ("whole", "tiled", "scoring"):
+        runs[name]()  # first calls choose kernels and allocate
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times.setdefault(name, []).append(time.perf_counter() - started)
+
+    overlap = len(square_layout) * tile**2 / (square.shape[0] * square.shape[1])
+    return TilingBench(
+        tiles=len(layout),
+        grouped=statistics.median(times["grouped"]),
+        one_by_one=statistics.median(times["one by one"]),
+        speedup=_median_ratio(times["one by one"], times["grouped"]),
+        scoring_share=_median_ratio(times["scoring"], times["grouped"]),
+        largest_difference=int(np.abs(grouped_result.astype(int) - single_result).max()),
+        overlap_share=overlap,
+        tiling_cost=_median_ratio(times["tiled"], times["whole"]) / overlap - 1,
+    )
+
+
+def format_tiling(result: TilingBench) -> str:
+    """Return the result of `bench_tiling` as lines of text."""
+    return "\n".join(
+        [
+            f"{result.tiles} tiles, simulated model:",
+            f"  grouped by bits {result.grouped:8.2f} s, of which scoring and look-up"
+            f" {100 * result.scoring_share:.2f} %",
+            f"  one by one      {result.one_by_one:8.2f} s: {result.speedup:.2f} times as long;"
+            f" largest difference {result.largest_difference} levels",
+            f"float model on a square of {WHOLE_SIDE}: in tiles {100 * result.tiling_cost:+.1f} %"
+            f" against whole, beyond the {100 * (result.overlap_share - 1):.1f} % of overlapped pixels",
+        ]
+    )
+
+
+@torch.inference_mode()
+def _one_by_one(
+    runner: TileRunner, image: np.ndarray, table: EdgeToBitTable, layout: TilePlan
+) -> np.ndarray:
+    """Score, look up and run one tile after the other, as the published code does."""
+    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    inner = getattr(runner, "inner", runner)
+    enlarged = []
+    for tile, border in zip(split(pixels, layout), touches_border(layout), strict=True):
+        bits = torch.from_numpy(table.lookup(edge_score(tile[None]).numpy()))
+        result, _ = (runner if border else inner)(tile[None], bits)
+        enlarged.append(result[0].round().clamp(0, 255).to(torch.uint8).numpy())
+    return blend_tiles(np.stack(enlarged), layout, runner.scale)
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))

@@ -1,0 +1,270 @@
+"""`cabm bench upscale`: the integer engine beside float, simulation and OpenVINO, in one run.
+
+Absolute times say little on a shared machine. Every round times all contenders one after another, and
+ratios are taken within rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cabm.bench import openvino as openvino_int8
+from cabm.bench.machine import describe_machine, int8_peak
+from cabm.checkpoints.model_directory import load_model
+from cabm.engine.integer import compile_model, supports
+from cabm.imaging.resize import upscale_batch
+from cabm.machine.memory import peak_memory
+from cabm.machine.threads import torch_threads
+from cabm.models import Backbone, build_model
+from cabm.quant import AlphaObserver, Precision
+from cabm.tables.table import EdgeToBitTable
+from cabm.tiling.edges import edge_score
+from cabm.tiling.plan import plan
+
+FLOAT = "float (fp32, eager)"
+SIMULATED = "simulated (fake quantization)"
+INTEGER = "int8 engine"
+
+
+@dataclass(frozen=True)
+class UpscaleBench:
+    """What to time.
+
+    Attributes:
+        model: a quantized model directory; None: ``backbone`` with random weights, calibrated.
+        backbone, scale: used without ``model``.
+        height, width: input image that times are extrapolated to.
+        tile, step: its tiles.
+        threads: CPU threads; 0: all that PyTorch uses.
+        rounds: timings of each contender.
+        tiles: tiles of a timing, and of a batch of the float models.
+        openvino: time OpenVINO's int8 too, where it is installed.
+        memory: measure the peak memory of engine and float model, each in a process of its own.
+    """
+
+    model: Path | None = None
+    backbone: str = "edsr"
+    scale: int = 4
+    height: int = 1080
+    width: int = 2048
+    tile: int = 96
+    step: int = 94
+    threads: int = 0
+    rounds: int = 5
+    tiles: int = 4
+    openvino: bool = True
+    memory: bool = True
+
+
+def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
+    """Time one upscaling by every contender that this machine can run.
+
+    Returns:
+        JSON-ready: ``options``; ``machine``; ``tiles`` of the image; ``rows``, for each contender its
+        name, seconds per tile (median), seconds per image and the median ratio to float; ``skipped``, what
+        was not timed and why; and, where the engine runs, ``int8`` (operations per second of engine and
+        of oneDNN's best convolution alone, ratio), ``scaling`` from 1 to all threads, ``peak_rss_mb``.
+
+    Raises:
+        InputError: no such model directory, or damaged files.
+    """
+    threads = options.threads or torch.get_num_threads()
+    with torch_threads(threads):
+        return _bench(options, threads)
+
+
+def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
+    model, table = _model(options)
+    tiles, bits = _work(options, model, table)
+    runs: dict[str, Callable[[], object]] = {}
+    skipped: dict[str, str] = {}
+    plain = float_twin(model)
+    runs[FLOAT] = lambda: _forward(plain, tiles, None)
+    runs[SIMULATED] = lambda: _forward(model, tiles, bits)
+    reason = supports(model)
+    engine = None
+    if reason is None:
+        engine = compile_model(model)
+        runs[INTEGER] = lambda: engine.run(tiles, bits, threads=threads)
+        runs["int8 engine, 1 thread"] = lambda: engine.run(tiles, bits, threads=1)
+    else:
+        skipped[INTEGER] = reason
+    _add_openvino(options, plain, tiles, threads, runs, skipped)
+
+    seconds = _interleaved(runs, options.rounds)
+    num_tiles = len(plan(options.height, options.width, options.tile, options.step))
+    result: dict[str, Any] = {
+        "options": asdict(options) | {"model": None if options.model is None else str(options.model)},
+        "machine": describe_machine(threads),
+        "tiles": num_tiles,
+        "rows": [
+            {
+                "name": name,
+                "seconds_per_tile": statistics.median(times) / len(tiles),
+                "seconds_per_image": statistics.median(times) / len(tiles) * num_tiles,
+                "speedup": statistics.median(_ratios(seconds[FLOAT], times)),
+            }
+            for name, times in seconds.items()
+        ],
+        "skipped": skipped,
+    }
+    if engine is not None:
+        operations = 2 * _quantized_macs(model) * options.tile**2 * len(tiles)
+        peak = int8_peak()
+        rate = operations / statistics.median(seconds["int8 engine, 1 thread"])
+        result["int8"] = {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak}
+        speedups = _ratios(seconds["int8 engine, 1 thread"], seconds[INTEGER])
+        result["scaling"] = {"threads": threads, "speedup": statistics.median(speedups)}
+        if options.memory:
+            result["peak_rss_mb"] = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
+    return result
+
+
+def format_report(result: dict[str, Any]) -> str:
+    """Return the result of `bench_upscale` as lines of text."""
+    options, machine = result["options"], result["machine"]
+    size = f"{options['width']}x{options['height']}"
+    lines = [
+        f"{size} x{options['scale']}: {result['tiles']} tiles of {options['tile']} pixels,"
+        f" {machine['threads']} threads, load {machine['load']:.1f}; {machine['cpu']}",
+        f"{'':34} {'ms/tile':>9} {'s/image':>9} {'speedup':>8}",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['name']:34} {1000 * row['seconds_per_tile']:9.1f}"
+            f" {row['seconds_per_image']:9.1f} {row['speedup']:8.2f}"
+        )
+    lines += [f"{name}: not timed, {reason}" for name, reason in result["skipped"].items()]
+    if "int8" in result:
+        int8, scaling = result["int8"], result["scaling"]
+        lines.append(
+            f"int8 on one thread: {int8['engine_tops']:.2f} TOPS, {100 * int8['share']:.0f} % of the"
+            f" {int8['peak_tops']:.2f} of the best convolution alone"
+        )
+        lines.append(f"1 to {scaling['threads']} threads: {scaling['speedup']:.2f} times")
+    for name, megabytes in result.get("peak_rss_mb", {}).items():
+        lines.append(f"peak memory, {name}: {megabytes:.0f} MB")
+    return "\n".join(lines)
+
+
+def _model(options: UpscaleBench) -> tuple[Backbone, EdgeToBitTable | None]:
+    if options.model is not None:
+        loaded = load_model(options.model)
+        return loaded.model, loaded.table
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(options.backbone, options.scale, Precision("cabm")).eval()
+    observer = AlphaObserver()
+    with torch.no_grad():
+        model(_noise(2, 48, generator), observer=observer)
+        for quantizer in observer.modules():
+            quantizer.alpha.fill_(observer.mean_peak(quantizer))
+    return model, None
+
+
+def _work(
+    options: UpscaleBench, model: Backbone, table: EdgeToBitTable | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return tiles and their bits; the time does not depend on the pixels."""
+    tiles = _noise(options.tiles, options.tile, torch.Generator().manual_seed(1)).to(torch.uint8)
+    if model.precision.kind in ("float", "pams"):
+        return tiles, None
+    if table is not None:
+        bits = torch.from_numpy(table.lookup(edge_score(tiles).numpy()))
+        # rows of zeros are not computed and would be timed as nothing
+        if bool(bits.any(dim=1).all()):
+            return tiles, bits
+    widths = torch.tensor([bits for bits in model.precision.search_space if bits])
+    mixed = widths[torch.arange(options.tiles * model.num_adaptive) % len(widths)]
+    return tiles, mixed.view(options.tiles, -1)
+
+
+def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:
+    return upscale_batch(torch.rand(count, 3, side // 4, side // 4, generator=generator) * 255, 4)[
+        ..., :side, :side
+    ].clamp(0, 255)
+
+
+def float_twin(model: Backbone) -> Backbone:
+    """Return the float model of the same weights."""
+    twin = build_model(model.name, model.scale, Precision("float"), model.options)
+    given = model.state_dict()
+    twin.load_state_dict({name: given[name] for name in twin.state_dict()})
+    return twin.eval()
+
+
+@torch.inference_mode()
+def _forward(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
+    takes = None if model.precision.kind in ("float", "pams", "cadyq") else bits
+    return model(tiles.float().contiguous(memory_format=torch.channels_last), takes).sr
+
+
+def _add_openvino(
+    options: UpscaleBench,
+    plain: Backbone,
+    tiles: Tensor,
+    threads: int,
+    runs: dict[str, Callable[[], object]],
+    skipped: dict[str, str],
+) -> None:
+    name = "OpenVINO int8 (NNCF)"
+    if not options.openvino:
+        return
+    if not openvino_int8.installed():
+        skipped[name] = "openvino and nncf are not installed (pip install cabm[bench])"
+        return
+    floats = tiles.float()
+    for hint in ("LATENCY", "THROUGHPUT"):
+        run = openvino_int8.int8_runner(plain, floats, threads, hint)
+        runs[f"{name}, {hint.lower()}"] = lambda run=run: run(floats)
+
+
+def _interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    for run in runs.values():
+        run()  # first calls choose kernels and allocate
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _ratios(slow: list[float], fast: list[float]) -> list[float]:
+    return [a / b for a, b in zip(slow, fast, strict=True)]
+
+
+def _quantized_macs(model: Backbone) -> int:
+    """Multiply-accumulates per pixel in convolutions that read 8 bits or fewer."""
+    return sum(layer.macs_per_pixel for layer in model.layers if layer.adaptive or layer.fixed_bits <= 8)
+
+
+def _peak_memory(options: UpscaleBench, name: str) -> float:
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory_here, (options, name))
+
+
+def _peak_memory_here(options: UpscaleBench, name: str) -> float:
+    """Peak resident memory in MB of this process after some batches."""
+    model, table = _model(options)
+    tiles, bits = _work(options, model, table)
+    if name == INTEGER:
+        engine = compile_model(model)
+        run = lambda: engine.run(tiles, bits)  # noqa: E731
+    else:
+        plain = float_twin(model)
+        run = lambda: _forward(plain, tiles, None)  # noqa: E731
+    for _ in range(2):
+        run()
+    return peak_memory() / 2**20

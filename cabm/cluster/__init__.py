@@ -1,0 +1,1 @@
+"""Folders and buckets of any size, upscaled by many workers. The only importer of Ray."""

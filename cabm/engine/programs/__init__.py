@@ -1,0 +1,1 @@
+"""One integer program per backbone: its layers in order, on codes."""

@@ -1,0 +1,90 @@
+"""SRResNet on bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cabm.engine.active_tail import ActiveTail, FloatConv
+from cabm.engine.elementwise import add_decode, add_encode, encode
+from cabm.engine.grid import Storage
+from cabm.engine.packing import PackedConv, Row, Step, grid_of, is_skipped
+from cabm.models.srresnet import SRResNet
+
+ONE = np.float32(1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One residual block at given bits."""
+
+    conv1: Step  # its input is also the skip
+    conv2: Step
+    norm1: nn.BatchNorm2d
+    norm2: nn.BatchNorm2d
+    slope: float
+
+    def run(self, codes: Tensor) -> Tensor:
+        """Return the residual, float32."""
+        # batch norm by itself, not folded: folded, it rounds otherwise, and single codes would differ
+        hidden = encode(self.norm1(self.conv1.to_float(codes)), self.conv2.grid, slope=self.slope)
+        return self.norm2(self.conv2.to_float(hidden))
+
+
+class SRResNetProgram:
+    """A trained SRResNet: blocks on bytes; head, last body convolution and tail in float.
+
+    Args:
+        model: of any quantized kind, with float ends, whose blocks read what they quantized.
+        float_dtype: what the float convolutions behind the blocks compute in.
+    """
+
+    def __init__(self, model: SRResNet, float_dtype: torch.dtype) -> None:
+        self._slope = float(model.prelu.weight)
+        self._blocks = model.body
+        self._convs = [(PackedConv(block.conv1), PackedConv(block.conv2)) for block in model.body]
+        self._head = FloatConv(model.head.weight, None, torch.float32)
+        self._body_end = FloatConv(*_folded(model.body_end, model.body_end_bn), float_dtype)
+        slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
+        self._tail = ActiveTail([*model.upsample, model.tail], model.factors, slopes, float_dtype)
+
+    def plan(self, row: Row) -> list[_Block]:
+        """Return the blocks that run at the bits of ``row``.
+
+        A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
+        """
+        return [
+            _Block(
+                conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
+                conv2=conv2.reading(grid_of(block.act2, row, Storage.SHIFTED)),
+                norm1=block.bn1,
+                norm2=block.bn2,
+                slope=self._slope,
+            )
+            for block, (conv1, conv2) in zip(self._blocks, self._convs, strict=True)
+            if not is_skipped(block.act1, row)
+        ]
+
+    def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
+        """Enlarge one tile; see `Program.run`."""
+        head = F.leaky_relu(self._head(x), self._slope, inplace=True)
+        body = self._body(head, plan) if plan else head
+        return self._tail(self._body_end(body).float().add_(head), x)
+
+    @staticmethod
+    def _body(head: Tensor, plan: list[_Block]) -> Tensor:
+        skip = encode(head, plan[0].conv1.grid)
+        for block, following in pairwise(plan):
+            skip = add_encode(block.run(skip), ONE, skip, block.conv1.grid, following.conv1.grid)
+        return add_decode(plan[-1].run(skip), ONE, skip, plan[-1].conv1.grid)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution followed by batch norm in evaluation mode."""
+    factors = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return conv.weight * factors.view(-1, 1, 1, 1), norm.bias - norm.running_mean * factors

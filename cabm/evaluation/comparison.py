@@ -1,0 +1,179 @@
+"""The evaluate stage: every step of the method on every test set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from cabm.checkpoints.model_directory import LoadedModel, load_model
+from cabm.data.store import PackedStore
+from cabm.evaluation.store import ImageResult, evaluate_store, mean_results
+from cabm.files import atomic_write
+from cabm.imaging.resize import upscale
+from cabm.models import Backbone
+from cabm.project.sections import EvaluateSettings
+from cabm.quant.precision import FIXED_BITS
+from cabm.tables.controls import CONTROLS, constant, shuffled
+from cabm.tables.cost import Convention, bitops
+from cabm.tables.observations import Observations
+from cabm.tiling.plan import plan
+from cabm.upscaling.runners import ModelRunner
+from cabm.upscaling.tiles import TiledResult, super_resolve
+
+STEPS = ("full_precision", "pams", "cadyq", "cabm")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: bicubic, or a training step.
+        loaded: its model; None for bicubic.
+        runner: runs the model.
+    """
+
+    name: str
+    loaded: LoadedModel | None = None
+    runner: ModelRunner | None = None
+
+    def enlarge(self, settings: EvaluateSettings, scale: int, whole: bool) -> Callable[..., TiledResult]:
+        """Return the function that enlarges one image by this method."""
+        if self.runner is None or self.loaded is None:
+            return lambda image: _bicubic(image, scale)
+        loaded, runner = self.loaded, self.runner
+        return lambda image: super_resolve(
+            runner,
+            image,
+            table=loaded.table,
+            tile=None if whole else settings.patch,
+            step=settings.step,
+            size_multiple=loaded.model.size_multiple,
+        )
+
+
+def load_methods(models: Path) -> list[Method]:
+    """Return bicubic and every step's model from the folder of models."""
+    methods = [Method("bicubic")]
+    for name in STEPS:
+        loaded = load_model(models / name)
+        methods.append(Method(name, loaded, ModelRunner(loaded.model, collapse_tail=True)))
+    return methods
+
+
+def control_methods(cabm: Method, observations: Observations) -> list[Method]:
+    """Return the CABM model with tables that know less: whether the edge score is worth anything.
+
+    Args:
+        cabm: the method with the learned table.
+        observations: those that the table was built from.
+    """
+    loaded = cabm.loaded
+    assert loaded is not None and loaded.table is not None
+    tables = (shuffled(loaded.table, seed=0), constant(loaded.table, observations.scores))
+    return [
+        Method(name, replace(loaded, table=table), cabm.runner)
+        for name, table in zip(CONTROLS, tables, strict=True)
+    ]
+
+
+def _bicubic(image: np.ndarray, scale: int) -> TiledResult:
+    height, width = image.shape[:2]
+    whole = plan(height, width, max(height, width), max(height, width))
+    return TiledResult(upscale(image, scale), whole, np.zeros(1), None)
+
+
+def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -> float:
+    """Bit operations of one image by a backbone; see `cabm.tables.cost.bitops`.
+
+    Args:
+        model: the backbone.
+        result: what it made of the image; without bits, all that is quantized has 8.
+        convention: ``patch`` (overlaps counted) or ``image``.
+    """
+    return bitops(
+        model.layers,
+        np.full(model.num_adaptive, FIXED_BITS) if model.precision.kind == "pams" else result.bits,
+        result.plan,
+        convention=convention,
+        weight_bits=model.precision.weight_bits,
+        computed=result.work if convention == "patch" else 1 - result.bypassed,
+    )
+
+
+def compare(
+    methods: list[Method], sets: Mapping[str, PackedStore], settings: EvaluateSettings
+) -> Iterator[tuple[str, str, str, list[ImageResult]]]:
+    """Yield (protocol, set, method, results) for all of them, tiles first, then whole images."""
+    protocols = [("tiles", None)]
+    if settings.whole_image:
+        protocols.append(("whole", settings.max_whole_pixels))
+    for protocol, limit in protocols:
+        for set_name, store in sets.items():
+            for method in methods:
+                enlarge = method.enlarge(settings, store.scale, protocol == "whole")
+                results = list(evaluate_store(store, enlarge, max_pixels=limit))
+                if results:
+                    yield protocol, set_name, method.name, results
+
+
+def summarise(method: Method, results: list[ImageResult]) -> dict[str, Any]:
+    """Return the means of a set, with the bit operations of its images in both conventions, in 10^12."""
+    row = mean_results(results)
+    if method.loaded is None:
+        return row
+    for convention in get_args(Convention):
+        total = 0.0
+        for image in results:
+            total += model_bitops(method.loaded.model, image.result, convention)
+        row[f"bitops_{convention}_T"] = total / len(results) / 1e12
+    return row
+
+
+def image_rows(
+    protocol: str, set_name: str, method: str, results: list[ImageResult]
+) -> list[dict[str, Any]]:
+    """Return one row per image for the CSV."""
+    return [
+        {
+            "protocol": protocol,
+            "set": set_name,
+            "method": method,
+            "image": image.name,
+            "psnr": round(image.psnr, 4),
+            "ssim": round(image.ssim, 5),
+            "fab": "" if image.fab is None else round(image.fab, 4),
+            "bypassed": round(image.bypassed, 4),
+            "skipped": round(image.skipped, 4),
+            "tiles": len(image.result.plan),
+            "seconds": round(image.seconds, 3),
+        }
+        for image in results
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of equal keys as CSV."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def protocol_description(settings: EvaluateSettings, scale: int) -> dict[str, Any]:
+    """Say how the figures were measured, for the metrics file."""
+    return {
+        "color": "Y of YCbCr (BT.601, 65.738 129.057 25.064 over 256, plus 16), SR rounded to 8 bit",
+        "shave": scale,
+        "ssim": "11x11 Gaussian, sigma 1.5, valid region, mean",
+        "tiles": f"LR tiles of {settings.patch}, step {settings.step}, overlaps cut in the middle",
+        "whole": "the uncut image; its one score decides the bits",
+        "fab": "mean bits over the adaptive positions that are computed",
+        "skipped": "share of adaptive positions with 0 bits in tiles that enter the network",
+        "bitops": "sum of MACs x weight bits x activation bits per image, 10^12; patch: overlaps counted",
+    }

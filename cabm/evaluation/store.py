@@ -1,0 +1,128 @@
+"""Quality of a model on a packed store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cabm.data.store import PackedStore
+from cabm.errors import InputError
+from cabm.evaluation.quality import SSIM_WINDOW, psnr_y, ssim_y
+from cabm.tables.cost import fab, skipped_share
+from cabm.upscaling.tiles import TiledResult
+
+MAX_PSNR = 100.0
+"""PSNR in dB that an image without any error is recorded with: means and JSON need a number.
+
+It is what one level of error in 150 000 values gives. Images of one colour reach it, by bicubic already.
+"""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What one image gave.
+
+    Attributes:
+        name: of the image.
+        psnr, ssim: on Y, in dB up to `MAX_PSNR` and 0..1.
+        fab: mean bits over computed tiles and adaptive positions; None for models without bits.
+        bypassed: share of the tiles' pixels that did not come from the network.
+        skipped: share of the adaptive positions of tiles that entered it that were skipped.
+        seconds: wall-clock of the enlargement.
+        result: the image and its tiles.
+    """
+
+    name: str
+    psnr: float
+    ssim: float
+    fab: float | None
+    bypassed: float
+    skipped: float
+    seconds: float
+    result: TiledResult
+
+
+def evaluate_store(
+    store: PackedStore,
+    enlarge: Callable[[np.ndarray], TiledResult],
+    *,
+    max_pixels: int | None = None,
+    images: Iterable[int] | None = None,
+) -> Iterator[ImageResult]:
+    """Enlarge every image of a store and compare it with its original.
+
+    Args:
+        store: pairs of images.
+        enlarge: (h,w,3) uint8 -> result.
+        max_pixels: low-resolution images larger than this are left out.
+        images: numbers of the images to take; all by default.
+
+    Raises:
+        InputError: an image is too small to be measured.
+    """
+    check_measurable(store)
+    for index in range(len(store)) if images is None else images:
+        low_resolution = store.lr(index)
+        if max_pixels is not None and low_resolution[..., 0].size > max_pixels:
+            continue
+        started = time.perf_counter()
+        result = enlarge(low_resolution)
+        seconds = time.perf_counter() - started
+        original = store.hr(index)
+        yield ImageResult(
+            name=store.names[index],
+            psnr=min(psnr_y(result.image, original, store.scale), MAX_PSNR),
+            ssim=ssim_y(result.image, original, store.scale),
+            fab=None if result.bits is None else fab(result.bits),
+            bypassed=float(result.bypassed.mean()),
+            skipped=0.0 if result.bits is None else skipped_share(result.bits, result.bypassed),
+            seconds=seconds,
+            result=result,
+        )
+
+
+def check_measurable(store: PackedStore) -> None:
+    """Refuse images in which the window of SSIM has no place inside the shaved border.
+
+    Raises:
+        InputError: names the first.
+    """
+    smallest = SSIM_WINDOW + 2 * store.scale
+    for index, name in enumerate(store.names):
+        height, width = (side * store.scale for side in store.lr_shape(index))
+        if min(height, width) < smallest:
+            raise InputError(
+                f"{store.directory}: image {name} of {width}x{height} pixels is too small to be measured "
+                f"at scale {store.scale}; take images of {smallest}x{smallest} at least"
+            )
+
+
+def mean_results(results: list[ImageResult]) -> dict[str, float]:
+    """Average a set: PSNR, SSIM, seconds over images; FAB, bypass, skips over tiles (as the papers do)."""
+    means = {
+        "psnr": float(np.mean([r.psnr for r in results])),
+        "ssim": float(np.mean([r.ssim for r in results])),
+        "seconds": float(np.sum([r.seconds for r in results])),
+    }
+    tiles = [r.result for r in results if r.result.bits is not None]
+    return means | mean_bits([t.bits for t in tiles], [t.bypassed for t in tiles])
+
+
+def mean_bits(bits: Sequence[np.ndarray], bypassed: Sequence[np.ndarray]) -> dict[str, float]:
+    """Average over tiles.
+
+    Args:
+        bits: of each image, the bits (N,L) of its tiles.
+        bypassed: of each image, the share (N,) of each of its tiles that was not computed.
+
+    Returns:
+        ``bypassed``, ``skipped`` and, where anything was computed, ``fab``; nothing for no images.
+    """
+    if not bits:
+        return {}
+    rows, left_out = np.concatenate(bits), np.concatenate(bypassed)
+    means = {"bypassed": float(left_out.mean()), "skipped": skipped_share(rows, left_out)}
+    return means | ({"fab": fab(rows)} if rows.any() else {})

@@ -1,0 +1,1 @@
+"""Pixels and files: reading, writing, resizing and colour, without knowledge of networks."""

@@ -1,0 +1,108 @@
+"""Between the pixels of image files (gray, alpha, 16 bits) and what a network takes: RGB in 0..255."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cabm.imaging.resize import upscale_batch
+
+FILL_REACH = 8
+"""Low-resolution pixels that colours are carried into transparent areas."""
+ALPHA_REACH = 3
+"""Low-resolution rows around a range that enlarging its alpha channel needs."""
+
+# ITU-R 601 luma, as the edge score has it
+_LUMA = np.array([9798, 19235, 3735], dtype=np.uint32)
+_LUMA_SHIFT = 15
+
+
+def has_alpha(channels: int) -> bool:
+    """Whether the last of 1 to 4 channels is alpha."""
+    return channels in (2, 4)
+
+
+def network_input(rows: np.ndarray) -> Tensor:
+    """Return what the network sees of an image's rows.
+
+    Transparent pixels take the colours around them: what a file stores there is invisible, often
+    black, and would bleed into the edges of what is visible.
+
+    Args:
+        rows: (n, W, C) uint8 or uint16, C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+
+    Returns:
+        (3, n, W): uint8, or float32 in 0..255 of 16-bit rows.
+    """
+    colour = rows
+    if has_alpha(rows.shape[2]):
+        colour = fill_transparent(rows[..., :-1], rows[..., -1])
+    planes = np.ascontiguousarray(colour.transpose(2, 0, 1))
+    if planes.dtype == np.uint16:
+        planes = planes.astype(np.float32) / 257
+    elif not planes.flags.writeable:
+        planes = planes.copy()  # torch warns of read-only memory
+    return torch.from_numpy(planes).expand(3, -1, -1)
+
+
+def fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Give pixels of alpha 0 the colours of the nearest visible ones.
+
+    Args:
+        colour: (n, W, 1 or 3) uint8 or uint16.
+        alpha: (n, W) of the same type.
+
+    Returns:
+        The same shape and type: visible pixels as they are; others the mean of their visible neighbours,
+        carried on for `FILL_REACH` pixels; beyond those the mean of all visible pixels.
+    """
+    known = alpha > 0
+    if known.all():
+        return colour
+    values = np.where(known[..., None], colour, 0).astype(np.float32)
+    if not known.any():
+        return values.astype(colour.dtype)
+    mean = values.sum(axis=(0, 1), dtype=np.float64) / np.count_nonzero(known)
+    for _ in range(FILL_REACH):
+        weight = _box_sum(known[..., None].astype(np.float32))
+        total = _box_sum(values)
+        new = ~known & (weight[..., 0] > 0)
+        if not new.any():
+            break
+        values[new] = total[new] / weight[new]
+        known |= new
+    values[~known] = mean
+    return np.rint(values).astype(colour.dtype)
+
+
+def enlarge_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
+    """Enlarge an alpha channel by exact bicubic: (n, W) uint8 or uint16 -> (n * scale, W * scale)."""
+    if (alpha == alpha.flat[0]).all():
+        return np.full((alpha.shape[0] * scale, alpha.shape[1] * scale), alpha.flat[0], alpha.dtype)
+    x = torch.from_numpy(alpha.astype(np.float32))[None, None]
+    enlarged = upscale_batch(x, scale)[0, 0].numpy()
+    return np.rint(np.clip(enlarged, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
+
+
+def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np.ndarray:
+    """Return an image's enlarged rows in its own channels.
+
+    Args:
+        rgb: (n, W, 3) uint8 or uint16, the network's result.
+        channels: of the image, 1 to 4.
+        alpha: (n, W), for images that have it.
+    """
+    colour = rgb
+    if channels < 3:
+        half = np.uint32(1 << (_LUMA_SHIFT - 1))
+        total = (rgb * _LUMA).sum(axis=2, dtype=np.uint32, keepdims=True) + half
+        colour = (total >> _LUMA_SHIFT).astype(rgb.dtype)
+    return colour if alpha is None else np.concatenate([colour, alpha[..., None]], axis=2)
+
+
+def _box_sum(values: np.ndarray) -> np.ndarray:
+    """Sum over 3 x 3 neighbourhoods of (n, W, C), zeros outside."""
+    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]

@@ -1,0 +1,66 @@
+"""The stage `edge_to_bit` (step 4): observe the CADyQ model's bits on validation tiles, build the table."""
+
+from __future__ import annotations
+
+import time
+
+from cabm.checkpoints.find import model_directory
+from cabm.checkpoints.model_directory import load_model
+from cabm.evaluation.observe import observe
+from cabm.files import write_json
+from cabm.pipeline.stage import Stage
+from cabm.reporting.bits import table_picture
+from cabm.tables.bypass import apply_bypass
+from cabm.tables.cost import fab, skipped_share
+from cabm.tables.table import build_table
+from cabm.upscaling.runners import ModelRunner
+
+
+def edge_to_bit(stage: Stage) -> None:
+    """Write the observations and the table."""
+    settings = stage.params.edge_to_bit
+    source = model_directory(settings.cadyq_from) if settings.cadyq_from else stage.models / "cadyq"
+    loaded = load_model(source)
+    started = time.perf_counter()
+    observations = observe(
+        ModelRunner(loaded.model, collapse_tail=True),
+        stage.store("validation"),
+        patch=settings.patch,
+        step=settings.step,
+        part=settings.bypass.part,
+        source_sha256=loaded.config.weights_sha256,
+    )
+    seconds = time.perf_counter() - started
+    observations.save(stage.tables / "observations.npz")
+    table = build_table(
+        observations.scores,
+        observations.bits,
+        **observations.origin,
+        strategy=settings.strategy,
+        fab_cap=settings.fab_cap,
+    )
+    bypass = settings.bypass
+    table = apply_bypass(
+        table, observations, max_loss_db=bypass.max_loss_db, max_tile_loss_db=bypass.max_tile_loss_db
+    )
+    table.save(stage.tables / "edge_to_bit.json")
+
+    computed = table.with_bypass(0)
+    metrics = {
+        "tiles": len(observations.scores),
+        "rows": len(table.rows),
+        "cadyq_fab": fab(observations.bits),
+        "table_fab": fab(computed.lookup(observations.scores)),
+        "table_skipped": skipped_share(computed.lookup(observations.scores)),
+        "bypassed": 0.0 if table.bypass is None else table.bypass["share"],
+        "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
+    }
+    timing = {
+        "seconds": round(seconds, 2),
+        "tiles_per_second": round(len(observations.scores) / seconds, 2),
+    }
+    write_json(stage.metrics / "edge_to_bit.json", metrics)
+    write_json(stage.timing / "edge_to_bit.json", timing)
+    stage.tracker.metrics(metrics | timing, 0)
+    stage.tracker.dict("edge_to_bit", table.describe())
+    stage.tracker.figure("edge_to_bit", table_picture(table))

@@ -1,0 +1,98 @@
+"""The stage `evaluate`: measure every step on every test set, draw the figures, write the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cabm.data.store import PackedStore
+from cabm.evaluation.comparison import (
+    compare,
+    control_methods,
+    image_rows,
+    load_methods,
+    protocol_description,
+    summarise,
+    write_rows,
+)
+from cabm.files import write_json
+from cabm.machine.cpu import environment
+from cabm.pipeline.stage import Stage
+from cabm.reporting.page import write_report
+from cabm.reporting.pictures import make_pictures, save_crops, save_figures, show_image
+from cabm.tables.observations import Observations
+
+
+def evaluate(stage: Stage) -> None:
+    """Write metrics, per-image results, figures and the report."""
+    started = time.perf_counter()
+    settings = stage.params.evaluate
+    methods = {method.name: method for method in load_methods(stage.models)}
+    observations = Observations.load(stage.tables / "observations.npz")
+    if settings.controls:
+        methods |= {method.name: method for method in control_methods(methods["cabm"], observations)}
+    folders = sorted(path.parent for path in (stage.data / "test").glob("*/index.json"))
+    sets = {folder.name: PackedStore.open(folder) for folder in folders}
+    shown = show_image(methods, sets, settings)
+
+    summary: dict[str, dict[str, Any]] = {}
+    images: list[dict[str, Any]] = []
+    passes = len(methods) * len(sets) * (2 if settings.whole_image else 1)
+    measured_sets = compare(list(methods.values()), sets, settings)
+    for protocol, set_name, method, results in tqdm(measured_sets, "evaluate", passes, unit="set"):
+        row = summarise(methods[method], results)
+        summary.setdefault(protocol, {}).setdefault(set_name, {})[method] = row
+        images += image_rows(protocol, set_name, method, results)
+        numbers = {f"{protocol}/{set_name}/{method}/{name}": value for name, value in row.items()}
+        stage.tracker.metrics(numbers, 0)
+    described = protocol_description(settings, stage.params.model.scale)
+    quality = {"protocol": described, "environment": environment(torch.get_num_threads())}
+    write_json(stage.results / "quality.json", quality | {"results": summary})
+    write_rows(stage.results / "images.csv", images)
+    for set_name in sets:
+        rows = [row for row in images if row["set"] == set_name]
+        stage.tracker.table(f"images_{set_name}", rows)
+    figures = make_pictures(shown, methods["cabm"].loaded.table, summary["tiles"], observations)
+    save_figures(figures, stage.results / "figures")
+    save_crops(shown, stage.results / "crops")
+    for name, figure in figures.items():
+        stage.tracker.figure(name, figure)
+    compared = headline(summary["tiles"])
+    shave = stage.params.model.scale
+    protocol = f"Y, shave {shave}, LR tiles of {settings.patch}, {settings.step} apart"
+    write_json(stage.metrics / "quality.json", {"protocol": protocol} | compared)
+    stage.tracker.pipeline_metrics(
+        {f"{name}/{key}": value for name, row in compared.items() for key, value in row.items()}
+    )
+    seconds = round(time.perf_counter() - started, 2)
+    write_json(stage.metrics / "evaluate.json", {"protocol": described})
+    write_json(stage.timing / "evaluate.json", {"seconds": seconds})
+    write_report(Path(), stage.results)
+
+
+def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the few numbers by set that experiments are compared by, rounded to be read."""
+    wanted = {
+        "bicubic_psnr": ("bicubic", "psnr"),
+        "float_psnr": ("full_precision", "psnr"),
+        "pams_psnr": ("pams", "psnr"),
+        "cadyq_psnr": ("cadyq", "psnr"),
+        "cadyq_fab": ("cadyq", "fab"),
+        "cabm_psnr": ("cabm", "psnr"),
+        "cabm_ssim": ("cabm", "ssim"),
+        "cabm_fab": ("cabm", "fab"),
+        "cabm_bypassed": ("cabm", "bypassed"),
+        "cabm_skipped": ("cabm", "skipped"),
+    }
+    return {
+        set_name: {
+            name: round(rows[method][key], 4)
+            for name, (method, key) in wanted.items()
+            if key in rows[method]
+        }
+        for set_name, rows in tiles.items()
+    }

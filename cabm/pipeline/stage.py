@@ -1,0 +1,192 @@
+"""What every stage script shares: params, tracking, threads, errors, and where things lie."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from cabm import __version__
+from cabm.data.store import PackedStore, data_hash
+from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed
+from cabm.files import remove_leftovers
+from cabm.machine.cpu import cpu_threads
+from cabm.machine.memory import keep_freed_memory
+from cabm.pipeline.resume_states import RESUME_FILE
+from cabm.project.params import Params, load_params
+from cabm.project.paths import CURVES, DATA, METRICS, MODELS, RESULTS, TABLES, TIMING, project_root
+from cabm.project.sections import TrainingSettings
+from cabm.tracking.provenance import params_hash
+from cabm.tracking.runs import open_run
+from cabm.tracking.tracker import Tracker
+from cabm.training.distributed import (
+    ALONE,
+    Group,
+    end_at_once,
+    is_worker,
+    joined,
+    launch,
+    launches,
+    report_failure,
+)
+
+_STALE_SECONDS = 3600.0
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a stage.
+
+    Attributes:
+        name: its name in dvc.yaml.
+        params: all of params.yaml.
+        tracker: where figures and metrics go beside DVC's files.
+        group: the processes that run this stage together; one writes the outs.
+        data: train, validation and test stores.
+        models, tables, metrics, curves, results: folders of outs, relative to the working directory.
+        timing: the same of what each stage took. No stage depends on it: another time is no other result.
+    """
+
+    name: str
+    params: Params
+    tracker: Tracker
+    group: Group = ALONE
+    data: Path = DATA
+    models: Path = MODELS
+    tables: Path = TABLES
+    metrics: Path = METRICS
+    curves: Path = CURVES
+    timing: Path = TIMING
+    results: Path = RESULTS
+
+    def settings(self) -> Any:
+        """Return this stage's own section of params.yaml."""
+        return getattr(self.params, self.name)
+
+    def store(self, part: str) -> PackedStore:
+        """Open a packed store: ``train``, ``validation`` or ``test/<name>``."""
+        return PackedStore.open(self.data / part)
+
+    def resume_file(self, inputs: dict[str, Any]) -> Path:
+        """Return where this stage keeps its resume state.
+
+        The name is a fingerprint of everything that the result depends on, so that a run with other params
+        or inputs never picks up this one's state; it lies outside DVC's outs, which DVC deletes.
+        """
+        sections = {
+            name: getattr(self.params, name).model_dump(mode="json") for name in ("model", self.name)
+        }
+        described = {"version": __version__, "sections": sections, "inputs": inputs}
+        described["precision"] = str(self.params.runtime.autocast())
+        text = json.dumps(described, sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return project_root() / ".resume" / self.name / fingerprint / RESUME_FILE
+
+
+def run_stage(name: str, body: Callable[[Stage], None]) -> int:
+    """Run a stage and return its exit status.
+
+    Input errors print one line. Ctrl-C and SIGTERM exit non-zero, so that DVC never records half a result.
+    One of several processes that fails does not return, but ends.
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: background shells hand it on ignored
+        signal.signal(number, _interrupt)
+    status = _try(name, body)
+    if status and is_worker():
+        end_at_once(status)
+    return status
+
+
+def _try(name: str, body: Callable[[Stage], None]) -> int:
+    """Run a stage, say in one line why it failed, and return its exit status."""
+    try:
+        params = load_params()
+        trains = isinstance(getattr(params, name), TrainingSettings)
+        if trains and launches(params.runtime):
+            launch(params.runtime, name)
+            return 0
+        with joined(params.runtime) if trains else nullcontext(ALONE) as group:
+            _run(name, body, params, group)
+    except (InputError, TrainingDiverged, SafetensorError, PeerLost, WorkerFailed) as error:
+        return _fail(name, error, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        then = "; make room or access, then `dvc repro` goes on" if error.errno in _NO_ROOM else ""
+        return _fail(name, error, f"{where}{error.strerror or error}{then}")
+    except MemoryError as error:
+        reason = " ".join(str(error).split())
+        return _fail(
+            name,
+            error,
+            f"not enough memory ({reason[:200]}); lower batch_size, patch or the model's options",
+        )
+    except KeyboardInterrupt:
+        if not is_worker():
+            print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group) -> None:
+    """Run a stage's body in this process, recorded if the process leads."""
+    # what is recorded and how leaves the pipeline the same
+    everything = params.model_dump(mode="json", exclude={"tracking", "serving"})
+    torch.set_num_threads(cpu_threads(params.runtime.threads, group.local_size))
+    section = getattr(params, name)
+    logged = {
+        "model": params.model.model_dump(mode="json"),
+        "quantization": params.quantization.model_dump(mode="json"),
+        name: section.model_dump(mode="json"),
+    }
+    with open_run(
+        params.tracking if group.leads else params.tracking.model_copy(update={"enabled": False}),
+        stage=name,
+        params=logged,
+        tags=_environment() | {"processes": str(group.size)},
+        pipeline_key=params_hash(everything),
+        pipeline_title=f"{params.model.name} x{params.model.scale}",
+        pipeline_params=everything,
+        data_hash=None if name == "prepare" else data_hash(DATA),  # it replaces what is there
+    ) as tracker:
+        if isinstance(section, TrainingSettings):
+            torch.manual_seed(section.seed)
+            keep_freed_memory()
+        if group.leads:
+            _remove_leftovers(name)
+        body(Stage(name, params, tracker, group))
+
+
+def _remove_leftovers(name: str) -> None:
+    """Remove what killed runs of this stage wrote aside."""
+    for out in (MODELS / name, METRICS / f"{name}.json", CURVES / f"{name}.csv", TIMING / f"{name}.json"):
+        remove_leftovers(out)  # DVC lets one process at a time make an out
+    for folder in project_root().glob(".resume/*/*"):  # experiments share these
+        remove_leftovers(folder / RESUME_FILE, older_than_s=_STALE_SECONDS)
+
+
+def _fail(name: str, error: Exception, message: str) -> int:
+    if not report_failure(error, message):
+        print(f"{name}: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _environment() -> dict[str, str]:
+    return {"version": __version__, "torch": torch.__version__, "cpus": str(os.cpu_count())}

@@ -1,0 +1,1 @@
+"""Figures, and the HTML page that `cabm report` writes."""

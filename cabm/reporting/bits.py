@@ -1,0 +1,249 @@
+"""Figures of tables, models and results.
+
+Every function returns a matplotlib ``Figure`` and leaves saving to the caller. Figures are made without
+pyplot, so that nothing global changes and no display is needed. Bits have one colour in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from cabm.reporting.overlays import bit_map_overlay, crops_side_by_side, detailed_boxes
+from cabm.reporting.style import (
+    BYPASS_COLOR,
+    FAINT,
+    HATCH,
+    HATCH_COLOR,
+    INK,
+    WIDEST,
+    bit_color,
+    plain,
+)
+from cabm.tables.table import EdgeToBitTable
+
+__all__ = [
+    "bit_map_overlay",
+    "crops_side_by_side",
+    "detailed_boxes",
+    "edge_hypothesis",
+    "psnr_against_fab",
+    "table_picture",
+]
+
+# Caption, colour, marker.
+_METHODS = {
+    "bicubic": ("bicubic", "#8c8c8c", "x"),
+    "full_precision": ("float", "#262626", "o"),
+    "pams": ("PAMS", "#c96a1f", "s"),
+    "cadyq": ("CADyQ", "#2f7f86", "^"),
+    "cabm": ("CABM", "#6b1353", "D"),
+}
+_OTHER_COLORS = ("#4c6fb1", "#5d8a3a", "#a63d40", "#7d6b2f")
+
+
+def psnr_against_fab(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw PSNR over FAB, one panel per test set.
+
+    Args:
+        rows: one per method and test set: ``method``, ``set``, ``psnr`` in dB, ``fab``. Rows without a FAB
+            (None or missing), or with one above 8, are float or bicubic: lines across. ``skipped``, the
+            share of layers that the FAB leaves out, is told where there is one.
+    """
+    sets = list(dict.fromkeys(str(row["set"]) for row in rows))
+    columns = min(len(sets), 3 if len(sets) != 4 else 2)
+    lines = -(-len(sets) // columns)
+    figure = Figure(figsize=(4.1 * columns, 3.5 * lines + 0.5), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    looks = _method_looks([str(row["method"]) for row in rows])
+    for panel, name in zip(panels, sets, strict=False):
+        _draw_trade_off(panel, [row for row in rows if str(row["set"]) == name], looks)
+        panel.set_title(name, loc="left", color=INK, fontsize=11)
+    for panel in panels[len(sets) :]:
+        panel.set_visible(False)
+    return figure
+
+
+def table_picture(table: EdgeToBitTable) -> Figure:
+    """Draw the bits of every layer over the edge score, and above them the FAB of each score."""
+    num_layers = len(table.layers)
+    end = max(table.thresholds[-1] * 1.08, table.thresholds[-1] + 1)
+    starts = np.concatenate([[0.0], table.thresholds[1:]])
+    edges = np.concatenate([starts, [end]])
+    widths = sorted({0, *table.search_space} if not table.rows.all() else set(table.search_space))
+    figure = Figure(figsize=(8.5, 2.6 + 0.17 * max(num_layers, 8)), layout="constrained")
+    curve, grid = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 0.17 * max(num_layers, 8)])
+
+    fab = table.fab_of(starts)
+    computed = fab > 0
+    curve.stairs(np.where(computed, fab, np.nan), edges, color=bit_color(8), linewidth=1.3, baseline=None)
+    curve.set_ylabel("FAB")
+    bits = [width for width in table.search_space if width]
+    curve.set_ylim(bits[0] - 0.3, bits[-1] + 0.3)
+    curve.set_yticks(bits)
+    plain(curve)
+    curve.grid(visible=False, axis="x")
+
+    codes = np.searchsorted(widths, table.rows).T
+    colors = ListedColormap([bit_color(width) for width in widths])
+    grid.pcolormesh(edges, np.arange(num_layers + 1), codes, cmap=colors, vmin=-0.5, vmax=len(widths) - 0.5)
+    if table.bypassed_below:
+        for axes in (curve, grid):
+            axes.axvspan(
+                0, table.bypassed_below, facecolor="none", edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0
+            )
+    grid.set_yticks(np.arange(num_layers) + 0.5, table.layers, fontsize=7)
+    grid.tick_params(axis="y", length=0)
+    grid.invert_yaxis()
+    grid.set_xlim(0, end)
+    grid.set_xlabel("edge score")
+    for spine in grid.spines.values():
+        spine.set_visible(False)
+    handles = [Patch(facecolor=bit_color(w), label=f"{w} bits") for w in widths if w]
+    if (table.rows[table.rows.any(axis=1)] == 0).any():
+        handles.insert(0, Patch(facecolor=BYPASS_COLOR, label="skipped"))
+    if table.bypassed_below:
+        hatched = {"facecolor": BYPASS_COLOR, "edgecolor": HATCH_COLOR, "hatch": HATCH}
+        handles.insert(0, Patch(label="bypassed", **hatched))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
+    rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
+    title = f"{table.backbone} x{table.scale}: {rows}, strategy {table.strategy}"
+    if table.part:
+        title += f"; bypassed below edge peak {table.bypass['threshold']:g}"
+    figure.suptitle(
+        title,
+        color=INK,
+        fontsize=11,
+    )
+    return figure
+
+
+def edge_hypothesis(scores: ArrayLike, bits: ArrayLike, layers: Sequence[str]) -> Figure:
+    """Draw what the method rests on: tiles with more edges are given more bits by the selectors.
+
+    Left, every tile by edge score and mean bits, with the median; right, the rank correlation (Spearman)
+    of score and bits for each layer.
+
+    Args:
+        scores: (N,) edge scores of observed tiles.
+        bits: (N, L) their bits.
+        layers: the L names.
+    """
+    scores, bits = np.asarray(scores, dtype=np.float64), np.asarray(bits)
+    mean_bits = bits.mean(axis=1)
+    figure = Figure(figsize=(9.5, 1.6 + 0.16 * max(len(layers), 16)), layout="constrained")
+    cloud, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    cloud.scatter(scores, mean_bits, s=12, alpha=0.35, color="#4c6fb1", linewidth=0)
+    ends = np.unique(np.quantile(scores, np.linspace(0, 1, min(13, len(scores) // 8 + 2))))
+    bins = np.clip(np.searchsorted(ends, scores, side="right") - 1, 0, max(len(ends) - 2, 0))
+    filled = np.unique(bins)
+    cloud.plot(
+        [np.median(scores[bins == b]) for b in filled],
+        [np.median(mean_bits[bins == b]) for b in filled],
+        color=bit_color(8),
+        marker="o",
+        markersize=4,
+        linewidth=1.8,
+        label="median",
+    )
+    cloud.set_xlabel("edge score of the tile")
+    cloud.set_ylabel("mean bits of its layers")
+    cloud.set_title(
+        f"{len(scores)} tiles, rank correlation {_rank_correlation(scores, mean_bits):.2f}",
+        color=INK,
+        fontsize=11,
+    )
+    cloud.legend(frameon=False, loc="lower right")
+    plain(cloud)
+
+    correlations = [_rank_correlation(scores, column) for column in bits.T]
+    places = np.arange(len(layers))
+    bars.barh(places, correlations, color=bit_color(5), height=0.75)
+    bars.set_yticks(places, layers, fontsize=7)
+    bars.tick_params(axis="y", length=0)
+    bars.invert_yaxis()
+    bars.axvline(0, color=FAINT, linewidth=0.8)
+    bars.set_xlim(min(0, *correlations) - 0.05, 1)
+    bars.margins(y=0.01)
+    bars.set_xlabel("rank correlation by layer")
+    plain(bars)
+    bars.grid(visible=False, axis="y")
+    return figure
+
+
+def _draw_trade_off(
+    panel: Axes, rows: Sequence[Mapping[str, Any]], looks: Mapping[str, tuple[str, str, str]]
+) -> None:
+    points = [row for row in rows if row.get("fab") and row["fab"] <= WIDEST]
+    across = [row for row in rows if row not in points]
+    values = [row["psnr"] for row in points] or [row["psnr"] for row in across]
+    spread = max(max(values) - min(values), 0.1)
+    # A line far away would press all else together: it is told in words instead.
+    near = [row for row in across if abs(row["psnr"] - np.mean(values)) < 6 * spread]
+    far = [row for row in across if row not in near]
+    shown = values + [row["psnr"] for row in near]
+    margin = 0.28 * max(max(shown) - min(shown), spread)
+    panel.set_ylim(min(shown) - margin, max(shown) + 0.7 * margin)
+    left = min([row["fab"] - 0.9 for row in points] + [WIDEST - 3.0])
+    panel.set_xlim(left, WIDEST + 0.4)
+    for row in near:
+        label, color, _ = looks[str(row["method"])]
+        panel.axhline(row["psnr"], color=color, linestyle="--", linewidth=1)
+        panel.annotate(
+            f"{label}  {row['psnr']:.2f} dB",
+            (left, row["psnr"]),
+            (4, 3),
+            textcoords="offset points",
+            color=color,
+            fontsize=8.5,
+        )
+    for row in points:
+        label, color, marker = looks[str(row["method"])]
+        neighbours = [x for x in points if abs(x["fab"] - row["fab"]) < 1.2]
+        skipped = f", {row['skipped']:.0%} skipped" if row.get("skipped") else ""
+        above = len(neighbours) > 1 and row is max(neighbours, key=lambda x: (x["psnr"], x["fab"]))
+        panel.scatter(row["fab"], row["psnr"], color=color, marker=marker, s=46, zorder=3)
+        panel.annotate(
+            f"{label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits{skipped}",
+            (row["fab"], row["psnr"]),
+            (0, 7 if above else -8),
+            textcoords="offset points",
+            ha="right" if row["fab"] > WIDEST - 0.7 else "center",
+            va="bottom" if above else "top",
+            color=color,
+            fontsize=8.5,
+        )
+    notes = [f"{looks[str(row['method'])][0]} {row['psnr']:.2f} dB, off the scale" for row in far]
+    panel.set_title("   ".join(notes), loc="right", color=FAINT, fontsize=8.5)
+    panel.set_xlabel("feature average bits (FAB)")
+    panel.set_ylabel("PSNR on Y, dB")
+    plain(panel)
+
+
+def _method_looks(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Caption, colour and marker of each method; unknown ones get colours in order of appearance."""
+    looks = dict(_METHODS)
+    for method in methods:
+        if method not in looks:
+            looks[method] = (method, _OTHER_COLORS[len(looks) % len(_OTHER_COLORS)], "o")
+    return looks
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's correlation with mean ranks for ties; 0 where one of them does not vary."""
+    ranks = []
+    for values in (x, y):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts + 1) / 2)[inverse])
+    a, b = (rank - rank.mean() for rank in ranks)
+    norm = np.sqrt(np.sum(a * a) * np.sum(b * b))
+    return float(np.sum(a * b) / norm) if norm else 0.0

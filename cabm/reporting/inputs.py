@@ -1,0 +1,250 @@
+"""What a report is made from: the files that the stages wrote, read and checked."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from cabm.checkpoints.model_directory import CONFIG_FILE, ModelConfig, read_config
+from cabm.errors import InputError, describe
+from cabm.files import read_json
+from cabm.project.params import Params, load_params
+from cabm.project.paths import CURVES, METRICS, MODELS, RESULTS, TABLES, TIMING
+from cabm.tables.table import EdgeToBitTable
+
+STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
+STEPS = ("full_precision", "pams", "cadyq", "cabm")
+FIGURES = ("bit_map", "crops", "edge_hypothesis", "edge_to_bit")
+_PNG = b"\x89PNG\r\n\x1a\n"
+# what the evaluate stage draws is far smaller; a page that nobody can open helps nobody
+_MAX_IMAGE_BYTES = 16 * 2**20
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Model = TypeVar("Model", bound=BaseModel)
+OptionalNumber = Annotated[Number | None, BeforeValidator(lambda value: None if value == "" else value)]
+
+
+class Measured(BaseModel):
+    """Means of one method on one test set; see `cabm.evaluation.comparison.summarise`."""
+
+    psnr: Number
+    ssim: Number
+    seconds: Number
+    fab: Number | None = None
+    bypassed: Number | None = None
+    skipped: Number | None = None
+    bitops_patch_T: Number | None = None
+    bitops_image_T: Number | None = None
+
+
+class Quality(BaseModel):
+    """results/quality.json; results by protocol, test set and method."""
+
+    protocol: dict[str, str | int | float] = {}
+    environment: dict[str, str] = {}
+    results: dict[str, dict[str, dict[str, Measured]]]
+
+
+class ImageRow(BaseModel):
+    """A row of results/images.csv."""
+
+    protocol: str
+    set: str
+    method: str
+    image: str
+    psnr: Number
+    ssim: Number
+    fab: OptionalNumber = None
+    bypassed: Number
+    skipped: Number = 0.0
+    tiles: int
+    seconds: Number
+
+
+class CropVersion(BaseModel):
+    """One version of a crop."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.png$")]
+    psnr: Number | None
+
+
+class Crop(BaseModel):
+    """A place of the image and its versions by caption."""
+
+    box: tuple[int, int, int, int]
+    versions: dict[str, CropVersion]
+
+
+class Crops(BaseModel):
+    """results/crops/crops.json; see `cabm.reporting.pictures.save_crops`."""
+
+    image: str
+    crops: list[Crop]
+
+
+class Validation(BaseModel):
+    """What the validation images measured after a training step."""
+
+    psnr: Number
+    ssim: Number
+    fab: Number | None = None
+
+
+class Timing(BaseModel):
+    """timing/STAGE.json."""
+
+    seconds: Number | None = None
+    patches_per_second: Number | None = None
+    tiles_per_second: Number | None = None
+
+
+class StageMetrics(BaseModel):
+    """metrics/STAGE.json, as far as a report shows it."""
+
+
+class StepMetrics(StageMetrics):
+    """The same of a training step."""
+
+    validation: Validation
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that a report shows. A piece that no stage has written yet is None or empty.
+
+    Attributes:
+        quality: means by protocol, set and method.
+        images: per-image results.
+        metrics: by stage.
+        timing: what each stage took.
+        curves: rows of numbers by training step; a column that was not measured in a row is absent.
+        models: descriptions by training step.
+        table: the edge-to-bit table.
+        params: params.yaml.
+        figures: data URIs of the evaluate stage's figures by name.
+        crops: places of the shown image.
+        crop_images: data URIs by file name.
+    """
+
+    quality: Quality | None = None
+    images: list[ImageRow] = field(default_factory=list)
+    metrics: Mapping[str, StageMetrics] = field(default_factory=dict)
+    timing: Mapping[str, Timing] = field(default_factory=dict)
+    curves: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    table: EdgeToBitTable | None = None
+    params: Params | None = None
+    figures: Mapping[str, str] = field(default_factory=dict)
+    crops: Crops | None = None
+    crop_images: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_report_data(project: str | Path = ".") -> ReportData:
+    """Read what the stages of a pipeline have written so far.
+
+    Args:
+        project: the directory with params.yaml.
+
+    Raises:
+        InputError: there is no such directory, no stage has written anything, or a file is damaged.
+    """
+    project = Path(project)
+    if not project.is_dir():
+        raise InputError(f"{project}: no such directory; name the one with params.yaml")
+    metrics = {name: project / METRICS / f"{name}.json" for name in STAGES}
+    timing = {name: project / TIMING / f"{name}.json" for name in STAGES}
+    curves = {name: project / CURVES / f"{name}.csv" for name in STEPS}
+    models = {name: project / MODELS / name for name in STEPS}
+    results = project / RESULTS
+    figures = {name: results / "figures" / f"{name}.png" for name in FIGURES}
+    crops = _read_if_there(results / "crops" / "crops.json", Crops)
+    versions = [v for crop in crops.crops for v in crop.versions.values()] if crops else []
+    table = project / TABLES / "edge_to_bit.json"
+    params = project / "params.yaml"
+    data = ReportData(
+        quality=_read_if_there(results / "quality.json", Quality),
+        images=_read_images(results / "images.csv"),
+        metrics={name: _read_metrics(name, path) for name, path in _existing(metrics)},
+        timing={name: _validated(path, Timing, read_json(path)) for name, path in _existing(timing)},
+        curves={n: _read_curve(path) for n, path in _existing(curves)},
+        models={n: read_config(path) for n, path in models.items() if (path / CONFIG_FILE).exists()},
+        table=EdgeToBitTable.load(table) if table.exists() else None,
+        params=load_params(params) if params.exists() else None,
+        figures={name: image_uri(path) for name, path in _existing(figures)},
+        crops=crops,
+        crop_images={v.file: image_uri(results / "crops" / v.file) for v in versions},
+    )
+    if not (data.quality or data.metrics or data.timing or data.curves or data.models or data.table):
+        raise InputError(f"{project}: no stage has written anything here to report; run dvc repro first")
+    return data
+
+
+def image_uri(path: Path) -> str:
+    """Return a PNG file as a data URI.
+
+    Raises:
+        InputError: it is missing, another kind of file, or too large for a page.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such image; run the evaluate stage again")
+    content = path.read_bytes()
+    if len(content) > _MAX_IMAGE_BYTES:
+        raise InputError(f"{path}: {len(content) / 2**20:.0f} MiB are too many for a page")
+    if not content.startswith(_PNG):
+        raise InputError(f"{path}: not a PNG image; run the evaluate stage again")
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _existing(files: Mapping[str, Path]) -> list[tuple[str, Path]]:
+    return [(name, path) for name, path in files.items() if path.exists()]
+
+
+def _read_if_there(path: Path, model: type[Model]) -> Model | None:
+    return _validated(path, model, read_json(path)) if path.exists() else None
+
+
+def _validated(path: Path, model: type[Model], content: Any) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe(error)}; run its stage again") from None
+
+
+def _read_metrics(stage: str, path: Path) -> StageMetrics:
+    return _validated(path, StepMetrics if stage in STEPS else StageMetrics, read_json(path))
+
+
+def _read_images(path: Path) -> list[ImageRow]:
+    if not path.exists():
+        return []
+    rows = TypeAdapter(list[ImageRow])
+    try:
+        return rows.validate_python(_read_csv(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: row {describe(error)}; run the evaluate stage again") from None
+
+
+def _read_curve(path: Path) -> list[dict[str, float]]:
+    rows = []
+    for number, row in enumerate(_read_csv(path), start=2):
+        try:
+            rows.append({name: float(text) for name, text in row.items() if text})
+        except (TypeError, ValueError):
+            raise InputError(f"{path}: line {number} has something other than numbers") from None
+        if "step" not in rows[-1]:
+            raise InputError(f"{path}: line {number} has no step")
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file ({error})") from None

@@ -1,0 +1,174 @@
+"""Figures that show images: bits over a photograph, and crops side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from cabm.evaluation.quality import psnr_y
+from cabm.reporting.style import HATCH, INK, WIDEST, bit_colormap
+from cabm.tiling.edges import edge_scores_of_image
+from cabm.tiling.parts import Box, TileParts
+from cabm.tiling.plan import TilePlan, plan
+
+_BOX_COLORS = ("#e4572e", "#2f9ec4", "#7fb800", "#f2a900")
+_MAX_SHOWN_PIXELS = 1600
+_MAX_LABELLED_TILES = 150  # more of them have no room for words
+
+
+def bit_map_overlay(
+    image: np.ndarray,
+    tile_plan: TilePlan,
+    fab_per_tile: ArrayLike,
+    skipped_per_tile: ArrayLike = 0.0,
+    parts: TileParts | None = None,
+) -> Figure:
+    """Draw the mean bits of each tile over an image; what was not computed is hatched gray.
+
+    Args:
+        image: (H, W, 3) uint8, the input or (a multiple of its size) the output.
+        tile_plan: the tiles of the input.
+        fab_per_tile: (N,) mean bits of the layers that are computed, 0 for bypassed tiles.
+        skipped_per_tile: (N,) share of the layers that are skipped, written into tiles that skip any.
+        parts: what of the tiles was computed; None: all of those that have bits.
+    """
+    values = np.asarray(fab_per_tile, dtype=np.float64)
+    height, width = tile_plan.height, tile_plan.width
+    y0, x0, y1, x1 = (tile_plan.owned(2) / 2).T
+    shown = image[_thinned(image.shape[0]), _thinned(image.shape[1])]
+    panel_width = 8.0
+    figure = Figure(
+        figsize=(panel_width + 1.1, max(panel_width * height / width, 1.6) + 0.7), layout="constrained"
+    )
+    axes = figure.subplots()
+    # Gray, so that no colour of the image is taken for bits, and pale, so that dark places show them.
+    gray = 255 - 0.62 * (255 - (shown.mean(axis=2) if shown.ndim == 3 else shown))
+    axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    scale = Normalize(min(4.0, values[values > 0].min(initial=4.0)), WIDEST)
+    colormap = bit_colormap(scale)
+    computed = values > 0
+    if parts is None:
+        parts = TileParts.of_tiles(tile_plan.tile_height, tile_plan.tile_width, ~computed)
+    cores = [[region.core for region in regions] for regions in parts.regions]
+    owner, drawn = _rectangles(tile_plan, cores)
+    boxes = PatchCollection(drawn, linewidth=0.5, edgecolor="white")
+    boxes.set_facecolor(colormap(scale(values[owner])))
+    boxes.set_alpha(0.6)
+    axes.add_collection(boxes)
+    _, left_out = _rectangles(tile_plan, parts.boxes_left_out)
+    axes.add_collection(
+        PatchCollection(
+            left_out,
+            facecolor=(1, 1, 1, 0.25),
+            edgecolor=(0.35, 0.35, 0.35, 0.8),
+            linewidth=0.0,
+            hatch=HATCH,
+        )
+    )
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    bar = figure.colorbar(ScalarMappable(scale, colormap), ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label("mean bits of the tile")
+    bar.outline.set_visible(False)
+    mean = f"FAB {values[computed].mean():.2f}" if computed.any() else "nothing computed"
+    title = f"{len(values)} tiles, {mean}, {parts.share.mean():.0%} bypassed"
+    skipped = np.broadcast_to(np.asarray(skipped_per_tile, dtype=np.float64), values.shape)
+    skips = np.flatnonzero(computed & (skipped > 0))
+    if len(skips):
+        title += f", {skipped[computed].mean():.0%} of layers skipped"
+        for tile in skips if len(values) <= _MAX_LABELLED_TILES else ():
+            centre = (x0[tile] + x1[tile]) / 2, (y0[tile] + y1[tile]) / 2
+            axes.annotate(
+                f"skip {skipped[tile]:.0%}", centre, ha="center", va="center", color=INK, fontsize=7
+            )
+    axes.set_title(title, color=INK, fontsize=11)
+    return figure
+
+
+def _rectangles(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[list[int], list[Rectangle]]:
+    """Boxes of tiles as rectangles of the image, as far as their tile owns it, with its number."""
+    tiles, rectangles = [], []
+    owned = tile_plan.owned(2) / 2
+    for tile, of_tile in enumerate(boxes):
+        top, left = tile_plan.boxes[tile, :2]
+        y0, x0, y1, x1 = owned[tile]
+        for box in of_tile:
+            first_y, end_y = max(y0, top + box.y0), min(y1, top + box.y1)
+            first_x, end_x = max(x0, left + box.x0), min(x1, left + box.x1)
+            if first_y < end_y and first_x < end_x:
+                tiles.append(tile)
+                rectangles.append(Rectangle((first_x, first_y), end_x - first_x, end_y - first_y))
+    return tiles, rectangles
+
+
+def crops_side_by_side(
+    images: Mapping[str, np.ndarray], boxes: Sequence[tuple[int, int, int, int]]
+) -> Figure:
+    """Draw the same crops of several versions of one image, each with its PSNR-Y against the first.
+
+    Args:
+        images: (H, W, 3) uint8 of one size by caption, the original first.
+        boxes: y0, x0, y1, x1 of each crop, one row of the figure each; see :func:`detailed_boxes`.
+    """
+    names = list(images)
+    original = images[names[0]]
+    height, width = original.shape[:2]
+    overview = 2.0 * min(width / height, 2.2)
+    figure = Figure(
+        figsize=(overview + 2.0 * len(names) + 0.2, 2.3 * len(boxes) + 0.1), layout="constrained"
+    )
+    grid = figure.add_gridspec(len(boxes), 1 + len(names), width_ratios=[overview, *[2.0] * len(names)])
+    whole = figure.add_subplot(grid[:, 0])
+    whole.imshow(original[_thinned(height), _thinned(width)], cmap="gray", extent=(0, width, height, 0))
+    whole.set_axis_off()
+    for row, (y0, x0, y1, x1) in enumerate(boxes):
+        color = _BOX_COLORS[row % len(_BOX_COLORS)]
+        whole.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=1.8))
+        for column, name in enumerate(names):
+            axes = figure.add_subplot(grid[row, column + 1])
+            crop = images[name][y0:y1, x0:x1]
+            axes.imshow(crop, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set(color=color, linewidth=1.6)
+            caption = name
+            if column:
+                psnr = psnr_y(np.ascontiguousarray(crop), np.ascontiguousarray(original[y0:y1, x0:x1]), 0)
+                caption += f"  {psnr:.2f} dB"
+            axes.set_title(caption, fontsize=9, color=INK, pad=4)
+    return figure
+
+
+def detailed_boxes(image: np.ndarray, size: int, count: int) -> list[tuple[int, int, int, int]]:
+    """Find the squares of an image with the most edges, for :func:`crops_side_by_side`.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: side of a square in pixels; smaller if the image is.
+        count: how many at most; they do not overlap.
+    """
+    size = min(size, *image.shape[:2])
+    tiles = plan(image.shape[0], image.shape[1], size, max(size // 2, 1))
+    order = np.argsort(-edge_scores_of_image(image, tiles).numpy(), kind="stable")
+    chosen: list[tuple[int, int, int, int]] = []
+    # Well apart where the image has room, else merely without overlap.
+    for distance in (max(2 * size, min(image.shape[:2]) // 2), size):
+        for y0, x0, y1, x1 in tiles.boxes[order].tolist():
+            apart = all(max(abs(y0 - b[0]), abs(x0 - b[1])) >= distance for b in chosen)
+            if apart and len(chosen) < count:
+                chosen.append((y0, x0, y1, x1))
+    return chosen
+
+
+def _thinned(length: int) -> slice:
+    """Every n-th pixel, so that a figure of an 8K image draws no more than it shows."""
+    return slice(None, None, max(length // _MAX_SHOWN_PIXELS, 1))

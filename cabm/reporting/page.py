@@ -1,0 +1,290 @@
+"""The report: one HTML page, complete in itself, on what a pipeline's stages have written."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from cabm.files import atomic_write
+from cabm.reporting.bits import psnr_against_fab
+from cabm.reporting.curves import training_curves
+from cabm.reporting.inputs import STAGES, STEPS, Measured, ReportData, StepMetrics, read_report_data
+from cabm.reporting.tables import (
+    MISSING,
+    decimal,
+    has_skips,
+    image_table,
+    label,
+    model_rows,
+    param_sections,
+    percent,
+    result_groups,
+    stage_rows,
+)
+from cabm.tables.controls import CONTROLS
+
+PROTOCOLS = {"tiles": "In tiles", "whole": "Whole image"}
+
+
+def write_report(project: str | Path, output: str | Path) -> Path:
+    """Write the report of a project.
+
+    Args:
+        project: the directory with params.yaml.
+        output: an .html file, or a folder that gets ``report.html``.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: nothing to report, or a damaged file.
+    """
+    page = render_report(read_report_data(project))
+    output = Path(output)
+    path = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """Return the page. The same data gives the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cabm.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    results = {} if data.quality is None else data.quality.results
+    table_facts = None if data.table is None else table_description(data)
+    return environment.get_template("report.html").render(
+        title=model_title(data),
+        headline=headline(data),
+        figures_of_merit=key_numbers(data),
+        protocols=[
+            {
+                "title": PROTOCOLS.get(name, name),
+                "name": name,
+                "groups": result_groups(sets),
+                "skips": has_skips(sets),
+            }
+            for name, sets in results.items()
+        ],
+        trade_off=trade_off_figures(results.get("tiles", {})),
+        table=table_facts,
+        figures=data.figures,
+        crops=data.crops,
+        crop_images=data.crop_images,
+        curves=[
+            {"title": label(name), "figure": svg_uri(figure)}
+            for name in data.curves
+            if (figure := training_curves(whole_curve(data, name))) is not None
+        ],
+        stages=stage_rows(data),
+        image_table=image_table(data.images),
+        protocol={} if data.quality is None else data.quality.protocol,
+        environment={} if data.quality is None else data.quality.environment,
+        params=param_sections(data.params),
+        models=model_rows(data.models),
+        not_run=[name for name in STAGES if name not in data.metrics],
+        label=label,
+        decimal=decimal,
+        style=_asset(environment, "report.css"),
+        script=_asset(environment, "report.js"),
+    )
+
+
+def _asset(environment: jinja2.Environment, name: str) -> Markup:
+    """Return a file of the package for a style or script element, whose content HTML does not escape."""
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, name)[0])
+
+
+def model_title(data: ReportData) -> str:
+    """Return which network it is, as ``EDSR ×4``."""
+    for config in reversed(list(data.models.values())):
+        return f"{config.backbone.upper()} ×{config.scale}"
+    if data.table is not None:
+        return f"{data.table.backbone.upper()} ×{data.table.scale}"
+    if data.params is not None:
+        return f"{data.params.model.name.upper()} ×{data.params.model.scale}"
+    return "super-resolution"
+
+
+def headline(data: ReportData) -> str:
+    """Return what came out, in one sentence."""
+    name, rows = headline_set(data)
+    if name is None:
+        done = [label(step) for step in STEPS if step in data.metrics or step in data.models]
+        return f"Not evaluated yet. Trained so far: {', '.join(done) or 'nothing'}."
+    cabm = rows.get("cabm")
+    if cabm is None:
+        return f"{model_title(data)} on {name}: evaluated, without a CABM model."
+    if cabm.fab is None:
+        text = f"{name}: CABM bypasses every tile: {cabm.psnr:.2f} dB, by bicubic enlargement alone."
+        return _unbroken(text)
+    text = f"{model_title(data)} on {name} reaches {cabm.psnr:.2f} dB at {cabm.fab:.2f} bits on average"
+    comparisons = [
+        f"{compared(cabm.psnr - rows[other].psnr)} {words}"
+        for other, words in (("full_precision", "float"), ("pams", "PAMS (8 bits)"))
+        if other in rows
+    ]
+    if comparisons:
+        text += f": {' and '.join(comparisons)}"
+    share = _share_of_bitops(rows, "cabm", "pams")
+    if share is not None:
+        text += f", for {percent(share)} of PAMS’s bit operations"
+    return _unbroken(text + ".")
+
+
+def _unbroken(text: str) -> str:
+    """Keep numbers and their units on one line."""
+    return re.sub(r"(?<=\d) (?=dB|bits|%)|(?<=\w) (?=×)", "\u00a0", text)
+
+
+def compared(difference: float) -> str:
+    """Return a difference of PSNR in words, up to the comparison's other side."""
+    if abs(difference) < 0.005:
+        return "equal to"
+    return f"{abs(difference):.2f} dB {'above' if difference > 0 else 'below'}"
+
+
+def headline_set(data: ReportData) -> tuple[str | None, Mapping[str, Measured]]:
+    """Return the last test set's name and rows by method, None where nothing was evaluated."""
+    tiles = {} if data.quality is None else data.quality.results.get("tiles", {})
+    for name in reversed(tiles):
+        return name, tiles[name]
+    return None, {}
+
+
+def key_numbers(data: ReportData) -> list[dict[str, str]]:
+    """Return CABM's numbers on the last test set, each with what it compares with."""
+    _, rows = headline_set(data)
+    cabm = rows.get("cabm")
+    if cabm is None:
+        return []
+    share = _share_of_bitops(rows, "cabm", "full_precision")
+    cadyq = rows.get("cadyq")
+    return [
+        {
+            "value": decimal(cabm.psnr, 2),
+            "unit": "dB PSNR",
+            "note": _beside({name: decimal(row.psnr, 2) for name, row in rows.items()}),
+        },
+        {
+            "value": decimal(cabm.ssim, 3),
+            "unit": "SSIM",
+            "note": _beside({name: decimal(row.ssim, 3) for name, row in rows.items()}),
+        },
+        {
+            "value": decimal(cabm.fab, 2),
+            "unit": "bits (FAB)",
+            "note": f"CADyQ {decimal(cadyq.fab, 2)}, PAMS 8" if cadyq else "",
+        },
+        {
+            "value": MISSING if cabm.bypassed is None else percent(cabm.bypassed),
+            "unit": "bypassed",
+            "note": "bicubic takes their place",
+        },
+        *(
+            [{"value": percent(cabm.skipped), "unit": "of layers skipped", "note": "in computed tiles"}]
+            if cabm.skipped
+            else []
+        ),
+        {
+            "value": MISSING if share is None else percent(share),
+            "unit": "of float’s BitOPs",
+            "note": f"{decimal(cabm.bitops_image_T, 3, significant=True)} T per image",
+        },
+    ]
+
+
+def _beside(values: Mapping[str, str]) -> str:
+    shown = ("bicubic", "full_precision")
+    return ", ".join(f"{label(name)} {values[name]}" for name in shown if name in values)
+
+
+def _share_of_bitops(rows: Mapping[str, Measured], method: str, other: str) -> float | None:
+    """Return the ratio of the bit operations of two methods, overlaps of tiles not counted."""
+    pair = [rows[name].bitops_image_T if name in rows else None for name in (method, other)]
+    return pair[0] / pair[1] if pair[0] is not None and pair[1] else None
+
+
+def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, str]]:
+    """Return PSNR over FAB for each test set."""
+    found = []
+    for name, rows in sets.items():
+        points: Sequence[dict[str, Any]] = [
+            {
+                "set": name,
+                "method": method,
+                "psnr": row.psnr,
+                "fab": 8.0 if method == "pams" else row.fab,
+                "skipped": row.skipped,
+            }
+            for method, row in rows.items()
+            if method not in CONTROLS  # too near to CABM for labels; the table has them
+        ]
+        if points:
+            found.append({"set": name, "figure": svg_uri(psnr_against_fab(points))})
+    return found
+
+
+def whole_curve(data: ReportData, step: str) -> list[dict[str, float]]:
+    """Return the rows of a training step's curve, with the validation of its result in the last one."""
+    rows, metrics = data.curves[step], data.metrics.get(step)
+    if not rows or not isinstance(metrics, StepMetrics):
+        return rows
+    return [*rows[:-1], {"validation_psnr": metrics.validation.psnr} | rows[-1]]
+
+
+def table_description(data: ReportData) -> dict[str, Any]:
+    """Return what the report says of the edge-to-bit table."""
+    assert data.table is not None
+    facts = data.table.describe()
+    described = {
+        "rows": f"{facts['num_rows']}, by the strategy “{facts['strategy']}”",
+        "layers": f"{facts['num_layers']} adaptive, bits from {', '.join(map(str, facts['search_space']))}",
+        "mean bits": f"{facts['fab_lowest']:.2f} to {facts['fab_highest']:.2f} over the scores",
+        "tiles": f"{facts['patch']} pixels, {facts['step']} apart",
+    }
+    if 0 in data.table.search_space:
+        computed = data.table.rows[data.table.rows.any(axis=1)]
+        lowest, highest = (percent(share) for share in np.sort((computed == 0).mean(axis=1))[[0, -1]])
+        described["skipped"] = f"{lowest} to {highest} of the layers over the scores"
+    bypass = facts["bypass"]
+    if bypass and (data.table.part or facts["bypassed_below"]):
+        text, of_what = f"below a score of {facts['bypassed_below']:g}", "tiles"
+        if data.table.part:
+            below = f"with an edge peak below {bypass['threshold']:g}"
+            text, of_what = f"parts of {data.table.part} pixels {below}", "pixels"
+        if {"share", "loss_db"} <= bypass.keys():
+            text += f": {percent(bypass['share'])} of the validation {of_what}, {_loss(bypass['loss_db'])}"
+        described["bypassed"] = text
+    else:
+        described["bypassed"] = "nothing"
+    return described
+
+
+def _loss(loss_db: float) -> str:
+    return f"at {loss_db:.3f} dB" if loss_db >= 0 else f"with a gain of {-loss_db:.2f} dB"
+
+
+def svg_uri(figure: Figure) -> str:
+    """Return a figure as a data URI of SVG; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "cabm"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,227 @@
+"""The report's tables: numbers as text, in the order that the page shows them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cabm.checkpoints.model_directory import ModelConfig
+from cabm.project.params import Params
+from cabm.reporting.inputs import STAGES, ImageRow, Measured, ReportData, StepMetrics, Timing
+
+MISSING = "–"
+LABELS = {
+    "full_precision": "float",
+    "pams": "PAMS",
+    "cadyq": "CADyQ",
+    "cabm": "CABM",
+    "cabm_shuffled": "CABM, rows shuffled",
+    "cabm_constant": "CABM, one row for all",
+}
+STAGE_WORK = {
+    "prepare": "pack images",
+    "full_precision": "train in full precision",
+    "pams": "8 bits, learned clip values",
+    "cadyq": "learn bit selectors",
+    "edge_to_bit": "observe, build the table",
+    "cabm": "fine-tune with the table",
+    "evaluate": "every step on every set",
+}
+# they say where runs are recorded, and a store's address may hold a password
+NOT_SHOWN = {"tracking", "serving"}
+
+
+def label(method: str) -> str:
+    """Return the name that the field has for a step."""
+    return LABELS.get(method, method)
+
+
+def decimal(value: float | None, digits: int, *, significant: bool = False) -> str:
+    """Return a number with ``digits`` after the point, or as many significant ones; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if significant:
+        digits = max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0
+    return f"{value:.{digits}f}"
+
+
+def percent(share: float) -> str:
+    """Return a share of one in percent; small ones keep a digit."""
+    return f"{100 * share:.{1 if 0 < share < 0.0995 else 0}f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as people say them."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def has_skips(sets: Mapping[str, Mapping[str, Measured]]) -> bool:
+    """Whether any method skips layers, so that the results have a column for it."""
+    return any(row.skipped for rows in sets.values() for row in rows.values())
+
+
+def result_groups(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, Any]]:
+    """Return a group per test set, a row per method: label, whether it is CABM's, and cells."""
+    groups, with_skips = [], has_skips(sets)
+    for name, rows in sets.items():
+        eight = rows["pams"].bitops_image_T if "pams" in rows else None
+        lines = []
+        for method, row in rows.items():
+            bitops = row.bitops_image_T
+            cells = [
+                decimal(row.psnr, 2),
+                decimal(row.ssim, 3),
+                {"full_precision": "32", "pams": "8"}.get(method, decimal(row.fab, 2)),
+                MISSING if row.bypassed is None else percent(row.bypassed),
+                *([MISSING if row.skipped is None else percent(row.skipped)] if with_skips else []),
+                decimal(bitops, 3, significant=True),
+                _ratio(bitops, eight),
+                decimal(row.bitops_patch_T, 3, significant=True),
+                decimal(row.seconds, 3, significant=True),
+            ]
+            lines.append({"method": label(method), "ours": method == "cabm", "cells": cells})
+        groups.append({"set": name, "rows": lines})
+    return groups
+
+
+def _ratio(part: float | None, whole: float | None) -> str:
+    if part is None or not whole:
+        return MISSING
+    return percent(part / whole) if part < 2 * whole else f"{part / whole:.1f} ×"
+
+
+def stage_rows(data: ReportData) -> list[dict[str, str]]:
+    """Return what each stage that has run did, took and reached."""
+    rows = []
+    for name in STAGES:
+        if name not in data.metrics:
+            continue
+        metrics, settings = data.metrics[name], _settings(data.models.get(name))
+        batch = f"{settings['batch_size']} of {settings['patch']}²" if "batch_size" in settings else MISSING
+        step = metrics if isinstance(metrics, StepMetrics) else None
+        timing = data.timing.get(name, Timing())
+        rows.append(
+            {
+                "stage": name,
+                "work": STAGE_WORK[name],
+                "steps": str(settings.get("steps", MISSING)),
+                "batch": batch,
+                "rate": str(settings.get("learning_rate", MISSING)),
+                "seconds": duration(timing.seconds),
+                "throughput": _throughput(name, timing, data.images),
+                "psnr": decimal(step.validation.psnr if step else None, 2),
+                "fab": decimal(step.validation.fab if step else None, 2),
+            }
+        )
+    return rows
+
+
+def _settings(config: ModelConfig | None) -> Mapping[str, Any]:
+    settings = {} if config is None else config.provenance.get("settings")
+    return settings if isinstance(settings, dict) and {"batch_size", "patch"} <= settings.keys() else {}
+
+
+def _throughput(name: str, timing: Timing, images: Sequence[ImageRow]) -> str:
+    if timing.patches_per_second is not None:
+        return f"{decimal(timing.patches_per_second, 3, significant=True)} patches/s"
+    if timing.tiles_per_second is not None:
+        return f"{decimal(timing.tiles_per_second, 3, significant=True)} tiles/s"
+    ours = [row for row in images if row.method == "cabm" and row.protocol == "tiles"]
+    seconds = sum(row.seconds for row in ours)
+    if name == "evaluate" and seconds:
+        return f"{decimal(sum(row.tiles for row in ours) / seconds, 3, significant=True)} tiles/s by CABM"
+    return MISSING
+
+
+def image_table(images: Sequence[ImageRow]) -> dict[str, Any] | None:
+    """Return the per-image results, one row per image: heads, and rows by protocol.
+
+    Each cell is the text and the number that it sorts by (None: by its text).
+    """
+    if not images:
+        return None
+    methods = list(dict.fromkeys(row.method for row in images))
+    by_protocol: dict[str, dict[tuple[str, str], dict[str, ImageRow]]] = {}
+    for row in images:
+        by_protocol.setdefault(row.protocol, {}).setdefault((row.set, row.image), {})[row.method] = row
+    with_bits = {row.method for row in images if row.fab is not None}
+    bits = [method for method in methods if method in with_bits]
+    heads = ["set", "image", *(label(method) for method in methods)]
+    skips = ["skipped"] if any(row.skipped for row in images) else []
+    heads += [f"FAB {label(method)}" for method in bits]
+    heads += ["bypassed", *skips, "SSIM", "tiles", "seconds"]
+    protocols = {}
+    for protocol, found in by_protocol.items():
+        rows = []
+        for (set_name, image), of_method in found.items():
+            last = of_method.get("cabm") or list(of_method.values())[-1]
+            cells = [(set_name, None), (image, None)]
+            cells += [_cell(of_method[m].psnr if m in of_method else None, 2) for m in methods]
+            cells += [_cell((of_method[m].fab or None) if m in of_method else None, 2) for m in bits]
+            cells.append((percent(last.bypassed), last.bypassed))
+            cells += [(percent(last.skipped), last.skipped)] * len(skips)
+            cells += [_cell(last.ssim, 3), _cell(last.tiles, 0), _cell(last.seconds, 2)]
+            rows.append(cells)
+        protocols[protocol] = rows
+    return {"heads": heads, "num_psnr": len(methods), "protocols": protocols}
+
+
+def _cell(value: float | None, digits: int) -> tuple[str, float]:
+    return decimal(value, digits), -1.0 if value is None else value
+
+
+def param_sections(params: Params | None) -> list[dict[str, Any]]:
+    """Return the sections of params.yaml with defaults filled in, as names and texts."""
+    if params is None:
+        return []
+    dumped = params.model_dump(mode="json", exclude=NOT_SHOWN)
+    dumped["model"]["options"] = params.model.chosen_options()
+    return [{"name": name, "values": _flat(values)} for name, values in dumped.items()]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, entry in enumerate(value):
+                found += _flat(entry, f"{prefix}{key}.{number}.")
+        elif value is not None:
+            found.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
+    return found
+
+
+def model_rows(models: Mapping[str, ModelConfig]) -> list[dict[str, str]]:
+    """Return what each model is, where it comes from and which version wrote it."""
+    rows = []
+    for name, config in models.items():
+        inputs = config.provenance.get("inputs")
+        inputs = inputs if isinstance(inputs, dict) else {}
+        precision = config.precision
+        widths = {"float": "32-bit float", "pams": "8 bits"}.get(
+            precision.kind, f"{', '.join(map(str, precision.search_space))} bits"
+        )
+        weights = "" if precision.kind == "float" else f", weights {precision.weight_bits}"
+        rows.append(
+            {
+                "name": name,
+                "precision": widths + weights,
+                "options": ", ".join(f"{key} {value:g}" for key, value in config.options.items()),
+                "sha256": config.weights_sha256[:12],
+                "start": str(inputs.get("start", ""))[:12] or MISSING,
+                "teacher": str(inputs.get("teacher", ""))[:12] or MISSING,
+                "train": str(inputs.get("train", ""))[:12] or MISSING,
+                "version": str(config.provenance.get("version", MISSING)),
+            }
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""One image through tiles, then whole files, then folders of them."""

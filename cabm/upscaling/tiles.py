@@ -1,0 +1,292 @@
+"""Run a model over the tiles of an image: score, look up, group, run, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cabm.imaging.bicubic import REACH, lay_enlarged, surround
+from cabm.machine.threads import in_order
+from cabm.tables.table import EdgeToBitTable
+from cabm.tiling.blending import blend_tiles
+from cabm.tiling.edges import edges_of_image
+from cabm.tiling.parts import Region, TileParts, paste
+from cabm.tiling.plan import TilePlan, plan, split
+from cabm.upscaling.runners import ModelRunner, TileRunner
+
+__all__ = ["ModelRunner", "TileRun", "TileRunner", "TiledResult", "super_resolve", "touches_border"]
+
+_TILES_PER_TURN = 8
+"""Tiles per thread within which those of most work go first."""
+
+
+@dataclass(frozen=True)
+class TiledResult:
+    """An enlarged image and what its tiles took.
+
+    Attributes:
+        image: (H*scale, W*scale, 3) uint8.
+        plan: the tiles; one tile of the image's size where it was not cut.
+        scores: (N,) edge score of each tile.
+        bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
+        parts: which parts of the tiles did not enter the network (bicubic); None: all did. A selector's
+            rows of zeros are tiles whose every residual branch was skipped, and did.
+    """
+
+    image: np.ndarray
+    plan: TilePlan
+    scores: np.ndarray
+    bits: np.ndarray | None
+    parts: TileParts | None = None
+
+    @property
+    def bypassed(self) -> np.ndarray:
+        """(N,) share 0..1 of each tile that did not come from the network."""
+        return np.zeros(len(self.plan)) if self.parts is None else self.parts.share
+
+    @property
+    def work(self) -> np.ndarray:
+        """(N,) share 0..1 of each tile that the network computed; margins count."""
+        return np.ones(len(self.plan)) if self.parts is None else self.parts.work
+
+
+class TileRun:
+    """Enlarges tiles in batches of the same shape and of the same or similar bits, while it is iterated.
+
+    Iterating yields the number of each tile as it is done, in about the order of the tiles where the runner
+    goes ``one_by_one``; others go on meanwhile.
+
+    Args:
+        runner: what enlarges a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles
+            of each tile in turn, several tiles at once.
+        tiles: (N,3,h,w) uint8 or float in 0..255.
+        bits: (N,L) or None.
+        batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
+            a runner that goes ``one_by_one``.
+        parts: which parts of the tiles are bicubic; None: tiles whose bits are all 0.
+        at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
+            the runner's ``inner``.
+        dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
+        surrounded: gives a tile by its number with the pixels around it, (3,h+4,w+4), for bicubic ones;
+            None: they are mirrored at the tile's border.
+
+    Attributes:
+        enlarged: (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``; undefined for those not yet done.
+        used: bits used (N,L), or None; complete at the end.
+    """
+
+    def __init__(
+        self,
+        runner: TileRunner,
+        tiles: Tensor,
+        bits: Tensor | None,
+        *,
+        batch_size: int,
+        parts: TileParts | None = None,
+        at_border: np.ndarray | None = None,
+        dtype: torch.dtype = torch.uint8,
+        surrounded: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        n, channels, height, width = tiles.shape
+        if parts is None:
+            none = np.zeros(n, bool) if bits is None else ~bits.any(dim=1).numpy()
+            parts = TileParts.of_tiles(height, width, none)
+        # colours lie side by side, as in an image and in what networks give back
+        shape = (n, height * runner.scale, width * runner.scale, channels)
+        numbers = np.uint8 if dtype == torch.uint8 else np.uint16
+        self.enlarged = np.empty(shape, numbers).transpose(0, 3, 1, 2)
+        self.used: Tensor | None = None if bits is None else bits.clone()
+        self._runner, self._tiles, self._bits = runner, tiles, bits
+        self._parts, self._surrounded = parts, surrounded
+        self._batch_pixels = batch_size * height * width
+        self._inner = getattr(runner, "inner", runner)
+        inside = at_border is not None and self._inner is not runner
+        self._inside = ~at_border if inside else np.zeros(n, bool)
+
+    def __iter__(self) -> Iterator[int]:
+        one_by_one = getattr(self._runner, "one_by_one", None)
+        return self._in_batches() if one_by_one is None else self._one_by_one(one_by_one)
+
+    def complete(self) -> TileRun:
+        """Enlarge all tiles; returns itself."""
+        for _ in self:
+            pass
+        return self
+
+    def _one_by_one(self, one_by_one: Callable) -> Iterator[int]:
+        """Enlarge each tile in one go; yields the numbers of those that are done."""
+        parts, tiles, bits = self._parts, self._tiles, self._bits
+        entering = np.flatnonzero(parts.entered)
+        place = {number: index for index, number in enumerate(entering.tolist())}
+        exact = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
+        enlarge = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
+        order, share = _in_turns(parts.work, torch.get_num_threads()), parts.share
+
+        @torch.inference_mode()
+        def lay(index: int) -> int:
+            number = order[index]
+            if share[number]:
+                self._lay_bicubic(number)
+            for region in parts.regions[number]:
+                y0, x0, y1, x1 = region.outer
+                self._lay(number, region, enlarge(place[number], tiles[number, :, y0:y1, x0:x1]))
+            return number
+
+        return in_order(lay, len(tiles))
+
+    def _in_batches(self) -> Iterator[int]:
+        """Enlarge regions of many tiles together; yields the numbers of tiles that are done."""
+        open_regions = [len(regions) for regions in self._parts.regions]
+        for number in np.flatnonzero(self._parts.share).tolist():
+            self._lay_bicubic(number)
+            if not open_regions[number]:
+                yield number
+        for batch in _batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
+            for (number, region), values in zip(batch, self._enlarged(batch), strict=True):
+                self._lay(number, region, values)
+                open_regions[number] -= 1
+                if not open_regions[number]:
+                    yield number
+
+    @torch.inference_mode()
+    def _enlarged(self, batch: list[tuple[int, Region]]) -> Tensor:
+        """Enlarge the regions of a batch, 0..255."""
+        runner = self._inner if self._inside[batch[0][0]] else self._runner
+        numbers = torch.tensor([number for number, _ in batch])
+        pieces = [self._tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
+        results, chosen = runner(torch.stack(pieces), None if self._bits is None else self._bits[numbers])
+        if chosen is not None:
+            if self.used is None:
+                self.used = torch.zeros(len(self._tiles), chosen.shape[1], dtype=torch.int64)
+            self.used[numbers] = chosen.to("cpu", self.used.dtype)
+        return results
+
+    def _lay_bicubic(self, number: int) -> None:
+        around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
+        lay_enlarged(self.enlarged[number], around, self._runner.scale)
+
+    @torch.inference_mode()
+    def _lay(self, number: int, region: Region, values: Tensor) -> None:
+        whole = _rounded(values, np.iinfo(self.enlarged.dtype).max)
+        paste(self.enlarged[number], whole, region, self._runner.scale)
+
+
+def _in_turns(work: np.ndarray, threads: int) -> list[int]:
+    """Order tiles so that the first are done early, and those of much work before others of their turn.
+
+    A thread gets a few tiles per turn: at the end all have little left, and end together.
+    """
+    turns = max(1, -(-len(work) // (_TILES_PER_TURN * threads)))
+    turn = np.arange(len(work)) * turns // max(1, len(work))
+    return np.lexsort((-work, turn)).tolist()
+
+
+def _rounded(batch: Tensor, peak: int) -> np.ndarray:
+    """0..255 as whole numbers in 0..peak; a level is 257 of them in 16 bits. Overwrites the batch."""
+    if batch.dtype == torch.uint8:
+        assert peak == 255
+        return batch.numpy()
+    if peak == 255:
+        return batch.round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    # PyTorch's casts to uint16 are not on every device
+    return batch.mul_(peak / 255).round_().clamp_(0, peak).to(torch.int32).cpu().numpy()
+
+
+def _batches(
+    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int
+) -> Iterator[list[tuple[int, Region]]]:
+    """Yield regions with their tile's number that run together, large ones before small ones.
+
+    Those of a batch are of one shape, all inside the image or all at its border, and have no more than that
+    many pixels together, but for one that has more by itself.
+    Rows of bits may meet in a batch: a batch cut at every new row would be mostly short ones, as tables
+    have hundreds of rows.
+    """
+    row = [0] * len(regions)
+    if bits is not None and len(bits):
+        row = torch.unique(bits, dim=0, return_inverse=True)[1].tolist()
+
+    def kind(job: tuple[int, Region]) -> tuple:
+        number, region = job
+        return bool(inside[number]), -region.outer.area, region.outer.shape
+
+    jobs = [(number, region) for number, of_tile in enumerate(regions) for region in of_tile]
+    jobs.sort(key=lambda job: (*kind(job), row[job[0]], job[0]))
+    for _, alike in groupby(jobs, key=kind):
+        batch: list[tuple[int, Region]] = []
+        for job in alike:
+            if batch and (len(batch) + 1) * job[1].outer.area > pixels:
+                yield batch
+                batch = []
+            batch.append(job)
+        yield batch
+
+
+def touches_border(tile_plan: TilePlan) -> np.ndarray:
+    """Tell of each tile whether it has a side on the image's border: (N,) bool."""
+    y0, x0, y1, x1 = tile_plan.boxes.T
+    return (y0 == 0) | (x0 == 0) | (y1 >= tile_plan.height) | (x1 >= tile_plan.width)
+
+
+def super_resolve(
+    runner: TileRunner,
+    image: np.ndarray,
+    *,
+    table: EdgeToBitTable | None = None,
+    tile: int | None = 96,
+    step: int = 94,
+    size_multiple: int = 1,
+    batch_size: int = 8,
+) -> TiledResult:
+    """Enlarge an image that fits in memory, as `cabm.upscaling.upscaler.Upscaler` does large ones.
+
+    Args:
+        runner: what enlarges a batch of tiles.
+        image: (H,W,3) uint8.
+        table: gives a tile's bits from its edge score; for CABM models.
+        tile: side of a tile in pixels; None: the whole image at once.
+        step: distance of neighbouring tiles.
+        size_multiple: what the backbone needs.
+        batch_size: tiles in a batch at most.
+    """
+    height, width = image.shape[:2]
+    if tile is None:
+        tile = step = max(height, width) + -max(height, width) % size_multiple
+    tile_plan = plan(height, width, tile, step, size_multiple=size_multiple)
+    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    edges = edges_of_image(pixels, tile_plan, None if table is None else table.part)
+    bits, parts = (None, None) if table is None else table.assign(edges, tile_plan)
+    run = TileRun(
+        runner,
+        split(pixels, tile_plan),
+        None if bits is None else torch.from_numpy(bits),
+        batch_size=batch_size,
+        parts=parts,
+        at_border=touches_border(tile_plan),
+        surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
+    ).complete()
+    merged = blend_tiles(run.enlarged, tile_plan, runner.scale)
+    chosen = None if run.used is None else run.used.numpy()
+    return TiledResult(merged, tile_plan, edges.scores.numpy(), chosen, parts)
+
+
+def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Tensor:
+    """Cut one tile with its surroundings, (C,h+4,w+4), out of a surrounded image.
+
+    Args:
+        surrounded: (C,H+4,W+4): the image of the plan with `REACH` pixels around it.
+        tile_plan: where the tiles lie.
+        number: of the tile.
+    """
+    y0, x0, y1, x1 = tile_plan.boxes[number].tolist()
+    tile = surrounded[:, y0 : y1 + 2 * REACH, x0 : x1 + 2 * REACH]
+    missing = (y1 + 2 * REACH - y0 - tile.shape[1], x1 + 2 * REACH - x0 - tile.shape[2])
+    # an image smaller than the network's size multiple: what lies beyond it is cut off again
+    return F.pad(tile, (0, missing[1], 0, missing[0])) if any(missing) else tile

@@ -1,0 +1,40 @@
+"""`cabm bench upscale IMAGE`: what is timed computes the same, and the figures add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.data import astronaut
+
+from cabm.bench.tiling import bench_tiling
+from cabm.checkpoints.find import model_directory
+from cabm.cli.bench_upscale import bench_upscale
+from cabm.errors import InputError
+from cabm.imaging.images import write_image
+
+
+@pytest.fixture()
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    write_image(path, np.ascontiguousarray(astronaut()[:150, 100:270]))
+    return path
+
+
+def test_grouped_tiles_are_those_computed_one_by_one(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_upscale(photo, model=None, rounds=1, threads=1, as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert result["tiles"] == 4
+    assert result["largest_difference"] <= 1, "sums of floats in batches of other sizes round otherwise"
+    assert result["overlap_share"] == pytest.approx(4 * 96**2 / (150 * 170))
+    assert 0 < result["scoring_share"] < 1
+    assert result["speedup"] == pytest.approx(result["one_by_one"] / result["grouped"])
+
+
+def test_a_model_without_a_table_is_refused(photo: Path) -> None:
+    with pytest.raises(InputError, match="float model has no table"):
+        bench_tiling(photo, model_directory("edsr_x4/float"), rounds=1)

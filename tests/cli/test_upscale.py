@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cabm.cli import main as cli
+from tests.upscaling.helpers import photo, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "m", bypass=8.0)
+
+
+@pytest.fixture
+def cabm(monkeypatch, capsys):
+    """Run the command; return its exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cabm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def save(path: Path, height: int = 40, width: int = 50, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo(height, width)).save(path, **options)
+    return path
+
+
+def test_a_photo_is_enlarged_beside_itself(cabm, tmp_path, model):
+    source = save(tmp_path / "phötö.jpg")
+    code, out, err = cabm("upscale", source, "-m", model)
+    assert (code, err) == (0, "")
+    assert out == f"wrote {tmp_path / 'phötö_x2.png'}\n"
+    assert Image.open(tmp_path / "phötö_x2.png").size == (100, 80)
+
+
+def test_existing_results_are_kept_and_said_to_be(cabm, tmp_path, model):
+    source = save(tmp_path / "a.png")
+    result = tmp_path / "a_x2.png"
+    result.write_bytes(b"old")
+    code, out, _ = cabm("upscale", source, "-m", model)
+    assert (code, out) == (0, f"kept {result}, which exists (--overwrite replaces it)\n")
+    assert result.read_bytes() == b"old"
+    assert cabm("upscale", source, "-m", model, "--overwrite")[0] == 0
+    assert Image.open(result).size == (100, 80)
+
+
+def test_a_folder_is_enlarged_but_for_what_fails_which_is_listed_at_the_end(cabm, tmp_path, model):
+    for name in ("a.png", "sub/b.jpg", "c.webp"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    code, out, err = cabm("upscale", tmp_path / "in", "-o", tmp_path / "out", "-m", model)
+    assert code == 1
+    assert out == "wrote 3 images\n"
+    lines = err.splitlines()
+    assert lines[0].startswith(f"cabm: {tmp_path / 'in' / 'bad.png'}: not an image")
+    assert lines[1:] == ["cabm: 1 of 4 images failed"]
+    assert (tmp_path / "out" / "sub" / "b_x2.png").exists()
+    code, out, _ = cabm("upscale", tmp_path / "in", "-o", tmp_path / "out", "-m", model)
+    assert (code, out) == (1, "kept 3 that exist (--overwrite replaces them)\n")
+
+
+def test_format_and_quality_are_taken(cabm, tmp_path, model):
+    source = save(tmp_path / "a.png")
+    sizes = []
+    for quality in (20, 95):
+        arguments = ("--format", "jpeg", "--quality", quality, "--overwrite", "-q")
+        assert cabm("upscale", source, "-m", model, *arguments) == (0, "", "")
+        sizes.append((tmp_path / "a_x2.jpg").stat().st_size)
+    assert sizes[0] < sizes[1]
+
+
+def test_the_report_says_what_it_took(cabm, tmp_path, model):
+    flat = np.full((40, 50, 3), 128, np.uint8)
+    flat[:, 30:] = photo(40, 20)
+    source = tmp_path / "a.png"
+    Image.fromarray(flat).save(source)
+    code, out, err = cabm("upscale", source, "-m", model, "--report", "-v", "--engine", "float")
+    assert code == 0
+    words = (
+        "tiles",
+        "bicubic",
+        "FAB",
+        "BitOPs",
+        "seconds",
+        "decode",
+        "score",
+        "look up",
+        "network",
+        "encode",
+    )
+    assert all(word in out for word in words)
+    assert "float on cpu" in out
+    assert "engine float" in err
+
+
+def test_the_bits_are_drawn(cabm, tmp_path, model):
+    source = save(tmp_path / "a.png")
+    assert cabm("upscale", source, "-m", model, "--bit-map", tmp_path / "bits.png")[0] == 0
+    assert Image.open(tmp_path / "bits.png").size[0] > 500
+
+
+def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
+    Image.fromarray(photo(20, 20)).convert("CMYK").save(tmp_path / "a.jpg")
+    code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
+    assert (code, err) == (0, f"{tmp_path / 'a.jpg'}: converted from CMYK to sRGB\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/none.png"], "{tmp}/none.png: no such file"),
+        (["{tmp}/text.png"], "not an image"),
+        (["{tmp}/a.png", "--max-pixels", "10"], "--max-pixels 2000"),
+        (["{tmp}/a.png", "--scale", "4"], "enlarges x2, not x4; name a model of that scale"),
+        (["{tmp}/a.png", "-m", "{tmp}"], "config.json: no such file"),
+        (["{tmp}/a.png", "-m", "nowhere"], "nowhere: no such model directory"),
+        (["{tmp}/a.png", "-o", "{tmp}/b.gif"], "cannot write gif"),
+        (["{tmp}/a.png", "-o", "{tmp}/text.png/x"], "is a file, not a folder"),
+        (["{tmp}/a.png", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
+        (["{tmp}/a.png", "--overlap", "much"], "overlap 'much'"),
+        (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "cannot draw into this"),
+        (["{tmp}/empty"], "no images in this folder"),
+        (["{tmp}/a.png", "{tmp}/b.png", "--bit-map", "{tmp}/bits.png"], "draws one image, 2 were given"),
+        (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: URLs are enlarged by Ray Data; add --ray"),
+        (["{tmp}", "--workers", "2"], "--workers 2: goes with --ray"),
+        (["{tmp}", "--ray"], "--ray enlarges one folder or s3://BUCKET/FOLDER into another"),
+        (["{tmp}", "{tmp}/empty", "-o", "{tmp}/out", "--ray"], "--ray enlarges one folder"),
+        (["{tmp}/none", "-o", "{tmp}/out", "--ray"], "{tmp}/none: no such folder"),
+        (["{tmp}/a.png", "-o", "{tmp}/out", "--ray"], "is a file; name the folder that it is in"),
+        (["{tmp}", "-o", "{tmp}/a.png", "--ray"], "{tmp}/a.png: is a file, not a folder"),
+        (["{tmp}", "-o", "ftp://host/x", "--ray"], "ftp:// cannot be read; give a folder or s3://"),
+        (["{tmp}", "-o", "{tmp}/out", "--ray", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
+        (["{tmp}", "-o", "{tmp}/out", "--ray", "--bit-map", "{tmp}/bits.png"], "not with --ray"),
+    ],
+)
+def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, message):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    (tmp_path / "text.png").write_text("hello, world")
+    (tmp_path / "empty").mkdir()
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    if "-m" not in given:
+        given += ["-m", str(model)]
+    code, out, err = cabm("upscale", *given)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert err.startswith("cabm: ")
+    assert message.format(tmp=tmp_path) in err
+    assert "wrote" not in out
+    assert not list(tmp_path.glob("*_x2*"))
+
+
+def test_without_ray_one_line_says_how_to_install_it(cabm, tmp_path, model, monkeypatch):
+    save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(os, "environ", {**os.environ})  # what is set for Ray is gone after the test
+    code, out, err = cabm("upscale", tmp_path, "-o", tmp_path / "out", "-m", model, "--ray")
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("cabm: --ray needs Ray Data")
+    assert 'pip install "cabm[ray]"' in err
+
+
+def test_a_bit_map_of_a_model_without_bits_is_refused(cabm, tmp_path):
+    plain = tiny_model(tmp_path / "m", "pams")
+    code, _, err = cabm("upscale", save(tmp_path / "a.png"), "-m", plain, "--bit-map", tmp_path / "b.png")
+    assert code == 1
+    assert "a pams model has no bits that differ" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals")
+def test_a_signal_stops_a_job_without_half_files(tmp_path, model):
+    for index in range(30):
+        save(tmp_path / "in" / f"{index:02}.png", 300, 300)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "cabm", "upscale", str(tmp_path / "in"), "-o", str(out)]
+    process = subprocess.Popen(
+        [*command, "-m", str(model), "--engine", "float"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not list(out.glob("*_x2.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on where it was" in err
+    assert "Traceback" not in err
+    files = list(out.iterdir())
+    assert 0 < len(files) < 30
+    for file in files:
+        assert np.asarray(Image.open(file)).shape == (600, 600, 3)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cabm.cluster.stores import LocalStore
+from cabm.cluster.work import (
+    MAX_DEATHS,
+    Attempts,
+    Enlarger,
+    Item,
+    Recipe,
+    chunks,
+    find_items,
+    model_files,
+)
+from cabm.errors import InputError
+from cabm.upscaling.jobs import Options, plan_tasks
+from cabm.upscaling.upscaler import Upscaler
+from tests.upscaling.helpers import photo, tiny_model
+
+
+class Bucket(LocalStore):
+    """A store whose files are copied to and from this machine, as an object store's are."""
+
+    def address(self, name: str) -> str:
+        return f"bucket://{name}"
+
+    @contextmanager
+    def local_copy(self, name, job):
+        if not self.has(name):
+            raise FileNotFoundError(2, "no such file")
+        with super().new_file("copy.png", job) as path:
+            path.write_bytes(self._path(name).read_bytes())
+            yield path
+        self._path("copy.png").unlink()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture
+def recipe(tmp_path, model):
+    def make(options: Options | None = None, kind: type[LocalStore] = LocalStore, **changes) -> Recipe:
+        source, output = kind(str(tmp_path / "in")), kind(str(tmp_path / "out"))
+        options = options or Options()
+        return Recipe(source, output, "job", model_files(model), engine="float", options=options, **changes)
+
+    return make
+
+
+def save(path: Path, height: int = 12, width: int = 15) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo(height, width)).save(path)
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("output", ["out", "in", "in/out"])
+def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
+    names = ["a.png", "a.jpg", "b.png", "sub/b.JPG", "sub/deep/c ü.tiff", "sub/b_x2_x2.png"]
+    for name in (*names, "notes.txt", ".hidden.png", "b_x2.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    source, target = tmp_path / "in", tmp_path / output
+    found = [item for item, _ in find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)]
+    planned = plan_tasks([source], target, scale=2)
+    assert sorted((str(source / item.source), str(target / item.output)) for item in found) == sorted(
+        (str(task.source), str(task.output)) for task in planned
+    )
+    assert len(found) == len(names)
+    for task in planned:
+        save(task.output)
+    again = find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)
+    assert [(item, True) for item in found] == list(again)
+
+
+def test_two_images_do_not_get_one_result(tmp_path):
+    for name in ("a.png", "a.jpg", "a_png.png"):
+        save(tmp_path / name)
+    store = LocalStore(str(tmp_path))
+    with pytest.raises(InputError, match=r"a_png_x2\.png: two inputs would be written here"):
+        list(find_items(store, store, scale=2))
+
+
+@pytest.mark.parametrize(("number", "workers", "alone"), [(0, 2, True), (12, 2, True), (100_000, 8, False)])
+def test_few_images_go_one_by_one_and_many_together(number, workers, alone):
+    items = [Item(str(index), "") for index in range(number)]
+    made = list(chunks(iter(items), workers))
+    assert [item for chunk in made for item in chunk] == items
+    sizes = [len(chunk) for chunk in made]
+    assert (max(sizes, default=1) == 1) == alone
+    assert max(sizes, default=1) <= 64
+    assert sizes[: 4 * workers] == [1] * min(number, 4 * workers)
+
+
+def test_an_image_that_comes_again_unfinished_has_cost_a_worker():
+    attempts = Attempts()
+    assert attempts.start("a") == 0
+    attempts.finish("a")
+    assert [attempts.start("a"), attempts.start("b"), attempts.start("a")] == [0, 0, 1]
+    assert attempts.start("a") == 2
+    attempts.finish("a")
+    assert attempts.start("a") == 0
+    assert attempts.deaths() == {"a": 2}
+
+
+@pytest.mark.parametrize("kind", [LocalStore, Bucket])
+def test_a_worker_writes_what_one_machine_writes(tmp_path, model, recipe, kind):
+    source = save(tmp_path / "in/sub/a.png", 70, 81)
+    outcome = Enlarger(recipe(kind=kind))(Item("sub/a.png", "sub/a_x2.png"))
+    assert outcome.computed
+    assert outcome.reason == ""
+    assert files(tmp_path / "out") == ["sub/a_x2.png"]
+    written = np.asarray(Image.open(tmp_path / "out/sub/a_x2.png"))
+    np.testing.assert_array_equal(
+        written, Upscaler.load(model, engine="float", device="cpu")(photo(70, 81))
+    )
+    assert outcome.bytes_read == source.stat().st_size
+    assert outcome.bytes_written == (tmp_path / "out/sub/a_x2.png").stat().st_size
+    assert outcome.cpu_seconds > 0
+    assert outcome.peak_bytes > 10e6
+
+
+@pytest.mark.parametrize("kind", [LocalStore, Bucket])
+def test_a_bad_image_is_an_outcome_under_the_name_that_the_user_knows(tmp_path, recipe, kind):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.png").write_bytes(b"no image")
+    broken = save(tmp_path / "in/broken.png", 90, 80)
+    broken.write_bytes(broken.read_bytes()[:9000])
+    enlarge = Enlarger(recipe(kind=kind))
+    for name, problem in [("bad", "not an image"), ("broken", "corrupt"), ("none", "no such file")]:
+        outcome = enlarge(Item(f"{name}.png", f"{name}_x2.png"))
+        assert recipe(kind=kind).source.address(f"{name}.png") in outcome.reason
+        assert problem in outcome.reason
+        assert ".cabm-" not in outcome.reason
+        assert "\n" not in outcome.reason
+        assert not outcome.computed
+    assert [name for name in files(tmp_path) if not name.startswith("in/")] == []
+
+
+def test_a_result_that_is_there_is_kept_unless_told_otherwise(tmp_path, recipe):
+    save(tmp_path / "in/a.png")
+    (tmp_path / "out").mkdir()
+    result = tmp_path / "out/a_x2.png"
+    result.write_bytes(b"old")
+    outcome = Enlarger(recipe())(Item("a.png", "a_x2.png"))
+    assert (outcome.reason, outcome.computed) == ("", False)
+    assert result.read_bytes() == b"old"
+    assert Enlarger(recipe(Options(overwrite=True)))(Item("a.png", "a_x2.png")).computed
+    assert Image.open(result).size == (30, 24)
+
+
+def test_an_image_that_kills_its_workers_is_given_up(tmp_path, recipe):
+    save(tmp_path / "in/a.png")
+    enlarge, item = Enlarger(recipe()), Item("a.png", "a_x2.png")
+    outcome = enlarge(item, deaths=MAX_DEATHS)
+    assert outcome.reason.startswith(f"{tmp_path / 'in/a.png'}: {MAX_DEATHS} workers died at it")
+    assert not (tmp_path / "out").exists()
+    assert enlarge(item, deaths=MAX_DEATHS - 1).computed
+
+
+def test_a_worker_that_cannot_run_the_model_says_why(recipe):
+    with pytest.raises(InputError, match="tiles of 2 pixels"):
+        Enlarger(recipe(tile=2))

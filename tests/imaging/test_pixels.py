@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from cabm.imaging.pixels import FILL_REACH, enlarge_alpha, fill_transparent, image_output, network_input
+from cabm.imaging.resize import upscale
+from tests.upscaling.helpers import photo
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_network_sees_three_channels_of_the_same_range(channels):
+    eight, sixteen = photo(9, 11, channels), photo(9, 11, channels, np.uint16)
+    seen = network_input(eight)
+    assert seen.shape == (3, 9, 11)
+    assert seen.dtype == torch.uint8
+    precise = network_input(sixteen)
+    assert precise.dtype == torch.float32
+    assert float(precise.max()) <= 255
+    assert (precise - seen.float()).abs().max() <= 0.6
+
+
+def test_visible_pixels_keep_their_colours_and_invisible_ones_take_the_nearest():
+    random = np.random.default_rng(0)
+    colour = random.integers(100, 200, (40, 50, 3), np.uint8)
+    alpha = np.zeros((40, 50), np.uint8)
+    alpha[15:25, 20:30] = random.integers(1, 256, (10, 10))
+    colour[alpha == 0] = 0
+    filled = fill_transparent(colour, alpha)
+    np.testing.assert_array_equal(filled[alpha > 0], colour[alpha > 0])
+    assert filled.min() >= 100
+    assert filled.max() < 200
+    distance = ndimage.distance_transform_cdt(alpha == 0, "chessboard")
+    mean = np.rint(colour[alpha > 0].mean(axis=0))
+    np.testing.assert_array_equal(
+        filled[distance > FILL_REACH], np.broadcast_to(mean, (40, 50, 3))[distance > FILL_REACH]
+    )
+    next_to_corner = colour[15, 20]
+    np.testing.assert_array_equal(filled[14, 19], next_to_corner)
+
+
+def test_an_invisible_image_is_black_and_a_visible_one_untouched():
+    colour = photo(5, 6)
+    assert not fill_transparent(colour, np.zeros((5, 6), np.uint8)).any()
+    assert fill_transparent(colour, np.full((5, 6), 3, np.uint8)) is colour
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_is_enlarged_by_bicubic(dtype):
+    alpha = photo(12, 15, 2, dtype)[..., 1]
+    enlarged = enlarge_alpha(alpha, 3)
+    assert enlarged.dtype == dtype
+    assert {int(enlarged.min()), int(enlarged.max())} == {0, np.iinfo(dtype).max}
+    soft = (
+        photo(12, 15, 1)[..., 0] // 2 + 60
+    )  # so soft that the exact resize does not clip between its passes
+    assert np.abs(enlarge_alpha(soft, 3).astype(int) - upscale(soft, 3)).max() <= 1
+    opaque = np.full((4, 5), np.iinfo(dtype).max, dtype)
+    np.testing.assert_array_equal(enlarge_alpha(opaque, 2), np.full((8, 10), np.iinfo(dtype).max))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_neutral_colours_come_out_as_the_gray_they_are(dtype):
+    gray = np.arange(0, np.iinfo(dtype).max + 1, np.iinfo(dtype).max // 255).astype(dtype)[None, :, None]
+    np.testing.assert_array_equal(image_output(gray.repeat(3, axis=2), 1, None), gray)
+    alpha = gray[..., 0]
+    both = image_output(gray.repeat(3, axis=2), 2, alpha)
+    np.testing.assert_array_equal(both, np.stack([alpha, alpha], axis=2))

@@ -1,0 +1,213 @@
+"""Bicubic resizing against MATLAB's files, weights written by hand and a naive rational version."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from cabm.errors import InputError
+from cabm.imaging import resize
+from cabm.imaging.resize import (
+    crop_to_multiple,
+    downscale,
+    enlarge_kernel,
+    shrink_kernel,
+    upscale,
+    upscale_batch,
+)
+
+SCALES = (2, 3, 4)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A wave that never overshoots black or white."""
+    y, x = np.mgrid[:height, :width]
+    return np.rint(128 + 50 * np.sin(y / 3) * np.cos(x / 4)).astype(np.uint8)
+
+
+def keys(x: Fraction) -> Fraction:
+    x = abs(x)
+    if x <= 1:
+        return Fraction(3, 2) * x**3 - Fraction(5, 2) * x**2 + 1
+    if x <= 2:
+        return Fraction(-1, 2) * x**3 + Fraction(5, 2) * x**2 - 4 * x + 2
+    return Fraction(0)
+
+
+def naive_pass(column: list[Fraction], length: int) -> list[Fraction]:
+    """One dimension as MATLAB's imresize documents it: 1-based, weights normalised, border mirrored."""
+    size = len(column)
+    factor = Fraction(length, size)
+    stretch = min(factor, Fraction(1))
+    width = Fraction(4) / stretch
+    mirrored = [*range(size), *reversed(range(size))]
+    out = []
+    for x in range(1, length + 1):
+        centre = x / factor + (1 - 1 / factor) / 2
+        left = floor(centre - width / 2)
+        taps = range(left, left + floor(width) + 2)
+        weights = [stretch * keys(stretch * (centre - tap)) for tap in taps]
+        total = sum(weights)
+        out.append(
+            sum(
+                weight / total * column[mirrored[(tap - 1) % (2 * size)]]
+                for tap, weight in zip(taps, weights, strict=True)
+            )
+        )
+    return out
+
+
+def naive(image: np.ndarray, height: int, width: int, *, rounded: bool = True) -> np.ndarray:
+    """Rows first, then columns; every pass rounded half up and clipped, or neither."""
+
+    def finished(value: Fraction) -> Fraction:
+        return Fraction(min(max(floor(value + Fraction(1, 2)), 0), 255)) if rounded else value
+
+    columns = [[Fraction(int(value)) for value in column] for column in image.T]
+    tall = [[finished(value) for value in naive_pass(column, height)] for column in columns]
+    rows = [[finished(value) for value in naive_pass(list(row), width)] for row in zip(*tall, strict=True)]
+    return np.array(rows, np.float64)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_set5_bit_for_bit(shared_data: Path, scale):
+    files = sorted((shared_data / "Set5" / "HR").glob("*.png"))
+    assert len(files) == 5
+    for file in files:
+        high = np.array(Image.open(file).convert("RGB"))
+        low = shared_data / "Set5" / "LR_bicubic" / f"X{scale}" / f"{file.stem}x{scale}.png"
+        expected = np.array(Image.open(low).convert("RGB"))
+        assert_array_equal(downscale(crop_to_multiple(high, scale), scale), expected, err_msg=file.stem)
+
+
+def test_weights_for_two_written_by_hand():
+    shrink = shrink_kernel(2)
+    assert_array_equal(shrink.numerators * 256 / shrink.denominator, [[-3, -9, 29, 111, 111, 29, -9, -3]])
+    assert (shrink.start, shrink.stride) == (-3, 2)
+    enlarge = enlarge_kernel(2)
+    assert_array_equal(
+        enlarge.numerators * 128 / enlarge.denominator, [[-3, 29, 111, -9, 0], [0, -9, 111, 29, -3]]
+    )
+    assert (enlarge.start, enlarge.stride) == (-2, 1)
+
+
+def test_a_step_shrunk_by_two_by_hand():
+    row = np.array([[0] * 8 + [200] * 8] * 2, np.uint8)
+    # Outputs 2 to 5 see the last 1, the last 3, all but the first 3, all but the first 1 taps white:
+    # 200 (-3) / 256 < 0, 200 (29 - 9 - 3) / 256 = 13.3, 200 - 13.3 and 200 (256 + 3) / 256 = 202.3.
+    assert_array_equal(downscale(row, 2), [[0, 0, 0, 13, 187, 202, 200, 200]])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 2), (4, 4)])
+def test_small_images_equal_the_naive_version(scale, shape):
+    height, width = shape
+    high = noise(height * scale, width * scale, seed=scale)
+    assert_array_equal(downscale(high, scale), naive(high, height, width))
+    low = noise(height, width, seed=scale + 9)
+    assert_array_equal(upscale(low, scale), naive(low, height * scale, width * scale))
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from(SCALES), st.integers(0, 999))
+@settings(deadline=None, max_examples=15)
+def test_any_black_and_white_image_equals_the_naive_version(height, width, scale, seed):
+    low = 255 * (noise(height, width, seed=seed) > 127).astype(np.uint8)
+    assert_array_equal(upscale(low, scale), naive(low, height * scale, width * scale))
+    high = 255 * (noise(height * scale, width * scale, seed=seed) > 127).astype(np.uint8)
+    assert_array_equal(downscale(high, scale), naive(high, height, width))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 8), st.integers(0, 255))
+@settings(deadline=None, max_examples=40)
+def test_flat_images_stay_flat(height, width, scale, value):
+    flat = np.full((height * scale, width * scale, 3), value, np.uint8)
+    assert_array_equal(downscale(flat, scale), flat[:height, :width])
+    assert_array_equal(upscale(flat[:height, :width], scale), flat)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 6), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_mirrored_images_give_mirrored_results(height, width, scale, seed):
+    high, low = noise(height * scale, width * scale, seed=seed), noise(height, width, seed=seed)
+    for flipped in (np.flipud, np.fliplr):
+        assert_array_equal(downscale(flipped(high), scale), flipped(downscale(high, scale)))
+        assert_array_equal(upscale(flipped(low), scale), flipped(upscale(low, scale)))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_channels_do_not_mix_and_bands_do_not_show(scale, monkeypatch):
+    image = noise(24, 36, 3)
+    small, large = downscale(image, scale), upscale(image, scale)
+    for channel in range(3):
+        assert_array_equal(small[..., channel], downscale(image[..., channel], scale))
+        assert_array_equal(large[..., channel], upscale(image[..., channel], scale))
+    monkeypatch.setattr(resize, "BAND_BYTES", 100)
+    assert_array_equal(downscale(image, scale), small)
+    assert_array_equal(upscale(image, scale), large)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 3)])
+def test_a_batch_is_enlarged_as_before_rounding(scale, shape):
+    low = noise(2, 3, *shape, seed=5)
+    batch = upscale_batch(torch.from_numpy(low).double(), scale)
+    assert batch.shape == (2, 3, shape[0] * scale, shape[1] * scale)
+    expected = naive(low[1, 2], shape[0] * scale, shape[1] * scale, rounded=False)
+    np.testing.assert_allclose(batch[1, 2], expected, rtol=0, atol=1e-9)
+    single = upscale_batch(torch.from_numpy(low).float(), scale)
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single, batch, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_batch_differs_from_an_image_by_two_roundings(scale):
+    low = smooth(21, 26)
+    batch = upscale_batch(torch.from_numpy(low).double()[None, None], scale)[0, 0].numpy()
+    assert np.abs(batch - upscale(low, scale)).max() < 1.5
+
+
+def test_a_scale_of_one_copies():
+    image = noise(5, 7, 3)
+    for copy in (downscale(image, 1), upscale(image, 1)):
+        assert_array_equal(copy, image)
+        assert not np.shares_memory(copy, image)
+    batch = torch.rand(1, 3, 4, 5)
+    assert torch.equal(upscale_batch(batch, 1), batch)
+
+
+def test_cropping_keeps_the_top_left():
+    image = noise(11, 7, 3)
+    cropped = crop_to_multiple(image, 3)
+    assert_array_equal(cropped, image[:9, :6])
+    assert np.shares_memory(cropped, image)
+    with pytest.raises(InputError, match="7x11 pixels is smaller than the scale 8"):
+        crop_to_multiple(image, 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "scale", "message"),
+    [
+        (np.zeros((4, 6), np.uint8), 4, "6x4 pixels cannot be shrunk by 4"),
+        (np.zeros((4, 4), np.uint8), 0, "scale of 0"),
+        (np.zeros((4, 4), np.uint8), -2, "scale of -2"),
+        (np.zeros((4, 4), np.float32), 2, "float32 is not an image"),
+        (np.zeros((0, 4), np.uint8), 2, "not an image"),
+        (np.zeros((2, 2, 2, 2), np.uint8), 2, "not an image"),
+    ],
+)
+def test_what_cannot_be_resized_is_refused(image, scale, message):
+    with pytest.raises(InputError, match=message):
+        downscale(image, scale)

@@ -1,0 +1,73 @@
+"""Work on several threads whose results come in order."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from cabm.machine.threads import in_order, torch_threads
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("count", "threads"), [(0, 2), (1, 3), (7, 1), (7, 3), (2, 5)])
+def test_results_come_in_order_and_pieces_share_the_threads(count, threads):
+    together = threading.Barrier(max(1, min(count, threads)))
+
+    def work(index: int) -> tuple[int, int]:
+        if index < together.parties:
+            together.wait(timeout=30)  # the first of all threads are at work at once
+        return index, torch.get_num_threads()
+
+    found = list(in_order(work, count, threads=threads))
+    share = threads // max(1, min(count, threads))
+    assert found == [(index, share) for index in range(count)]
+
+
+def test_a_failure_comes_out_and_what_had_not_begun_is_dropped():
+    begun = []
+
+    def work(index: int) -> int:
+        begun.append(index)
+        if index == 1:
+            raise ValueError("broken")
+        return index
+
+    results = in_order(work, 10_000, threads=2)
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="broken"):
+        list(results)
+    assert len(begun) < 10_000
+
+
+def test_a_caller_that_stops_ends_the_work():
+    begun, go_on = [], threading.Event()
+
+    def work(index: int) -> int:
+        begun.append(index)
+        if index:
+            go_on.wait(timeout=30)
+        return index
+
+    results = in_order(work, 100, threads=2)
+    assert next(results) == 0
+    threading.Timer(0.2, go_on.set).start()
+    results.close()
+    assert len(begun) < 100
+
+
+def test_threads_hold_within_the_block():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+    with torch_threads(None):
+        assert torch.get_num_threads() == before

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cabm.tiling.edges import edge_score, edge_scores_of_image
+from cabm.tiling.plan import plan, split
+
+
+def opencv_score(tile):
+    """The released operator on one (h, w, 3) uint8 tile."""
+    gray = cv2.cvtColor(np.ascontiguousarray(tile), cv2.COLOR_RGB2GRAY)
+    return cv2.convertScaleAbs(cv2.Laplacian(gray, cv2.CV_16S, ksize=3)).mean()
+
+
+def random_images(count, height, width, seed=0):
+    """Noise of falling contrast: from saturated Laplacians to flat tiles."""
+    random = np.random.default_rng(seed)
+    noise = random.integers(-128, 128, (count, height, width, 3))
+    contrast = np.linspace(1, 0, count).reshape(-1, 1, 1, 1)
+    return (128 + noise * contrast).astype(np.uint8)
+
+
+def as_tiles(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("backbone", ["edsr", "idn", "srresnet"])
+def test_golden(golden, backbone):
+    arrays = golden(backbone)
+    scores = edge_score(torch.from_numpy(arrays["lr"]))
+    assert scores.dtype == torch.float64
+    assert scores.tolist() == arrays["edge_score"].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
+def test_equals_opencv_at_every_size(height, width, seed):
+    images = random_images(5, height, width, seed)
+    expected = [opencv_score(image) for image in images]
+    assert edge_score(as_tiles(images)).tolist() == expected
+
+
+def test_luma_equals_opencv_for_every_rounding():
+    """On flat tiles with one differing pixel the score shows the luma itself."""
+    random = np.random.default_rng(1)
+    images = np.zeros((4096, 3, 3, 3), np.uint8)
+    images[:, 1, 1] = random.integers(0, 256, (4096, 3))
+    expected = [opencv_score(image) for image in images]
+    assert edge_score(as_tiles(images)).tolist() == expected
+
+
+def test_float_is_rounded_to_8_bits_and_left_alone():
+    tiles = as_tiles(random_images(4, 16, 16)).float()
+    moved = tiles + 0.4
+    moved[0, 0, 0, 0] = 300.0
+    moved[0, 1, 0, 0] = -20.0
+    kept = moved.clone()
+    tiles[0, 0, 0, 0] = 255
+    tiles[0, 1, 0, 0] = 0
+    assert torch.equal(edge_score(moved), edge_score(tiles.to(torch.uint8)))
+    assert torch.equal(moved, kept)
+
+
+def test_flat_tile_scores_zero_and_no_tile_gives_no_score():
+    assert edge_score(torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)).tolist() == [0, 0]
+    assert edge_score(torch.zeros(0, 3, 8, 8)).shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 16),
+    st.integers(1, 16),
+    st.sampled_from([1, 4]),
+)
+def test_scores_of_image_equal_those_of_its_tiles(height, width, tile, step, multiple):
+    tile *= multiple
+    tile_plan = plan(height, width, tile, min(step, tile), size_multiple=multiple)
+    image = random_images(2, height, width)[0]
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    expected = edge_score(split(tensor, tile_plan))
+    assert torch.equal(edge_scores_of_image(tensor, tile_plan), expected)
+    assert torch.equal(edge_scores_of_image(tensor.float(), tile_plan), expected)
+    if height != 3:  # (3, W, 3) is read channels first
+        assert torch.equal(edge_scores_of_image(image, tile_plan), expected)
+
+
+def test_read_only_arrays_are_taken_without_a_warning(recwarn):
+    image = random_images(1, 20, 20)[0]
+    image.flags.writeable = False
+    assert edge_scores_of_image(image, plan(20, 20, 8, 8)).shape == (9,)
+    assert not recwarn.list
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\)"):
+        edge_score(torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"\(3, 8, 9\).*\(8, 8\)"):
+        edge_scores_of_image(torch.zeros(3, 8, 9), plan(8, 8, 4, 4))

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cabm.errors import InputError
+from cabm.upscaling.jobs import Failure, Options, Task, plan_tasks, run_job, survey
+from cabm.upscaling.upscaler import Upscaler
+from tests.upscaling.helpers import photo, tiny_model
+
+
+@pytest.fixture(scope="module")
+def upscaler(tmp_path_factory) -> Upscaler:
+    return Upscaler.load(tiny_model(tmp_path_factory.mktemp("model") / "m"), engine="float", device="cpu")
+
+
+def save(path: Path, height: int = 12, width: int = 15) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo(height, width)).save(path)
+    return path
+
+
+def outputs(tasks: list[Task], folder: Path) -> list[str]:
+    return sorted(str(task.output.relative_to(folder)) for task in tasks)
+
+
+def do(upscaler: Upscaler, tasks: list[Task], options: Options | None = None) -> tuple[Failure, ...]:
+    options = options or Options()
+    return run_job(upscaler, survey(upscaler, tasks, options), options)
+
+
+def test_results_lie_beside_their_inputs(tmp_path):
+    source = save(tmp_path / "Ünïcode näme.jpg")
+    (task,) = plan_tasks([source], None, scale=4)
+    assert task == Task(source, tmp_path / "Ünïcode näme_x4.png")
+    assert task.format == "png"
+
+
+def test_one_image_may_name_its_output(tmp_path):
+    source = save(tmp_path / "a.jpg")
+    assert plan_tasks([source], tmp_path / "b.webp", scale=4)[0].format == "webp"
+    assert plan_tasks([source], tmp_path / "b.TIF", scale=4)[0].format == "tiff"
+    (task,) = plan_tasks([source], tmp_path / "out", scale=4, file_format="jpeg")
+    assert task.output == tmp_path / "out" / "a_x4.jpg"
+
+
+def test_folders_are_searched_and_their_structure_kept(tmp_path):
+    for name in ("a.png", "sub/b.JPG", "sub/deep/c.tiff", "sub/notes.txt", ".hidden.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    tasks = plan_tasks([tmp_path / "in"], tmp_path / "out", scale=2)
+    assert outputs(tasks, tmp_path / "out") == ["a_x2.png", "sub/b_x2.png", "sub/deep/c_x2.png"]
+    beside = plan_tasks([tmp_path / "in"], None, scale=2)
+    assert outputs(beside, tmp_path / "in") == outputs(tasks, tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", [None, "in", "in/out"])
+def test_results_of_an_earlier_run_are_not_enlarged_again(tmp_path, output):
+    folder = tmp_path / "in"
+    save(folder / "a.png")
+    save(folder / "a_x2_x2.png")  # looks like a result, but of nothing that is here
+    target = None if output is None else tmp_path / output
+    first = plan_tasks([folder], target, scale=2)
+    for task in first:
+        save(task.output)
+    assert plan_tasks([folder], target, scale=2) == first
+    assert plan_tasks([folder], target, scale=2, file_format="tiff")[0].output.suffix == ".tif"
+
+
+def test_names_that_would_meet_are_told_apart(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        save(tmp_path / name)
+    names = ["a_jpg_x2.png", "a_png_x2.png", "b_x2.png"]
+    tasks = plan_tasks([tmp_path], None, scale=2)
+    assert outputs(tasks, tmp_path) == names
+    for task in tasks:
+        save(task.output)
+    assert outputs(plan_tasks([tmp_path], None, scale=2), tmp_path) == names
+    other = save(tmp_path / "other" / "b.png")
+    with pytest.raises(InputError, match="two inputs would be written here"):
+        plan_tasks([tmp_path / "b.png", other, tmp_path / "b_png"], tmp_path / "out", scale=2)
+
+
+@pytest.mark.parametrize(
+    ("output", "file_format", "message"),
+    [
+        ("x.gif", None, "cannot write gif"),
+        ("x.png", "jpeg", "is named as png, but --format says jpeg"),
+        ("taken", None, "is a file of another kind"),
+    ],
+)
+def test_outputs_that_make_no_sense_are_refused(tmp_path, output, file_format, message):
+    (tmp_path / "taken").touch()
+    with pytest.raises(InputError, match=message):
+        plan_tasks([save(tmp_path / "a.png")], tmp_path / output, scale=2, file_format=file_format)
+
+
+def test_several_images_do_not_go_into_one_file(tmp_path):
+    for inputs in ([tmp_path], [save(tmp_path / "a.png"), save(tmp_path / "b.png")]):
+        with pytest.raises(InputError, match="several files cannot go into one"):
+            plan_tasks(inputs, tmp_path / "x.png", scale=2)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="no images in this folder"):
+        plan_tasks([tmp_path], None, scale=2)
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path, upscaler):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    broken = save(tmp_path / "c.png", 90, 80)
+    broken.write_bytes(broken.read_bytes()[:9000])
+    save(tmp_path / "d.png")
+    failures = do(upscaler, plan_tasks([tmp_path], tmp_path / "out", scale=2))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "d_x2.png"]
+    assert [failure.source.name for failure in failures] == ["b.png", "c.png"]
+    assert "not an image" in failures[0].reason
+    assert "corrupt or truncated" in failures[1].reason
+    assert all("\n" not in failure.reason for failure in failures)
+
+
+def test_even_a_bug_stops_only_one_file(tmp_path, upscaler, monkeypatch):
+    save(tmp_path / "a.png", 10, 11)
+    save(tmp_path / "b.png", 20, 21)
+    enlarge = Upscaler.upscale_file
+
+    def sometimes(self, raster, *arguments, **options):
+        if raster.height == 10:
+            raise ZeroDivisionError("by zero")
+        return enlarge(self, raster, *arguments, **options)
+
+    monkeypatch.setattr(Upscaler, "upscale_file", sometimes)
+    failures = do(upscaler, plan_tasks([tmp_path], None, scale=2))
+    assert [failure.reason for failure in failures] == [f"{tmp_path / 'a.png'}: ZeroDivisionError: by zero"]
+    assert (tmp_path / "b_x2.png").exists()
+
+
+def test_an_interrupted_job_goes_on_where_it_was(tmp_path, upscaler):
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    tasks = plan_tasks([tmp_path], tmp_path / "out", scale=2)
+
+    def stop(number, task):
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(upscaler, survey(upscaler, tasks, Options()), Options(), on_file=stop)
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert sorted(done) == ["a_x2.png", "b_x2.png"]
+    left = survey(upscaler, plan_tasks([tmp_path], tmp_path / "out", scale=2), Options())
+    assert [task.source.name for task, _ in left.todo] == ["c.png"]
+    assert [task.source.name for task in left.kept] == ["a.png", "b.png"]
+    assert run_job(upscaler, left, Options()) == ()
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert now == done | {"c_x2.png": now["c_x2.png"]}
+
+
+def test_an_interrupt_within_an_image_leaves_no_half_file(tmp_path, upscaler):
+    tasks = plan_tasks([save(tmp_path / "a.png", 70, 60)], tmp_path / "out", scale=2)
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(upscaler, survey(upscaler, tasks, Options()), Options(), on_tiles=stop)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_overwrite_replaces_what_is_there(tmp_path, upscaler):
+    source = save(tmp_path / "a.png")
+    tasks = plan_tasks([source], None, scale=2)
+    tasks[0].output.write_bytes(b"old")
+    assert do(upscaler, tasks) == ()
+    assert tasks[0].output.read_bytes() == b"old"
+    assert do(upscaler, tasks, Options(overwrite=True)) == ()
+    assert Image.open(tasks[0].output).size == (30, 24)
+
+
+def test_an_input_is_never_its_own_output(tmp_path, upscaler):
+    source = save(tmp_path / "a.png")
+    (failure,) = do(upscaler, [Task(source, source)], Options(overwrite=True))
+    assert "would replace its own input" in failure.reason
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, upscaler):
+    source = save(tmp_path / "a.png")
+    dead, live = tmp_path / ".a_x2-abcd_123.png", tmp_path / ".a_x2-abcd_124.png"
+    other = tmp_path / ".a_x2-something-else.png"
+    for path in (dead, live, other):
+        path.touch()
+    for path in (dead, other):
+        os.utime(path, (time.time() - 7200,) * 2)
+    assert do(upscaler, plan_tasks([source], None, scale=2)) == ()
+    assert not dead.exists()
+    assert live.exists()
+    assert other.exists()
+
+
+def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, upscaler, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
+    tasks = plan_tasks([save(tmp_path / "a.png")], tmp_path / "out", scale=2)
+    with pytest.raises(InputError, match=r"no room: about .* needed and .* free"):
+        survey(upscaler, tasks, Options())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_computed(
+    tmp_path, upscaler, monkeypatch
+):
+    tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(InputError, match="cannot be written to; choose another with -o"):
+        survey(upscaler, tasks, Options())
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path, upscaler):
+    (tmp_path / "out").touch()
+    tasks = [Task(save(tmp_path / "a.png"), tmp_path / "out" / "a.png")]
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        survey(upscaler, tasks, Options())
+
+
+def test_inputs_that_are_too_large_are_failures(tmp_path, upscaler):
+    tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
+    (failure,) = do(upscaler, tasks, Options(max_pixels=100))
+    assert "--max-pixels 180" in failure.reason
+
+
+def test_files_equal_what_the_upscaler_returns(tmp_path, upscaler):
+    source = save(tmp_path / "a.png", 70, 81)
+    for suffix in (".png", ".tif"):
+        assert do(upscaler, plan_tasks([source], tmp_path / f"b{suffix}", scale=2)) == ()
+        written = np.asarray(Image.open(tmp_path / f"b{suffix}"))
+        np.testing.assert_array_equal(written, upscaler(photo(70, 81)))
+
+
+@pytest.mark.slow
+def test_sixteen_thousand_pixels_square_need_no_more_memory_than_a_strip(tmp_path):
+    """65536 x 65536 BigTIFF, bicubic only: some minutes, and 5 GB of disk."""
+    import subprocess
+    import sys
+
+    import pyvips
+
+    model = tiny_model(tmp_path / "model", scale=4, bypass=500.0)
+    tile = pyvips.Image.new_from_array(photo(1024, 1024))
+    tile.replicate(16, 16).tiffsave(str(tmp_path / "in.tif"), compression="lzw")
+    script = f"""
+from pathlib import Path
+from cabm.machine.memory import peak_memory
+from cabm.upscaling.jobs import Options, plan_tasks, run_job, survey
+from cabm.upscaling.upscaler import Upscaler
+upscaler = Upscaler.load({str(model)!r})
+tasks = plan_tasks([Path({str(tmp_path / "in.tif")!r})], Path({str(tmp_path / "out.tif")!r}), scale=4)
+assert run_job(upscaler, survey(upscaler, tasks, Options()), Options()) == ()
+print(peak_memory())
+"""
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(printed.stdout) < 1.5e9
+    written = pyvips.Image.new_from_file(str(tmp_path / "out.tif"))
+    assert (written.width, written.height) == (65536, 65536)

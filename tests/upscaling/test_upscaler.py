@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cabm.checkpoints.find import find_model
+from cabm.checkpoints.model_directory import TABLE_FILE
+from cabm.errors import InputError
+from cabm.imaging.raster import ArrayRaster
+from cabm.imaging.resize import upscale_batch
+from cabm.tables.table import EdgeToBitTable
+from cabm.tiling.edges import edge_scores_of_image
+from cabm.tiling.parts import MARGIN
+from cabm.upscaling import streaming
+from cabm.upscaling.tiles import TileRun
+from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
+from tests.upscaling.helpers import PATCH, STEP, photo, tiny_model
+
+KINDS = ("float", "pams", "cadyq", "cabm")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in KINDS:
+        tiny_model(folder / kind, kind)
+    for scale in (3, 4):
+        tiny_model(folder / f"x{scale}", scale=scale)
+    tiny_model(folder / "bypass", bypass=8.0)
+    tiny_model(folder / "parts", bypass=80.0, part=8)
+    tiny_model(folder / "nothing", bypass=500.0)
+    return folder
+
+
+def upscaler(models: Path, name: str = "cabm", engine: str = "float", **options) -> Upscaler:
+    return Upscaler.load(models / name, engine=engine, device="cpu", **options)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    channels=st.sampled_from([None, 1, 2, 3, 4]),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    name=st.sampled_from(["cabm", "x3", "bypass", "parts"]),
+)
+def test_every_size_and_kind_of_image_comes_out_scale_times_as_large(
+    models, height, width, channels, dtype, name
+):
+    image = photo(height, width, channels or 1, dtype)
+    image = image[..., 0] if channels is None else image
+    enlarged = upscaler(models, name)(image)
+    scale = 3 if name == "x3" else 2
+    assert enlarged.shape == (height * scale, width * scale, *image.shape[2:])
+    assert enlarged.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["auto", "float"])
+def test_models_of_every_kind_enlarge(models, kind, engine):
+    for size in [(1, 1), (3, 50), (70, 41)]:
+        enlarged = upscaler(models, kind, engine)(photo(*size))
+        assert enlarged.shape == (2 * size[0], 2 * size[1], 3)
+
+
+@settings(deadline=None, max_examples=15)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), dtype=st.sampled_from([np.uint8, np.uint16]))
+def test_overlap_auto_equals_the_image_computed_whole(models, height, width, dtype):
+    image = photo(height, width, 3, dtype)
+    tiled = upscaler(models, "float", overlap="auto", tile=40)
+    assert tiled.tile - tiled.step >= 2 * tiled.model.receptive_field
+    whole = upscaler(models, "float", overlap=0, tile=96)
+    difference = tiled(image).astype(int) - whole(image)
+    assert np.abs(difference).max() <= (1 if dtype == np.uint8 else 16)
+
+
+def test_overlap_auto_chooses_tiles_that_have_room_for_it(models):
+    loaded = upscaler(models, "float", overlap="auto")
+    assert loaded.tile >= 2 * (loaded.tile - loaded.step)
+    for name, overlap, expected in [
+        ("cabm", "evaluated", (PATCH, STEP)),
+        ("float", "evaluated", (96, 94)),
+        ("cabm", DEFAULT_OVERLAP, (PATCH, PATCH - DEFAULT_OVERLAP)),
+    ]:
+        loaded = upscaler(models, name, overlap=overlap)
+        assert (loaded.tile, loaded.step) == expected
+
+
+def test_smooth_parts_of_tiles_are_bicubic_in_either_engine(models):
+    image, parts = photo(150, 300), []
+    low = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+    bicubic = upscale_batch(low, 2)[0].permute(1, 2, 0).numpy()
+    for engine in ("float", "auto"):
+        loaded = upscaler(models, "parts", engine=engine, tile=96)
+        trace = streaming.Trace()
+        rows = np.concatenate(list(loaded._rows(ArrayRaster(image), loaded.plan(150, 300), trace, None)))
+        parts.append(trace.parts)
+        smooth = slice(0, 2 * (48 - MARGIN + 1))
+        assert np.abs(rows[:, smooth] - bicubic[:, smooth]).max() <= 0.5 + 1e-3
+        noisy = slice(2 * 96, None)
+        assert np.abs(rows[:, noisy] - bicubic[:, noisy]).mean() > 1
+    np.testing.assert_array_equal(parts[0].bypassed, parts[1].bypassed)
+    assert 0 < parts[0].share.mean() < parts[0].share.max() < 1
+
+
+@pytest.mark.parametrize("kind", ["cabm", "bypass", "parts", "float"])
+def test_grouping_and_batching_do_not_change_the_result(models, kind, monkeypatch):
+    image = photo(101, 130)
+    options = {"tile": 96} if kind == "parts" else {}  # smaller tiles are computed whole or not at all
+    expected = upscaler(models, kind, **options)(image)
+    one_by_one = upscaler(models, kind, **options)
+    monkeypatch.setattr(type(one_by_one._chosen), "batch_size", lambda *_: 1)
+    monkeypatch.setattr(streaming, "FLIGHT_BYTES", 1)
+    difference = expected.astype(int) - one_by_one(image)
+    # convolutions of other batch sizes add in another order
+    assert np.abs(difference).max() <= 1
+    assert np.mean(difference != 0) < 1e-3
+
+
+def test_a_report_says_which_parts_were_bypassed(models, tmp_path):
+    loaded = upscaler(models, "parts", tile=96)
+    raster = ArrayRaster(photo(150, 300))
+    report = loaded.upscale_file(raster, tmp_path / "a.png", loaded.output_spec(raster, "png", 90))
+    assert report.bypassed == pytest.approx(report.parts.share.mean())
+    assert 0 < report.bypassed < 1 and len(report.parts) == len(report.plan)
+
+
+def test_bits_are_those_of_the_table_for_each_tile(models):
+    loaded = upscaler(models)
+    raster, trace = ArrayRaster(photo(101, 130)), streaming.Trace()
+    list(loaded._rows(raster, loaded.plan(101, 130), trace, None))
+    scores = edge_scores_of_image(photo(101, 130), loaded.plan(101, 130))
+    np.testing.assert_array_equal(trace.bits, loaded.table.lookup(scores))
+    assert len(np.unique(trace.bits)) > 1
+
+
+def test_cadyq_models_report_the_bits_they_chose(models):
+    loaded = upscaler(models, "cadyq")
+    trace = streaming.Trace()
+    list(loaded._rows(ArrayRaster(photo(50, 200)), loaded.plan(50, 200), trace, None))
+    assert trace.bits.shape == (len(loaded.plan(50, 200)), loaded.model.num_adaptive)
+    assert set(np.unique(trace.bits)) <= {4, 6, 8}
+
+
+def test_progress_counts_every_tile(models):
+    loaded, counts = upscaler(models, "bypass"), []
+    loaded(photo(101, 130), progress=counts.append)
+    assert sum(counts) == len(loaded.plan(101, 130))
+
+
+def test_a_progress_that_fails_stops_all_threads(models):
+    if upscaler(models, engine="auto").engine != "int8":
+        pytest.skip("one tile at a time is the integer engine's")
+    loaded, calls = Upscaler.load(models / "cabm", engine="int8", threads=2), []
+    threads, number = threading.active_count(), torch.get_num_threads()
+
+    def stop(tiles):
+        calls.append(tiles)
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop") as error:
+        loaded(photo(300, 300), progress=stop)
+    assert error.tb is not None  # it keeps the frames, and what is open in them
+    assert calls == [1]
+    assert threading.active_count() == threads
+    assert torch.get_num_threads() == number
+
+
+def test_a_bypassed_image_is_bicubic_without_a_trace_of_tiles(models):
+    image = photo(90, 75)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    bicubic = upscale_batch(x, 2)[0].round().clamp(0, 255).permute(1, 2, 0).numpy()
+    difference = np.abs(upscaler(models, "nothing")(image) - bicubic)
+    assert difference.max() <= 1
+    assert np.mean(difference > 0) < 1e-3
+
+
+@pytest.mark.parametrize(("overlap", "start"), [("evaluated", STEP), (6, 2 * (PATCH - 6))])
+def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, start):
+    # noise at the far side of a tile that starts flat: it is computed, and the one before is not
+    noise_from = start + 16
+    image = np.full((60, 90, 3), 90, np.uint8)
+    image[:, noise_from:] = np.random.default_rng(0).integers(0, 256, (60, 90 - noise_from, 3))
+    loaded = upscaler(models, "bypass", overlap=overlap)
+    trace, tile_plan = streaming.Trace(), loaded.plan(60, 90)
+    enlarged = np.concatenate(list(loaded._rows(ArrayRaster(image), tile_plan, trace, None))).astype(float)
+    column = tile_plan.column_starts.index(start)
+    assert trace.bits.any(axis=1)[column - 1 : column + 1].tolist() == [False, True]
+
+    # the network shifts flat areas by some levels: a step that would show
+    first, end = 2 * start, 2 * (start + loaded.tile - loaded.step)
+    flat = enlarged[20:100, : 2 * (noise_from - loaded.model.receptive_field) - 1]
+    step = np.abs(flat[:, first - 1] - flat[:, end]).max()
+    assert step > 10
+    texture = np.abs(np.diff(flat[:, end:], axis=1)).max()  # what the network makes of a flat area
+    assert np.abs(np.diff(flat, axis=1)).max() <= texture + 2.5 * step / (end - first)
+
+
+def test_transparent_pixels_do_not_bleed_into_visible_ones(models):
+    image = photo(60, 80, 4)
+    white, black = image.copy(), image.copy()
+    hidden = image[..., 3] == 0
+    white[hidden, :3], black[hidden, :3] = 255, 0
+    loaded = upscaler(models)
+    np.testing.assert_array_equal(loaded(white), loaded(black))
+
+
+def test_alpha_is_enlarged_apart(models):
+    image = photo(60, 80, 4)
+    expected = streaming.enlarge_alpha(image[..., 3], 2)
+    np.testing.assert_array_equal(upscaler(models)(image)[..., 3], expected)
+
+
+def test_opaque_images_with_alpha_equal_those_without(models):
+    image = photo(60, 80)
+    opaque = np.concatenate([image, np.full((60, 80, 1), 255, np.uint8)], axis=2)
+    np.testing.assert_array_equal(upscaler(models)(opaque)[..., :3], upscaler(models)(image))
+
+
+def test_sixteen_bits_say_the_same_more_precisely(models):
+    image = photo(50, 64)
+    precise = upscaler(models)(image.astype(np.uint16) * 257)
+    difference = precise / 257 - upscaler(models)(image)
+    assert np.abs(difference).mean() <= 0.27
+    assert np.abs(difference).max() <= 1.51  # where tiles fade, 8 bits are rounded three times
+    assert len(np.unique(precise % 257)) > 100
+
+
+def test_gray_images_equal_the_luma_of_gray_rgb_ones(models):
+    image = photo(50, 64, 1)
+    gray = upscaler(models)(image)
+    rgb = upscaler(models)(image.repeat(3, axis=2)).astype(float)
+    np.testing.assert_allclose(gray[..., 0], rgb @ [0.299, 0.587, 0.114], atol=0.51)
+    np.testing.assert_array_equal(upscaler(models)(image[..., 0]), gray[..., 0])
+
+
+def test_the_input_is_not_modified_and_may_be_read_only(models):
+    image = photo(30, 40)
+    before = image.copy()
+    image.flags.writeable = False
+    upscaler(models)(image)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_threads_are_restored(models):
+    before = torch.get_num_threads()
+    upscaler(models, threads=before + 1)(photo(8, 8))
+    assert torch.get_num_threads() == before
+
+
+def test_tiles_without_their_surroundings_are_mirrored():
+    class Never:
+        scale = 2
+
+    tiles = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
+    run = TileRun(Never(), tiles, torch.zeros(3, 4, dtype=torch.int64), batch_size=2).complete()
+    expected = upscale_batch(tiles.float(), 2).round().clamp(0, 255)
+    assert (torch.from_numpy(run.enlarged).float() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "quantum"}, "engine 'quantum' is not one of auto, int8, float"),
+        ({"device": "tpu"}, "device 'tpu' is not one of auto, cpu, cuda"),
+        ({"threads": 0}, "0 threads"),
+        ({"overlap": "some"}, "overlap 'some'"),
+        ({"overlap": -1}, "overlap -1"),
+        ({"tile": 10, "overlap": 10}, "tiles of 10 pixels that overlap by 10"),
+        ({"overlap": "auto", "tile": 20}, "give --tile more than that"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(models, options, message):
+    with pytest.raises(InputError, match=message) as error:
+        Upscaler.load(models / "cabm", **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(models):
+    with pytest.raises(InputError, match="no GPU"):
+        Upscaler.load(models / "cabm", device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_the_same(models):
+    image = photo(101, 130)
+    on_gpu = Upscaler.load(models / "float", device="cuda")
+    assert on_gpu.engine == "float"
+    assert np.abs(on_gpu(image).astype(int) - upscaler(models, "float")(image)).max() <= 1
+
+
+def test_the_engine_says_why_it_is_not_the_integer_one(models):
+    chosen = upscaler(models, "float", "auto")
+    assert chosen.engine == "float"
+    assert "float model" in chosen.engine_reason
+    with pytest.raises(InputError, match="engine int8: a float model"):
+        upscaler(models, "float", "int8")
+    with pytest.raises(InputError, match="engine int8: a cadyq model"):
+        upscaler(models, "cadyq", "int8")
+
+
+def test_integers_and_simulation_agree(models):
+    if upscaler(models, engine="auto").engine != "int8":
+        pytest.skip("this machine has no integer units")
+    for name in ("cabm", "bypass", "pams"):
+        for dtype, levels in ((np.uint8, 0.5), (np.uint16, 0.5 * 257)):
+            image = photo(101, 130, dtype=dtype)
+            integer = upscaler(models, name, "int8")(image).astype(float)
+            assert np.abs(integer - upscaler(models, name)(image)).mean() < levels
+
+
+def test_a_missing_model_is_one_line(models, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no such model directory"):
+        Upscaler.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no such model directory, nor a packaged model"):
+        Upscaler.load("edsr_x9")
+    (models / "cabm" / TABLE_FILE).rename(tmp_path / "table")
+    try:
+        with pytest.raises(InputError, match=f"{TABLE_FILE}: no such file"):
+            upscaler(models)
+        EdgeToBitTable.load(models / "x4" / TABLE_FILE).save(models / "cabm" / TABLE_FILE)
+        with pytest.raises(InputError, match=r"edsr x4 .* does not fit .*edsr x2"):
+            upscaler(models)
+    finally:
+        (tmp_path / "table").replace(models / "cabm" / TABLE_FILE)
+
+
+def test_packaged_models_are_found_by_name(models, monkeypatch):
+    monkeypatch.setattr("cabm.checkpoints.find.packaged_models", lambda: ("edsr_x4/cabm", "edsr_x4/pams"))
+    monkeypatch.setattr("cabm.checkpoints.find.model_directory", lambda name: models / name)
+    assert find_model("edsr_x4") == models / "edsr_x4/cabm"
+    assert find_model("edsr_x4/pams") == models / "edsr_x4/pams"
