@@ -126,8 +126,8 @@ def test_a_dear_bit_makes_selectors_skip_what_adds_least():
         scale=SCALE,
         search_space=SPACE,
         layers=cadyq.layer_names,
-        patch=24,
-        step=24,
+        tile=24,
+        stride=24,
     )
     assert (table.rows == 0).any()
     cabm, course = step("cabm", photograph, cadyq, eight, steps=60, bits=TableBits(table))

@@ -30,7 +30,7 @@ def installed() -> bool:
 def int8_runner(
     model: Backbone, calibration: Tensor, threads: int, hint: str
 ) -> Callable[[Tensor], list[np.ndarray]]:
-    """Quantize a float model with NNCF's defaults and return what enlarges tiles with it.
+    """Quantize a float model with NNCF's defaults and return what upscales tiles with it.
 
     Args:
         model: a float backbone.

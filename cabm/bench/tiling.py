@@ -59,7 +59,7 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     """Time the simulated model with tiles grouped and one by one, and the float model in tiles and whole.
 
     Args:
-        image_file: the image, enlarged as it is.
+        image_file: the image, upscaled as it is.
         model: a CABM model directory or packaged model.
         rounds: timings of each; at least 1.
 
@@ -72,18 +72,18 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     table = loaded.table.with_bypass(0)  # what bypassing saves is another matter
     image = read_rgb8(image_file)
     chosen = choose_runner(loaded.model, engine="float", device="cpu")
-    tile = loaded.table.patch
-    step = tile - DEFAULT_OVERLAP
-    layout = plan(*image.shape[:2], tile, step, size_multiple=loaded.model.size_multiple)
+    tile = loaded.table.tile
+    stride = tile - DEFAULT_OVERLAP
+    layout = plan(*image.shape[:2], tile, stride, size_multiple=loaded.model.size_multiple)
     options = {
         "tile": tile,
-        "step": step,
+        "stride": stride,
         "size_multiple": loaded.model.size_multiple,
         "batch_size": chosen.batch_size(tile * tile),
     }
     plain = choose_runner(float_twin(loaded.model), engine="float", device="cpu").runner
     square = image[:WHOLE_SIDE, :WHOLE_SIDE]
-    square_layout = plan(*square.shape[:2], tile, step, size_multiple=loaded.model.size_multiple)
+    square_layout = plan(*square.shape[:2], tile, stride, size_multiple=loaded.model.size_multiple)
 
     grouped_result = super_resolve(chosen.runner, image, table=table, **options).image
     single_result = _one_by_one(chosen.runner, image, table, layout)
@@ -139,12 +139,12 @@ def _one_by_one(
     """Score, look up and run one tile after the other, as the published code does."""
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
     inner = getattr(runner, "inner", runner)
-    enlarged = []
+    upscaled = []
     for tile, border in zip(split(pixels, layout), touches_border(layout), strict=True):
         bits = torch.from_numpy(table.lookup(edge_score(tile[None]).numpy()))
         result, _ = (runner if border else inner)(tile[None], bits)
-        enlarged.append(result[0].round().clamp(0, 255).to(torch.uint8).numpy())
-    return blend_tiles(np.stack(enlarged), layout, runner.scale)
+        upscaled.append(result[0].round().clamp(0, 255).to(torch.uint8).numpy())
+    return blend_tiles(np.stack(upscaled), layout, runner.scale)
 
 
 def _median_ratio(above: list[float], below: list[float]) -> float:

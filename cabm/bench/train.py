@@ -61,7 +61,7 @@ def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) ->
 
     Args:
         backbone: a key of `cabm.models.BACKBONES`.
-        scale: enlargement.
+        scale: upscaling.
         rounds: how often each kind is timed; at least 1.
         steps: optimizer steps per timing.
     """

@@ -21,7 +21,7 @@ from cabm.bench import openvino as openvino_int8
 from cabm.bench.machine import describe_machine, int8_peak
 from cabm.checkpoints.model_directory import load_model
 from cabm.engine.integer import compile_model, supports
-from cabm.imaging.resize import upscale_batch
+from cabm.imaging.resize import upscale_bicubic_batch
 from cabm.machine.memory import peak_memory
 from cabm.machine.threads import torch_threads
 from cabm.models import Backbone, build_model
@@ -43,7 +43,7 @@ class UpscaleBench:
         model: a quantized model directory; None: ``backbone`` with random weights, calibrated.
         backbone, scale: used without ``model``.
         height, width: input image that times are extrapolated to.
-        tile, step: its tiles.
+        tile, stride: its tiles.
         threads: CPU threads; 0: all that PyTorch uses.
         rounds: timings of each contender.
         tiles: tiles of a timing, and of a batch of the float models.
@@ -57,7 +57,7 @@ class UpscaleBench:
     height: int = 1080
     width: int = 2048
     tile: int = 96
-    step: int = 94
+    stride: int = 94
     threads: int = 0
     rounds: int = 5
     tiles: int = 4
@@ -101,7 +101,7 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
     _add_openvino(options, plain, tiles, threads, runs, skipped)
 
     seconds = _interleaved(runs, options.rounds)
-    num_tiles = len(plan(options.height, options.width, options.tile, options.step))
+    num_tiles = len(plan(options.height, options.width, options.tile, options.stride))
     result: dict[str, Any] = {
         "options": asdict(options) | {"model": None if options.model is None else str(options.model)},
         "machine": describe_machine(threads),
@@ -190,7 +190,7 @@ def _work(
 
 
 def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:
-    return upscale_batch(torch.rand(count, 3, side // 4, side // 4, generator=generator) * 255, 4)[
+    return upscale_bicubic_batch(torch.rand(count, 3, side // 4, side // 4, generator=generator) * 255, 4)[
         ..., :side, :side
     ].clamp(0, 255)
 

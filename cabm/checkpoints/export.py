@@ -44,7 +44,7 @@ class OnnxAgreement:
 
 
 def export_onnx(model: Backbone, path: str | Path, bits: Row = None) -> None:
-    """Write a quantized model at one row of bits as ONNX: "image" to "enlarged", both 0..255.
+    """Write a quantized model at one row of bits as ONNX: "image" to "upscaled", both 0..255.
 
     The bits are part of the file. As an input they would make the steps of all codes variables, and
     ONNX Runtime then falls back to float convolutions.

@@ -9,7 +9,7 @@ import typer
 
 def bench_train(
     backbone: Annotated[str, typer.Option(help="Backbone, in its published size.")] = "edsr",
-    scale: Annotated[int, typer.Option(min=2, max=4, help="Enlargement.")] = 4,
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Upscaling.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each kind; the median counts.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
 ) -> None:

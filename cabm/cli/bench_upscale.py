@@ -23,7 +23,7 @@ def bench_upscale(
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(help="Backbone, where no model is given.")] = "edsr",
-    scale: Annotated[int, typer.Option(min=2, max=4, help="Its enlargement.")] = 4,
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Its upscaling.")] = 4,
     width: Annotated[int, typer.Option(min=1, help="Input width that times are extrapolated to.")] = 2048,
     height: Annotated[int, typer.Option(min=1, help="Input height.")] = 1080,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,

@@ -23,7 +23,7 @@ def import_checkpoint(
     backbone: Annotated[str, typer.Option(help="edsr, srresnet, idn or carn.")],
     kind: Annotated[CheckpointKind, typer.Option(help="Which method's checkpoint it is.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model directory to write.")],
-    scale: Annotated[int, typer.Option(min=2, max=4, help="Enlargement.")] = 4,
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Upscaling.")] = 4,
     table: Annotated[Path | None, typer.Option(help="Edge-to-bit table; needed for --kind cabm.")] = None,
 ) -> None:
     """Turn a checkpoint of the released PAMS, CADyQ or CABM code into a model directory.

@@ -140,7 +140,7 @@ def _print_table(table: EdgeToBitTable, most: int) -> None:
     rows = summary["by_score"]
     _print(
         {
-            "tiles": f"{table.patch} x {table.patch}, {table.step} apart",
+            "tiles": f"{table.tile} x {table.tile}, stride {table.stride}",
             "rows": f"{len(rows)} by edge score, strategy {table.strategy}"
             + ("" if table.fab_cap is None else f", FAB below {table.fab_cap}"),
             "FAB": f"{summary['fab_lowest']:.2f} .. {summary['fab_highest']:.2f}",

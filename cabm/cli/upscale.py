@@ -71,7 +71,7 @@ def upscale(
         ),
     ] = "edsr_x4",
     scale: Annotated[
-        int | None, typer.Option(help="Enlargement that the model must have; an error if it has another.")
+        int | None, typer.Option(help="Upscaling that the model must have; an error if it has another.")
     ] = None,
     format: Annotated[
         Format | None,
@@ -142,7 +142,7 @@ def upscale(
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Enlarge images of any size with a trained model.
+    """Upscale images of any size with a trained model.
 
     Reads PNG, JPEG, WebP, TIFF and BMP: gray, palette, RGB, with alpha, 8 and 16 bits, CMYK
     (converted). Colour profile, EXIF and resolution are kept. Memory is bounded by the width of the
@@ -175,7 +175,7 @@ def upscale(
     upscaler = Upscaler.load(model, **(load | {"engine": "float", "device": "cpu"} if ray else load))
     if scale not in (None, upscaler.scale):
         raise InputError(
-            f"{upscaler.directory} enlarges x{upscaler.scale}, not x{scale};"
+            f"{upscaler.directory} upscales x{upscaler.scale}, not x{scale};"
             " name a model of that scale (--model)"
         )
     if verbose and not ray:
@@ -231,7 +231,7 @@ def describe(task: Task, report: Report) -> str:
     """Return a report as lines for people."""
     plan, seconds = report.plan, dict(report.seconds)
     total = seconds.pop("total")
-    overlap = f"{plan.tile - plan.step} pixels overlap"
+    overlap = f"{plan.tile - plan.stride} pixels overlap"
     lines = [f"{task.source} -> {task.output}"]
     lines.append(f"  tiles    {len(plan)} of {plan.tile_width} x {plan.tile_height}, {overlap}")
     if report.bypassed:
@@ -283,7 +283,7 @@ def _thumbnail(path: Path, side: int = 1600) -> np.ndarray:
     from cabm.imaging.pixels import network_input
     from cabm.imaging.raster import open_raster
 
-    raster = open_raster(path, max_pixels=1 << 62)  # it was enlarged: its size is allowed
+    raster = open_raster(path, max_pixels=1 << 62)  # it was upscaled: its size is allowed
     stride = -(-max(raster.height, raster.width) // side)
     rows = [block[:: stride or 1, ::stride] for block in raster.blocks(stride * max(1, 64 // stride))]
     planes = network_input(np.concatenate(rows)).numpy()
@@ -304,7 +304,7 @@ def _check_bit_map(path: Path, upscaler: Upscaler, num_inputs: int) -> None:
 def _check_is_local(inputs: list[str], output: str | None, workers: int | None) -> None:
     urls = [name for name in (*inputs, output or "") if "://" in name]
     if urls:
-        raise InputError(f"{urls[0]}: URLs are enlarged by Ray Data; add --ray")
+        raise InputError(f"{urls[0]}: URLs are upscaled by Ray Data; add --ray")
     if workers is not None:
         raise InputError(f"--workers {workers}: goes with --ray; without it, give --threads")
 
@@ -314,7 +314,7 @@ def _say_model(upscaler: Upscaler) -> None:
     echo(
         f"model {upscaler.directory}: {upscaler.model.name} x{upscaler.scale},"
         f" {upscaler.config.precision.kind}; engine {upscaler.engine}{why};"
-        f" tiles of {upscaler.tile}, {upscaler.step} apart",
+        f" tiles of {upscaler.tile}, stride {upscaler.stride}",
         err=True,
     )
 

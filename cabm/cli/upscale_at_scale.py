@@ -42,7 +42,7 @@ class Tally:
 
     Attributes:
         kept: images whose result was there before.
-        finished: images that were enlarged, now or by a worker that died afterwards.
+        finished: images that were upscaled, now or by a worker that died afterwards.
         failures: reasons.
         computed: images that the following numbers are of.
         cpu_seconds, bytes_read, bytes_written: of all these.
@@ -84,7 +84,7 @@ def upscale_at_scale(
     report: bool,
     quiet: bool,
 ) -> None:
-    """Enlarge the images of a folder or a bucket on a Ray cluster.
+    """Upscale the images of a folder or a bucket on a Ray cluster.
 
     Args:
         inputs: one folder or URL.
@@ -105,7 +105,7 @@ def upscale_at_scale(
     from cabm.cluster.work import Recipe, model_files
 
     if len(inputs) != 1 or output is None:
-        raise InputError("--ray enlarges one folder or s3://BUCKET/FOLDER into another; name it by -o")
+        raise InputError("--ray upscales one folder or s3://BUCKET/FOLDER into another; name it by -o")
     source, target = open_store(inputs[0]), open_store(output)
     source.check_exists()
     target.check_writable()

@@ -1,4 +1,4 @@
-"""Enlarge many images on a Ray cluster; the only importer of Ray.
+"""Upscale many images on a Ray cluster; the only importer of Ray.
 
 Names travel to the workers and outcomes come back; images go from the store to a worker and from it to the
 store, and nowhere else. Ray Data keeps as many workers busy as there are, gives what a dead worker had in
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cabm.cluster.work import Attempts, Enlarger, Item, Outcome, Recipe, chunks
+from cabm.cluster.work import Attempts, Item, Outcome, Recipe, Worker, chunks
 from cabm.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
 
 
 class Job:
-    """Images to enlarge on the cluster that is connected.
+    """Images to upscale on the cluster that is connected.
 
     Args:
         recipe: how.
@@ -126,7 +126,7 @@ class Job:
         )
 
     def run(self) -> Iterator[Outcome]:
-        """Enlarge the images; yield what became of each, in any order.
+        """Upscale the images; yield what became of each, in any order.
 
         Raises:
             InputError: no worker can run the model.
@@ -164,7 +164,7 @@ class _Worker:
         self._source = recipe.source
         self._error: InputError | None = None
         try:
-            self._enlarge: Callable[[Item, int], Outcome] = Enlarger(recipe)
+            self._upscale: Callable[[Item, int], Outcome] = Worker(recipe)
         except InputError as error:  # a constructor that fails is tried again for ever; a call is not
             self._error = error
 
@@ -176,7 +176,7 @@ class _Worker:
         (item,) = _from_table(table)
         address = self._source.address(item.source)
         deaths = ray.get(self._attempts.start.remote(address))
-        outcome = self._enlarge(item, deaths)
+        outcome = self._upscale(item, deaths)
         ray.get(self._attempts.finish.remote(address))
         return _outcome_table(outcome)
 

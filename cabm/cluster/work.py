@@ -1,4 +1,4 @@
-"""Enlarge more images than one machine can: which ones, and what a worker does with each.
+"""Upscale more images than one machine can: which ones, and what a worker does with each.
 
 Nothing here knows how work reaches the workers; `cabm.cluster.ray_job` does.
 """
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are enlarged; what a worker needs beside its items.
+    """How images are upscaled; what a worker needs beside its items.
 
     Attributes:
         source, output: where images are and results go.
@@ -67,7 +67,7 @@ class Outcome:
         source: its address, for people.
         reason: why it failed, in one line; empty if it did not.
         notes: what was done to the pixels that the user should know.
-        computed: whether this worker enlarged it; else the result was there.
+        computed: whether this worker upscaled it; else the result was there.
         cpu_seconds: processor time, of all threads.
         bytes_read, bytes_written: size of the image and its result.
         peak_bytes: the most memory that this worker has had.
@@ -145,7 +145,7 @@ def chunks(items: Iterable[Item], num_workers: int) -> Iterator[list[Item]]:
 
 
 class Attempts:
-    """Remembers which images are being enlarged, to know one whose worker died when it comes again.
+    """Remembers which images are being upscaled, to know one whose worker died when it comes again.
 
     Holds those in work and those that workers died at.
     """
@@ -171,7 +171,7 @@ class Attempts:
         return dict(self._deaths)
 
 
-class Enlarger:
+class Worker:
     """What a worker does: one model, one image after the other.
 
     Raises:
@@ -193,7 +193,7 @@ class Enlarger:
             )
 
     def __call__(self, item: Item, deaths: int = 0) -> Outcome:
-        """Enlarge an image; what goes wrong with it is part of the outcome.
+        """Upscale an image; what goes wrong with it is part of the outcome.
 
         Args:
             item: the image.
@@ -204,7 +204,7 @@ class Enlarger:
         if deaths >= MAX_DEATHS:
             return Outcome(
                 address,
-                f"{address}: {deaths} workers died at it, perhaps for want of memory; enlarge it alone",
+                f"{address}: {deaths} workers died at it, perhaps for want of memory; upscale it alone",
             )
         before = _cpu_seconds()
         try:
@@ -214,14 +214,14 @@ class Enlarger:
                 recipe.source.local_copy(item.source, recipe.job) as source,
                 recipe.output.new_file(item.output, recipe.job) as output,
             ):
-                report = self._enlarge(Task(source, output), item)
+                report = self._upscale(Task(source, output), item)
                 sizes = source.stat().st_size, output.stat().st_size
         except Exception as error:  # whatever is wrong with one image, the others can be done
             return Outcome(address, reason_of(error, address))
         peak = peak_memory()
         return Outcome(address, "", report.notes, True, _cpu_seconds() - before, *sizes, peak)
 
-    def _enlarge(self, task: Task, item: Item) -> Report:
+    def _upscale(self, task: Task, item: Item) -> Report:
         result = run_task(self._upscaler, task, self._recipe.options)
         if isinstance(result, Report):
             return result

@@ -31,7 +31,7 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
 
     Args:
         settings: sources.
-        scale: enlargement.
+        scale: upscaling.
         directory: gets ``train``, ``validation`` and ``test/NAME``.
         report: called with what is packed, images done and images in all.
 

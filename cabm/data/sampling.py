@@ -1,7 +1,7 @@
-"""Informative patch positions: where bilinear enlargement fails, a network has most to learn.
+"""Informative patch positions: where bilinear upscaling fails, a network has most to learn.
 
 SamplingAug (BMVC 2021, arXiv 2111.15185): every patch position of an image is ranked by the PSNR of
-its bilinearly enlarged low-resolution image against the original, all positions at once by integral
+its bilinearly upscaled low-resolution image against the original, all positions at once by integral
 images, and training draws from the hardest portion.
 
 Patches lie on whole low-resolution pixels, so the squared error is summed over each such pixel first;
@@ -34,7 +34,7 @@ def rank_positions(
     variant: Variant = "greedy",
     seed: int = 0,
 ) -> np.ndarray:
-    """Return the patch positions of an image that bilinear enlargement gets most wrong.
+    """Return the patch positions of an image that bilinear upscaling gets most wrong.
 
     The candidates of all variants are the hardest ``portion`` of all positions (at least one). ``greedy``
     keeps them all. ``nms`` goes through them from the hardest and drops what overlaps one already kept;
@@ -69,7 +69,7 @@ def rank_positions(
 
 
 def patch_errors(hr: np.ndarray, lr: np.ndarray, scale: int, lr_patch: int) -> np.ndarray:
-    """Sum the squared error of bilinear enlargement over every patch position.
+    """Sum the squared error of bilinear upscaling over every patch position.
 
     Args:
         hr: (h * scale, w * scale, 3) uint8, 0..255.
@@ -85,9 +85,9 @@ def patch_errors(hr: np.ndarray, lr: np.ndarray, scale: int, lr_patch: int) -> n
 
 
 def pixel_errors(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
-    """Sum the squared error of bilinear enlargement over every low-resolution pixel.
+    """Sum the squared error of bilinear upscaling over every low-resolution pixel.
 
-    Pixel centres are aligned as in :func:`cabm.imaging.resize.upscale`; the border repeats its pixels.
+    Pixel centres are aligned as in `cabm.imaging.resize`; the border repeats its pixels.
 
     Args:
         hr: (h * scale, w * scale, 3) uint8, 0..255.

@@ -177,7 +177,7 @@ class Sampling(_Source):
     """Which training patches are drawn."""
 
     kind: Literal["uniform", "informative"] = "uniform"
-    """All positions alike, or only those that bilinear enlargement gets most wrong (SamplingAug)."""
+    """All positions alike, or only those that bilinear upscaling gets most wrong (SamplingAug)."""
 
     patch: Annotated[int, Field(ge=8)] = 24
     """Side of the ranked patches in low-resolution pixels; the patch of the steps that train on them."""

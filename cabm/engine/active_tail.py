@@ -36,7 +36,7 @@ class FloatConv:
 
 
 class ActiveTail:
-    """conv, PixelShuffle, (leaky) ReLU, ..., conv: the enlarging tail of SRResNet and CARN.
+    """conv, PixelShuffle, (leaky) ReLU, ..., conv: the upscaling tail of SRResNet and CARN.
 
     The last convolution runs before the last PixelShuffle, which changes no number, gives its units more
     than three channels to fill, and saves moving the finest grid.
@@ -87,7 +87,7 @@ class ActiveTail:
         self._last = FloatConv(weight, bias, dtype)
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
-        """Return the enlarged image (N,3,h*R,w*R) float32.
+        """Return the upscaled image (N,3,h*R,w*R) float32.
 
         Args:
             feature: (N,n,h,w) float32.

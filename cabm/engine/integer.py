@@ -40,7 +40,7 @@ class IntegerModel:
     first use. The model that it was made of must not change afterwards.
 
     Attributes:
-        scale: enlargement.
+        scale: upscaling.
         num_adaptive: L, bits in a row; 0 for PAMS models, which take none.
     """
 
@@ -61,7 +61,7 @@ class IntegerModel:
         threads: int | None = None,
         dtype: torch.dtype = torch.uint8,
     ) -> Tensor:
-        """Enlarge tiles, each by itself on one thread: a tile's activations stay in that core's cache.
+        """Upscale tiles, each by itself on one thread: a tile's activations stay in that core's cache.
 
         Args:
             tiles: (N,3,h,w) uint8 or float in 0..255, on the CPU.
@@ -82,7 +82,7 @@ class IntegerModel:
         rows = self._rows(n, bits)
         out = torch.empty(n, channels, height * self.scale, width * self.scale, dtype=dtype)
         for _ in in_order(
-            lambda index: self._enlarge(tiles[index], rows[index], out[index]), n, threads=threads
+            lambda index: self._upscale(tiles[index], rows[index], out[index]), n, threads=threads
         ):
             pass
         return out
@@ -90,14 +90,14 @@ class IntegerModel:
     def one_by_one(
         self, n: int, bits: Tensor | None = None, *, dtype: torch.dtype = torch.uint8
     ) -> Callable[[int, Tensor], Tensor]:
-        """Return what enlarges tiles of any shapes, or parts of them; to be called from several threads.
+        """Return what upscales tiles of any shapes, or parts of them; to be called from several threads.
 
         Args:
             n: how many tiles there are.
             bits, dtype: as in `run`.
 
         Returns:
-            A function of a tile's number, 0..n-1, and some of its pixels (3,h,w) that enlarges them at its
+            A function of a tile's number, 0..n-1, and some of its pixels (3,h,w) that upscales them at its
             bits to (3,h*scale,w*scale).
 
         Raises:
@@ -105,17 +105,17 @@ class IntegerModel:
         """
         rows = self._rows(n, bits)
 
-        def enlarge(number: int, pixels: Tensor) -> Tensor:
+        def upscale(number: int, pixels: Tensor) -> Tensor:
             channels, height, width = pixels.shape
             # colours side by side, as the tails make them
             out = torch.empty(height * self.scale, width * self.scale, channels, dtype=dtype)
-            return self._enlarge(pixels, rows[number], out.permute(2, 0, 1))
+            return self._upscale(pixels, rows[number], out.permute(2, 0, 1))
 
-        return enlarge
+        return upscale
 
     @torch.inference_mode()
-    def _enlarge(self, tile: Tensor, row: Row, out: Tensor) -> Tensor:
-        """Enlarge a tile (3,h,w) at a row of bits into ``out``, which is returned."""
+    def _upscale(self, tile: Tensor, row: Row, out: Tensor) -> Tensor:
+        """Upscale a tile (3,h,w) at a row of bits into ``out``, which is returned."""
         x = tile[None].float().contiguous()
         _store(self._program.run(x, self._plan(row))[0], out)
         return out

@@ -132,7 +132,7 @@ class CollapsedTail:
         self._ring = [self._ring_part(edge) for edge in edges]
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
-        """Return the enlarged image (N,3,h*R,w*R) float32.
+        """Return the upscaled image (N,3,h*R,w*R) float32.
 
         Args:
             feature: (N,n,h,w) float32.

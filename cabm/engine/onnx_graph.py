@@ -110,13 +110,13 @@ class GraphBuilder:
         return self.node("DepthToSpace", x, blocksize=factor, mode="CRD")
 
     def build(self, scale: int, properties: dict[str, str]) -> Any:
-        """Return the checked model: "image" (N,3,h,w) float32 to "enlarged" (N,3,h*scale,w*scale)."""
+        """Return the checked model: "image" (N,3,h,w) float32 to "upscaled" (N,3,h*scale,w*scale)."""
         helper, float32 = self._onnx.helper, self._onnx.TensorProto.FLOAT
         graph = helper.make_graph(
             self._nodes,
             "cabm",
             [helper.make_tensor_value_info("image", float32, ["n", 3, "h", "w"])],
-            [helper.make_tensor_value_info("enlarged", float32, ["n", 3, f"{scale}*h", f"{scale}*w"])],
+            [helper.make_tensor_value_info("upscaled", float32, ["n", 3, f"{scale}*h", f"{scale}*w"])],
             self._constants,
         )
         opset = [helper.make_opsetid("", OPSET)]

@@ -45,7 +45,7 @@ def edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
         margin = TAIL_REACH * model.scale
         ends = (np.array([end, end], np.int64) for end in (margin, -margin))
         x = g.node("Slice", x, *(g.constant(end) for end in ends), g.constant(np.array([2, 3], np.int64)))
-    g.node("Add", x, mean, output="enlarged")
+    g.node("Add", x, mean, output="upscaled")
 
 
 def srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
@@ -68,7 +68,7 @@ def srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
     for conv, module, factor in zip(model.upsample, model.upsample_prelu, model.factors, strict=True):
         x = prelu(g.pixel_shuffle(g.conv(x, conv.weight, None), factor), module)
     pads = [model.tail.padding[0]] * 4
-    g.node("Conv", x, g.constant(model.tail.weight), pads=pads, output="enlarged")
+    g.node("Conv", x, g.constant(model.tail.weight), pads=pads, output="upscaled")
 
 
 def carn(g: GraphBuilder, model: CARN, row: Row) -> None:
@@ -97,7 +97,7 @@ def carn(g: GraphBuilder, model: CARN, row: Row) -> None:
     for conv, factor in zip(model.upsample, model.factors, strict=True):
         x = g.pixel_shuffle(g.node("Relu", g.conv(x, conv.weight, conv.bias)), factor)
     x = g.conv(x, model.tail.weight, model.tail.bias)
-    g.node("Mul", g.node("Add", x, mean), full, output="enlarged")
+    g.node("Mul", g.node("Add", x, mean), full, output="upscaled")
 
 
 def idn(g: GraphBuilder, model: IDN, row: Row) -> None:
@@ -125,11 +125,11 @@ def idn(g: GraphBuilder, model: IDN, row: Row) -> None:
     hidden = step(hidden, model.entry2_act, model.entry2)
     for module in model.body:
         hidden = block(hidden, module)
-    enlarged = g.pixel_shuffle(g.conv(hidden, *as_convolution(model.tail)), model.scale)
+    upscaled = g.pixel_shuffle(g.conv(hidden, *as_convolution(model.tail)), model.scale)
     sizes = g.constant(np.array([1, 1, model.scale, model.scale], np.float32))
     cubic = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
     bicubic = g.node("Resize", "image", "", sizes, **cubic)
-    g.node("Add", enlarged, bicubic, output="enlarged")
+    g.node("Add", upscaled, bicubic, output="upscaled")
 
 
 GRAPHS: dict[str, Callable[[GraphBuilder, Backbone, Row], None]] = {

@@ -25,7 +25,7 @@ class Program(Protocol):
         ...
 
     def run(self, x: Tensor, plan: Any) -> Tensor:
-        """Enlarge one tile (1,3,h,w) float32 in 0..255 to (1,3,h*scale,w*scale) float32.
+        """Upscale one tile (1,3,h,w) float32 in 0..255 to (1,3,h*scale,w*scale) float32.
 
         Called from several threads at once.
         """

@@ -14,7 +14,7 @@ from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.data.store import PackedStore
 from cabm.evaluation.store import ImageResult, evaluate_store, mean_results
 from cabm.files import atomic_write
-from cabm.imaging.resize import upscale
+from cabm.imaging.resize import upscale_bicubic
 from cabm.models import Backbone
 from cabm.project.sections import EvaluateSettings
 from cabm.quant.precision import FIXED_BITS
@@ -42,8 +42,8 @@ class Method:
     loaded: LoadedModel | None = None
     runner: ModelRunner | None = None
 
-    def enlarge(self, settings: EvaluateSettings, scale: int, whole: bool) -> Callable[..., TiledResult]:
-        """Return the function that enlarges one image by this method."""
+    def upscale(self, settings: EvaluateSettings, scale: int, whole: bool) -> Callable[..., TiledResult]:
+        """Return the function that upscales one image by this method."""
         if self.runner is None or self.loaded is None:
             return lambda image: _bicubic(image, scale)
         loaded, runner = self.loaded, self.runner
@@ -51,8 +51,8 @@ class Method:
             runner,
             image,
             table=loaded.table,
-            tile=None if whole else settings.patch,
-            step=settings.step,
+            tile=None if whole else settings.tile,
+            stride=settings.stride,
             size_multiple=loaded.model.size_multiple,
         )
 
@@ -85,7 +85,7 @@ def control_methods(cabm: Method, observations: Observations) -> list[Method]:
 def _bicubic(image: np.ndarray, scale: int) -> TiledResult:
     height, width = image.shape[:2]
     whole = plan(height, width, max(height, width), max(height, width))
-    return TiledResult(upscale(image, scale), whole, np.zeros(1), None)
+    return TiledResult(upscale_bicubic(image, scale), whole, np.zeros(1), None)
 
 
 def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -> float:
@@ -116,8 +116,8 @@ def compare(
     for protocol, limit in protocols:
         for set_name, store in sets.items():
             for method in methods:
-                enlarge = method.enlarge(settings, store.scale, protocol == "whole")
-                results = list(evaluate_store(store, enlarge, max_pixels=limit))
+                upscale = method.upscale(settings, store.scale, protocol == "whole")
+                results = list(evaluate_store(store, upscale, max_pixels=limit))
                 if results:
                     yield protocol, set_name, method.name, results
 
@@ -171,7 +171,7 @@ def protocol_description(settings: EvaluateSettings, scale: int) -> dict[str, An
         "color": "Y of YCbCr (BT.601, 65.738 129.057 25.064 over 256, plus 16), SR rounded to 8 bit",
         "shave": scale,
         "ssim": "11x11 Gaussian, sigma 1.5, valid region, mean",
-        "tiles": f"LR tiles of {settings.patch}, step {settings.step}, overlaps cut in the middle",
+        "tiles": f"LR tiles of {settings.tile}, stride {settings.stride}, overlaps cut in the middle",
         "whole": "the uncut image; its one score decides the bits",
         "fab": "mean bits over the adaptive positions that are computed",
         "skipped": "share of adaptive positions with 0 bits in tiles that enter the network",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cabm.data.store import PackedStore
-from cabm.imaging.resize import upscale_batch
+from cabm.imaging.resize import upscale_bicubic_batch
 from cabm.tables.observations import Observations
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.plan import plan, split
@@ -16,20 +16,20 @@ from cabm.upscaling.tiles import TileRun
 
 
 def observe(
-    runner: ModelRunner, store: PackedStore, *, patch: int, step: int, part: int, source_sha256: str
+    runner: ModelRunner, store: PackedStore, *, tile: int, stride: int, part: int, source_sha256: str
 ) -> Observations:
     """Run a model over the tiles of a store and record scores, bits, edge peaks and errors.
 
     The observations' measures are the edge peaks of the parts of each tile (``peaks``), and the sums of
     squared errors against the original of the pixels that a tile owns in each part, less a border of
     ``scale`` pixels of the image as in the evaluation: of the network (``network_sse``) and of bicubic
-    enlargement (``bicubic_sse``); and ``samples``, how many values.
+    upscaling (``bicubic_sse``); and ``samples``, how many values.
 
     Args:
         runner: a CADyQ model.
         store: validation images.
-        patch: side of a tile in low-resolution pixels.
-        step: distance of neighbouring tiles.
+        tile: side of a tile in low-resolution pixels.
+        stride: distance of neighbouring tiles.
         part: side of the parts of a tile.
         source_sha256: hash of the model's weights.
     """
@@ -38,11 +38,11 @@ def observe(
     measures: dict[str, list[np.ndarray]] = {
         name: [] for name in ("peaks", "network_sse", "bicubic_sse", "samples")
     }
-    side = -(-patch // part)
+    side = -(-tile // part)
     for index in range(len(store)):
         low, high = _tensor(store.lr(index)), _tensor(store.hr(index))
         height, width = low.shape[1:]
-        tile_plan = plan(height, width, patch, step, size_multiple=model.size_multiple)
+        tile_plan = plan(height, width, tile, stride, size_multiple=model.size_multiple)
         tiles = split(low, tile_plan)
         run = TileRun(runner, tiles, None, batch_size=8).complete()
         edges = edges_of_image(low, tile_plan, part)
@@ -52,12 +52,12 @@ def observe(
         measures["peaks"] += [_padded(peaks, side) for peaks in edges.peaks.numpy()]
         # what of a tile ends in the image, and is measured there: its border belongs to a neighbour
         owned = tile_plan.owned(scale).clip(scale, [[height * scale - scale, width * scale - scale] * 2])
-        enlarged = torch.from_numpy(run.enlarged)
-        for tile, result, box, own in zip(tiles, enlarged, tile_plan.boxes * scale, owned, strict=True):
+        upscaled = torch.from_numpy(run.upscaled)
+        for pixels, result, box, own in zip(tiles, upscaled, tile_plan.boxes * scale, owned, strict=True):
             (top, left), (y0, x0, y1, x1) = box[:2], own
             here = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
             target = high[:, y0:y1, x0:x1].float()
-            plain = upscale_batch(tile[None].float(), scale)[0].clamp_(0, 255).round_()
+            plain = upscale_bicubic_batch(pixels[None].float(), scale)[0].clamp_(0, 255).round_()
             for name, errors in (
                 ("network_sse", (result[here].float() - target).square()),
                 ("bicubic_sse", (plain[here] - target).square()),
@@ -74,8 +74,8 @@ def observe(
         scale=scale,
         search_space=model.precision.search_space,
         layers=model.layer_names,
-        patch=patch,
-        step=step,
+        tile=tile,
+        stride=stride,
         source_sha256=source_sha256,
         part=part,
         measures={name: np.stack(values) for name, values in measures.items()},

@@ -31,7 +31,7 @@ class ImageResult:
         fab: mean bits over computed tiles and adaptive positions; None for models without bits.
         bypassed: share of the tiles' pixels that did not come from the network.
         skipped: share of the adaptive positions of tiles that entered it that were skipped.
-        seconds: wall-clock of the enlargement.
+        seconds: wall-clock of the upscaling.
         result: the image and its tiles.
     """
 
@@ -47,16 +47,16 @@ class ImageResult:
 
 def evaluate_store(
     store: PackedStore,
-    enlarge: Callable[[np.ndarray], TiledResult],
+    upscale: Callable[[np.ndarray], TiledResult],
     *,
     max_pixels: int | None = None,
     images: Iterable[int] | None = None,
 ) -> Iterator[ImageResult]:
-    """Enlarge every image of a store and compare it with its original.
+    """Upscale every image of a store and compare it with its original.
 
     Args:
         store: pairs of images.
-        enlarge: (h,w,3) uint8 -> result.
+        upscale: (h,w,3) uint8 -> result.
         max_pixels: low-resolution images larger than this are left out.
         images: numbers of the images to take; all by default.
 
@@ -69,7 +69,7 @@ def evaluate_store(
         if max_pixels is not None and low_resolution[..., 0].size > max_pixels:
             continue
         started = time.perf_counter()
-        result = enlarge(low_resolution)
+        result = upscale(low_resolution)
         seconds = time.perf_counter() - started
         original = store.hr(index)
         yield ImageResult(

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from cabm.imaging import bicubic_loop
-from cabm.imaging.resize import enlarge_kernel
+from cabm.imaging.resize import upscale_kernel
 from cabm.machine.compiled import Loop, jit, where_it_works
 
 REACH = 2
-"""Input pixels around a tile that its bicubic enlargement reads."""
+"""Input pixels around a tile that its bicubic upscaling reads."""
 
 
-def enlarge_surrounded(tiles: Tensor, scale: int) -> Tensor:
-    """Enlarge tiles that bring their surroundings: the result is that of the whole image, cut.
+def upscale_surrounded(tiles: Tensor, scale: int) -> Tensor:
+    """Upscale tiles that bring their surroundings: the result is that of the whole image, cut.
 
     Args:
         tiles: (B,C,h+4,w+4) float in any range: tiles of h x w pixels with `REACH` pixels around them.
@@ -34,17 +34,17 @@ def enlarge_surrounded(tiles: Tensor, scale: int) -> Tensor:
     band = weight.new_zeros(w, scale, width)
     band.as_strided((w, scale, taps), (scale * width + 1, width, 1)).copy_(weight)
     wide = (tiles.reshape(-1, width) @ band.view(-1, width).T).view(-1, height, scale * w)
-    enlarged = wide.new_empty(len(wide), h, scale, scale * w)
+    upscaled = wide.new_empty(len(wide), h, scale, scale * w)
     for phase, factors in enumerate(weight.tolist()):
-        rows = enlarged[:, :, phase]
+        rows = upscaled[:, :, phase]
         torch.mul(wide[:, :h], factors[0], out=rows)
         for tap, factor in enumerate(factors[1:], start=1):
             rows.add_(wide[:, tap : tap + h], alpha=factor)
-    return enlarged.view(batch, channels, scale * h, scale * w)
+    return upscaled.view(batch, channels, scale * h, scale * w)
 
 
-def lay_enlarged(out: np.ndarray, tile: Tensor, scale: int) -> None:
-    """Overwrite an enlarged tile by the bicubic one, rounded; 255 becomes the largest number of its type.
+def lay_upscaled(out: np.ndarray, tile: Tensor, scale: int) -> None:
+    """Overwrite an upscaled tile by the bicubic one, rounded; 255 becomes the largest number of its type.
 
     Args:
         out: (C,h*scale,w*scale) uint8 or uint16, colours side by side in memory.
@@ -55,9 +55,9 @@ def lay_enlarged(out: np.ndarray, tile: Tensor, scale: int) -> None:
     gain = peak / 255
     loop = _loop()
     if loop is None:
-        enlarged = enlarge_surrounded(tile[None].float(), scale)[0]
+        upscaled = upscale_surrounded(tile[None].float(), scale)[0]
         # NumPy's cast, as not every PyTorch casts to uint16
-        out[...] = enlarged.mul_(gain).round_().clamp_(0, peak).numpy()
+        out[...] = upscaled.mul_(gain).round_().clamp_(0, peak).numpy()
         return
     rows = out.transpose(1, 2, 0)
     flat = rows.reshape(rows.shape[0], -1)
@@ -74,7 +74,7 @@ def surround(image: Tensor) -> Tensor:
 @cache
 def _factors(scale: int) -> np.ndarray:
     """(scale,5) float32: of an output pixel's phase, its taps -2 to 2."""
-    kernel = enlarge_kernel(scale)
+    kernel = upscale_kernel(scale)
     return (kernel.numerators / kernel.denominator).astype(np.float32)
 
 
@@ -83,7 +83,7 @@ def _factors(scale: int) -> np.ndarray:
 def _loop() -> Loop | None:
     """Return the compiled loop, None without a numba that works."""
     # as PyTorch does it, a product is not rounded before it is added
-    loop = jit(bicubic_loop.enlarge, fastmath={"contract"})
+    loop = jit(bicubic_loop.upscale, fastmath={"contract"})
     out = np.zeros((2, 2), np.uint8)
     loop(np.full((1, 5, 5), 300.6, np.float32), _factors(2), np.float32(0.5), np.float32(255), out)
     return loop if (out == 150).all() else None

@@ -1,12 +1,12 @@
-"""Bicubic enlargement of one tile as a plain loop, which numba compiles: see `cabm.imaging.bicubic`."""
+"""Bicubic upscaling of one tile as a plain loop, which numba compiles: see `cabm.imaging.bicubic`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def enlarge(tile, factors, gain, peak, out):
-    """Write the enlarged tile, times gain, as whole numbers in 0..peak.
+def upscale(tile, factors, gain, peak, out):
+    """Write the upscaled tile, times gain, as whole numbers in 0..peak.
 
     Args:
         tile: (C, h + 4, w + 4) float32.

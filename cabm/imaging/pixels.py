@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.imaging.resize import upscale_batch
+from cabm.imaging.resize import upscale_bicubic_batch
 
 FILL_REACH = 8
 """Low-resolution pixels that colours are carried into transparent areas."""
 ALPHA_REACH = 3
-"""Low-resolution rows around a range that enlarging its alpha channel needs."""
+"""Low-resolution rows around a range that upscaling its alpha channel needs."""
 
 # ITU-R 601 luma, as the edge score has it
 _LUMA = np.array([9798, 19235, 3735], dtype=np.uint32)
@@ -76,17 +76,17 @@ def fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.rint(values).astype(colour.dtype)
 
 
-def enlarge_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
-    """Enlarge an alpha channel by exact bicubic: (n, W) uint8 or uint16 -> (n * scale, W * scale)."""
+def upscale_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
+    """Upscale an alpha channel by exact bicubic: (n, W) uint8 or uint16 -> (n * scale, W * scale)."""
     if (alpha == alpha.flat[0]).all():
         return np.full((alpha.shape[0] * scale, alpha.shape[1] * scale), alpha.flat[0], alpha.dtype)
     x = torch.from_numpy(alpha.astype(np.float32))[None, None]
-    enlarged = upscale_batch(x, scale)[0, 0].numpy()
-    return np.rint(np.clip(enlarged, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
+    upscaled = upscale_bicubic_batch(x, scale)[0, 0].numpy()
+    return np.rint(np.clip(upscaled, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
 
 
 def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np.ndarray:
-    """Return an image's enlarged rows in its own channels.
+    """Return an image's upscaled rows in its own channels.
 
     Args:
         rgb: (n, W, 3) uint8 or uint16, the network's result.

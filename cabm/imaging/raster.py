@@ -277,9 +277,9 @@ def _standard(path: Path, image: Any) -> tuple[Any, bool, tuple[str, ...]]:
             f"{path}: pixels of type {image.format} have no known range; save it with 8 or 16 bits"
         )
     if not 1 <= image.bands <= 4:
-        raise InputError(f"{path}: {image.bands} channels; 1 to 4 can be enlarged (gray or RGB, and alpha)")
+        raise InputError(f"{path}: {image.bands} channels; 1 to 4 can be upscaled (gray or RGB, and alpha)")
     if image.bands == 3 and image.interpretation in ("b-w", "grey16"):
-        raise InputError(f"{path}: gray with two extra channels; only one, alpha, can be enlarged")
+        raise InputError(f"{path}: gray with two extra channels; only one, alpha, can be upscaled")
     return image, keeps_profile, notes
 
 

@@ -57,8 +57,8 @@ def shrink_kernel(scale: int) -> Kernel:
     return Kernel(numerators, denominator, start, scale)
 
 
-def enlarge_kernel(scale: int) -> Kernel:
-    """Return the weights for enlarging by ``scale``: a row per output phase, 5 taps from -2 to 2."""
+def upscale_kernel(scale: int) -> Kernel:
+    """Return the weights for upscaling by ``scale``: a row per output phase, 5 taps from -2 to 2."""
     phase = np.arange(scale, dtype=np.int64)[:, None]
     tap = np.arange(-2, 3, dtype=np.int64)[None]
     numerators = _keys_cubic(2 * phase + 1 - scale - 2 * scale * tap, 2 * scale)
@@ -107,8 +107,8 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     return _resize(image, shrink_kernel(scale)) if scale > 1 else image.copy()
 
 
-def upscale(image: np.ndarray, scale: int) -> np.ndarray:
-    """Enlarge a uint8 image by a whole factor as ``imresize(image, scale)`` does.
+def upscale_bicubic(image: np.ndarray, scale: int) -> np.ndarray:
+    """Upscale a uint8 image by a whole factor as ``imresize(image, scale)`` does.
 
     Args:
         image: (H, W) or (H, W, C) uint8, 0..255.
@@ -121,14 +121,14 @@ def upscale(image: np.ndarray, scale: int) -> np.ndarray:
         InputError: the image is not uint8.
     """
     _check(image, scale)
-    return _resize(image, enlarge_kernel(scale)) if scale > 1 else image.copy()
+    return _resize(image, upscale_kernel(scale)) if scale > 1 else image.copy()
 
 
-def upscale_batch(x: Tensor, scale: int) -> Tensor:
-    """Enlarge a batch by a whole factor with the kernel of :func:`upscale`, without rounding.
+def upscale_bicubic_batch(x: Tensor, scale: int) -> Tensor:
+    """Upscale a batch by a whole factor with the kernel of :func:`upscale_bicubic`, without rounding.
 
-    It may leave the range of ``x`` a little, as any cubic does. From :func:`upscale` it differs by less
-    than 1.5 levels through the two roundings there, and by more beside an edge from black to white,
+    It may leave the range of ``x`` a little, as any cubic does. From :func:`upscale_bicubic` it differs by
+    less than 1.5 levels through the two roundings there, and by more beside an edge from black to white,
     where the overshoot of the first pass is cut off there.
 
     Args:
@@ -143,7 +143,7 @@ def upscale_batch(x: Tensor, scale: int) -> Tensor:
 
     if scale == 1:
         return x.clone()
-    kernel = enlarge_kernel(scale)
+    kernel = upscale_kernel(scale)
     weight = torch.tensor(kernel.numerators / kernel.denominator, dtype=x.dtype, device=x.device)
     batch, channels, height, width = x.shape
     rows, columns = (

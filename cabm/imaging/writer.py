@@ -77,7 +77,7 @@ class OutputSpec:
 
     @property
     def estimated_bytes(self) -> int:
-        """About what the file will take: enlarged photographs compress to less than this."""
+        """About what the file will take: upscaled photographs compress to less than this."""
         return self.raw_bytes // (2 if self.format in ("png", "tiff") else 4)
 
     @property

@@ -81,7 +81,7 @@ class Backbone(nn.Module):
     Subclasses build their modules from ``self.quantizers`` and implement `run`. They fill in:
 
     Attributes:
-        scale: enlargement.
+        scale: upscaling.
         layers: all convolutions in the order of execution, adaptive ones in the order of the table.
         receptive_field: how many low-resolution pixels away an input can reach an output.
         size_multiple: heights and widths must be multiples of this.
@@ -168,7 +168,7 @@ class Backbone(nn.Module):
         observer: AlphaObserver | None = None,
         collapse_tail: bool = False,
     ) -> SROutput:
-        """Enlarge a batch.
+        """Upscale a batch.
 
         Args:
             x: (B,3,h,w) in 0..255.
@@ -213,7 +213,7 @@ def upsample_factors(scale: int) -> tuple[int, ...]:
         InputError: the scale is not 2, 3 or 4.
     """
     if scale not in UPSAMPLE_FACTORS:
-        raise InputError(f"model: no backbone enlarges by {scale}; scale must be one of 2, 3, 4")
+        raise InputError(f"model: no backbone upscales by {scale}; scale must be one of 2, 3, 4")
     return UPSAMPLE_FACTORS[scale]
 
 

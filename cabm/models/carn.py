@@ -117,8 +117,8 @@ class CARN(Backbone):
         # the trunk stays in the input's type under autocast
         head = self.head(self.head_act(x / 255 - self.mean, context)).to(x.dtype)
         feature, features = self.body(head, context)
-        enlarged = feature
+        upscaled = feature
         for act, conv, factor in zip(self.upsample_act, self.upsample, self.factors, strict=True):
-            enlarged = F.pixel_shuffle(F.relu(conv(act(enlarged, context)), inplace=True), factor)
-        sr = (self.tail(self.tail_act(enlarged, context)) + self.mean) * 255
+            upscaled = F.pixel_shuffle(F.relu(conv(act(upscaled, context)), inplace=True), factor)
+        sr = (self.tail(self.tail_act(upscaled, context)) + self.mean) * 255
         return SROutput(sr, feature, features)

@@ -115,7 +115,7 @@ class EDSR(Backbone):
         return SROutput(self.run_tail(feature, context, collapse_tail) + self.mean, feature, features)
 
     def run_tail(self, feature: Tensor, context: PrecisionContext, collapse_tail: bool) -> Tensor:
-        """Return the enlarged image (B,3,h*scale,w*scale) about the mean, from (B,n,h,w)."""
+        """Return the upscaled image (B,3,h*scale,w*scale) about the mean, from (B,n,h,w)."""
         if collapse_tail and self.tail_border is not None:
             with torch.autocast(feature.device.type, enabled=False):
                 weight, bias = collapse([*self.upsample, self.tail], self.factors)
@@ -127,8 +127,8 @@ class EDSR(Backbone):
             feature = F.pad(feature, [TAIL_REACH] * 4, mode="replicate")
         for act, conv, factor in zip(self.upsample_act, self.upsample, self.factors, strict=True):
             feature = F.pixel_shuffle(conv(act(feature, context)), factor)
-        enlarged = self.tail(self.tail_act(feature, context))
+        upscaled = self.tail(self.tail_act(feature, context))
         if self.replicate_tail:
             margin = TAIL_REACH * self.scale
-            enlarged = enlarged[..., margin:-margin, margin:-margin]
-        return enlarged
+            upscaled = upscaled[..., margin:-margin, margin:-margin]
+        return upscaled

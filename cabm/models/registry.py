@@ -32,7 +32,7 @@ def build_model(
 
     Args:
         name: a key of `BACKBONES`.
-        scale: enlargement.
+        scale: upscaling.
         precision: what its quantized positions compute at.
         options: further constructor arguments, such as ``num_features``.
 

@@ -108,8 +108,8 @@ class SRResNet(Backbone):
             hidden, feature = block(hidden, context, self.prelu)
             features.append(feature)
         feature = self.body_end_bn(self.body_end(self.body_end_act(hidden, context))) + head
-        enlarged = feature
+        upscaled = feature
         steps = zip(self.upsample_act, self.upsample, self.upsample_prelu, self.factors, strict=True)
         for act, conv, prelu, factor in steps:
-            enlarged = prelu(F.pixel_shuffle(conv(act(enlarged, context)), factor))
-        return SROutput(self.tail(self.tail_act(enlarged, context)).to(x.dtype), feature, features)
+            upscaled = prelu(F.pixel_shuffle(conv(act(upscaled, context)), factor))
+        return SROutput(self.tail(self.tail_act(upscaled, context)).to(x.dtype), feature, features)

@@ -25,8 +25,8 @@ def edge_to_bit(stage: Stage) -> None:
     observations = observe(
         ModelRunner(loaded.model, collapse_tail=True),
         stage.store("validation"),
-        patch=settings.patch,
-        step=settings.step,
+        tile=settings.tile,
+        stride=settings.stride,
         part=settings.bypass.part,
         source_sha256=loaded.config.weights_sha256,
     )

@@ -63,7 +63,7 @@ def evaluate(stage: Stage) -> None:
         stage.tracker.figure(name, figure)
     compared = headline(summary["tiles"])
     shave = stage.params.model.scale
-    protocol = f"Y, shave {shave}, LR tiles of {settings.patch}, {settings.step} apart"
+    protocol = f"Y, shave {shave}, LR tiles of {settings.tile}, stride {settings.stride}"
     write_json(stage.metrics / "quality.json", {"protocol": protocol} | compared)
     stage.tracker.pipeline_metrics(
         {f"{name}/{key}": value for name, row in compared.items() for key, value in row.items()}

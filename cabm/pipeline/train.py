@@ -70,7 +70,7 @@ def cabm(stage: Stage) -> None:
 def _register(stage: Stage, measured: Mapping[str, float]) -> None:
     """Offer the finished model to the registry, where it competes with the champion of its kind."""
     params, settings = stage.params, stage.params.evaluate
-    protocol = f"tiles of {settings.patch}, {settings.step} apart"
+    protocol = f"tiles of {settings.tile}, {settings.stride} apart"
     registered = log_and_register(
         stage.tracker,
         stage.models / stage.name,

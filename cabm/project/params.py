@@ -25,6 +25,14 @@ from cabm.project.sections import (
 )
 from cabm.project.yaml_file import read_yaml
 
+RENAMED = {
+    "edge_to_bit.patch": "edge_to_bit.tile",
+    "edge_to_bit.step": "edge_to_bit.stride",
+    "evaluate.patch": "evaluate.tile",
+    "evaluate.step": "evaluate.stride",
+}
+"""Keys of earlier versions, and what they are called now."""
+
 
 class Params(Section):
     """params.yaml."""
@@ -46,8 +54,10 @@ class Params(Section):
     def _steps_fit_tiles(self) -> Params:
         for name in ("edge_to_bit", "evaluate"):
             section = getattr(self, name)
-            if section.step > section.patch:
-                raise ValueError(f"{name}.step {section.step} is larger than {name}.patch {section.patch}")
+            if section.stride > section.tile:
+                raise ValueError(
+                    f"{name}.stride {section.stride} is larger than {name}.tile {section.tile}"
+                )
         return self
 
 
@@ -57,4 +67,4 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         InputError: the file is missing, is not YAML, or has a key or value that is not understood.
     """
-    return read_yaml(path, Params)
+    return read_yaml(path, Params, renamed=RENAMED)

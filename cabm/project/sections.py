@@ -31,7 +31,7 @@ class ModelSettings(Section):
     """Backbone: a key of `cabm.models.BACKBONES`, which the first step checks."""
 
     scale: Annotated[int, Field(ge=2, le=4)] = 4
-    """Enlargement: 2, 3 or 4."""
+    """Upscaling: 2, 3 or 4."""
 
     options: dict[str, dict[str, StrictBool | PositiveInt | PositiveNumber]] = {}
     """Constructor arguments by backbone, as ``edsr: {num_features: 64}``; only the chosen one counts."""
@@ -194,11 +194,11 @@ class BypassSettings(Section):
 class EdgeToBitSettings(Section):
     """Step 4: the tables."""
 
-    patch: Count = 96
+    tile: Count = 96
     """Side of a tile in low-resolution pixels."""
 
-    step: Count = 94
-    """Distance of neighbouring tiles."""
+    stride: Count = 94
+    """Distance of neighbouring tiles, 1..tile."""
 
     strategy: Literal["lowest", "majority", "monotone"] = "monotone"
     """Which of the bit rows seen at a score is kept; the paper keeps the lowest."""
@@ -223,11 +223,11 @@ class CabmSettings(QuantizedTrainingSettings):
 class EvaluateSettings(Section):
     """What is measured at the end."""
 
-    patch: Count = 96
+    tile: Count = 96
     """Side of a tile in low-resolution pixels."""
 
-    step: Count = 94
-    """Distance of neighbouring tiles."""
+    stride: Count = 94
+    """Distance of neighbouring tiles, 1..tile."""
 
     whole_image: bool = True
     """Measure each model on uncut images too, for comparison."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,14 @@ from cabm.errors import InputError, describe
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
-def read_yaml(path: str | Path, model: type[Parsed]) -> Parsed:
+def read_yaml(path: str | Path, model: type[Parsed], renamed: Mapping[str, str] | None = None) -> Parsed:
     """Read a YAML file into a pydantic model.
+
+    Args:
+        path: the file.
+        model: what it should hold.
+        renamed: old keys, as ``section.name``, and their new ones; an old key is refused by a line that
+            names the new one.
 
     Raises:
         InputError: the file is missing, is not YAML, has a key twice, or has a key or value that is not
@@ -32,6 +38,10 @@ def read_yaml(path: str | Path, model: type[Parsed]) -> Parsed:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected sections such as {', '.join(list(model.model_fields)[:2])}")
+    for old, new in (renamed or {}).items():
+        section, _, key = old.rpartition(".")
+        if key in _section(content, section):
+            raise InputError(f"{path}: {old} is now {new}; rename the key")
     try:
         parsed = model.model_validate(content)
     except ValidationError as error:
@@ -50,6 +60,11 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} comes twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _misplaced_switches(raw: Any, parsed: Any) -> Iterator[str]:

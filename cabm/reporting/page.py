@@ -133,7 +133,7 @@ def headline(data: ReportData) -> str:
     if cabm is None:
         return f"{model_title(data)} on {name}: evaluated, without a CABM model."
     if cabm.fab is None:
-        text = f"{name}: CABM bypasses every tile: {cabm.psnr:.2f} dB, by bicubic enlargement alone."
+        text = f"{name}: CABM bypasses every tile: {cabm.psnr:.2f} dB, by bicubic upscaling alone."
         return _unbroken(text)
     text = f"{model_title(data)} on {name} reaches {cabm.psnr:.2f} dB at {cabm.fab:.2f} bits on average"
     comparisons = [

@@ -51,7 +51,7 @@ class ShownImage:
 def show_image(
     methods: Mapping[str, Method], sets: Mapping[str, PackedStore], settings: EvaluateSettings
 ) -> ShownImage:
-    """Enlarge the image that pictures show by the methods that they compare.
+    """Upscale the image that pictures show by the methods that they compare.
 
     Args:
         methods: bicubic and the steps, by name.
@@ -65,7 +65,7 @@ def show_image(
     set_name = next(name for name, candidate in sets.items() if candidate is store)
     low = store.lr(index)
     results = {
-        name: methods[name].enlarge(settings, store.scale, whole=False)(low) for name in SHOWN_METHODS
+        name: methods[name].upscale(settings, store.scale, whole=False)(low) for name in SHOWN_METHODS
     }
     versions = {ORIGINAL: np.asarray(store.hr(index))}
     versions |= {caption: results[name].image for name, caption in SHOWN_METHODS.items()}

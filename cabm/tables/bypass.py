@@ -82,7 +82,7 @@ def _added_by(peaks: np.ndarray, observations: Observations) -> tuple[np.ndarray
         Squared error, and samples that are bicubic, each (N, R * C). What a part adds may come to others:
         it may be the last that a rectangle was there for.
     """
-    part, patch, measures = observations.part, observations.patch, observations.measures
+    part, tile, measures = observations.part, observations.tile, observations.measures
     n, count = peaks.shape
     order = np.argsort(peaks, axis=1, kind="stable")
     rank = np.argsort(order, axis=1)
@@ -93,7 +93,7 @@ def _added_by(peaks: np.ndarray, observations: Observations) -> tuple[np.ndarray
         some = np.arange(first, min(first + together, n))
         bypassed = rank[some, None, :] <= np.arange(count)[:, None]  # (n, steps, parts)
         shape = (-1, *worse.shape[1:])
-        left_out = TileParts(part, patch, patch, bypassed.reshape(shape)).left_out
+        left_out = TileParts(part, tile, tile, bypassed.reshape(shape)).left_out
         left_out = left_out.reshape(len(some), count, *worse.shape[1:])
         for total, values in zip(added, (worse, measures["samples"]), strict=True):
             sums = np.einsum("nkrc,nrc->nk", left_out, values[some])

@@ -24,8 +24,8 @@ class _Document(BaseModel):
     scale: int = Field(ge=1, le=64)
     search_space: list[int]
     layers: list[str] = Field(min_length=1)
-    patch: int = Field(ge=1)
-    step: int = Field(ge=1)
+    tile: int = Field(ge=1, alias="patch")
+    stride: int = Field(ge=1, alias="step")
     operator: str
     strategy: str
     fab_cap: float | None

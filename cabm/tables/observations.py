@@ -24,6 +24,7 @@ OBSERVATIONS_FORMAT = "cabm.observations/2"
 SCORE_DECIMALS = 2
 """Scores are rounded to this many decimals before they become thresholds, as in the released tables."""
 
+_FILE_KEYS = {"tile": "patch", "stride": "step"}  # the words of the format
 # the last one where the archive says that it is encrypted, or of a later version
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError, OverflowError, MemoryError)
 
@@ -40,11 +41,11 @@ class Observations:
         bits: (N, L) int64.
         images: (N,) names of the images the tiles come from.
         backbone, scale, search_space, layers: the model that chose the bits.
-        patch, step: low-resolution tiles, in pixels.
+        tile, stride: side and distance of the tiles, in low-resolution pixels.
         source_sha256: hash of its checkpoint.
         part: side of the parts of a tile that are measured, in pixels.
         measures: further numbers by name, such as the network's error: (N, R, C) float64 of the parts of
-            each tile, 0 for those beyond a tile that is smaller than ``patch``.
+            each tile, 0 for those beyond a tile that is smaller than ``tile``.
     """
 
     scores: np.ndarray
@@ -54,8 +55,8 @@ class Observations:
     scale: int
     search_space: tuple[int, ...]
     layers: tuple[str, ...]
-    patch: int
-    step: int
+    tile: int
+    stride: int
     source_sha256: str | None = None
     part: int | None = None
     measures: dict[str, np.ndarray] = field(default_factory=dict)
@@ -86,12 +87,13 @@ class Observations:
     @property
     def origin(self) -> dict[str, Any]:
         """The keyword arguments of ``build_table`` that say where the observations come from."""
-        names = ("backbone", "scale", "search_space", "layers", "patch", "step", "source_sha256")
+        names = ("backbone", "scale", "search_space", "layers", "tile", "stride", "source_sha256")
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | Path) -> None:
         """Write an .npz (without pickle), atomically; equal observations give equal bytes."""
-        header = {"format": OBSERVATIONS_FORMAT, **self.origin, "part": self.part}
+        header = {"format": OBSERVATIONS_FORMAT, "part": self.part}
+        header |= {_FILE_KEYS.get(name, name): value for name, value in self.origin.items()}
         header["measures"] = list(self.measures)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
@@ -116,6 +118,7 @@ class Observations:
                 if header.pop("format") != OBSERVATIONS_FORMAT:
                     raise KeyError("format")
                 names = header.pop("measures")
+                header |= {name: header.pop(key) for name, key in _FILE_KEYS.items()}
                 arrays = {name: archive[name] for name in ("scores", "bits", "images")}
                 measures = {name: archive[f"measure.{name}"] for name in names}
             return cls(**arrays, **header, measures=measures)

@@ -36,7 +36,7 @@ class EdgeToBitTable:
         backbone, scale: the model it belongs to.
         search_space: the bit-widths a row may hold, ascending; 0 is a skipped position.
         layers: names of the adaptive positions, one per column.
-        patch, step: low-resolution tiles it was built with, in pixels.
+        tile, stride: side and distance of the tiles it was built with, in low-resolution pixels.
         strategy: how one row per score was kept.
         thresholds: (T,) float64 scores, ascending, the first at least 0.
         rows: (T, L) int64 bits; rows of zeros only at the low end.
@@ -55,8 +55,8 @@ class EdgeToBitTable:
     scale: int
     search_space: tuple[int, ...]
     layers: tuple[str, ...]
-    patch: int
-    step: int
+    tile: int
+    stride: int
     strategy: str
     thresholds: np.ndarray
     rows: np.ndarray
@@ -284,8 +284,8 @@ class EdgeToBitTable:
             "scale": self.scale,
             "search_space": list(self.search_space),
             "layers": list(self.layers),
-            "patch": self.patch,
-            "step": self.step,
+            "patch": self.tile,
+            "step": self.stride,
             "operator": self.operator,
             "strategy": self.strategy,
             "fab_cap": self.fab_cap,
@@ -304,8 +304,8 @@ def build_table(
     scale: int,
     search_space: Sequence[int],
     layers: Sequence[str],
-    patch: int,
-    step: int,
+    tile: int,
+    stride: int,
     strategy: Strategy = "lowest",
     fab_cap: float | None = None,
     source_sha256: str | None = None,
@@ -329,8 +329,8 @@ def build_table(
         scale=scale,
         search_space=search_space,
         layers=tuple(layers),
-        patch=patch,
-        step=step,
+        tile=tile,
+        stride=stride,
         strategy=strategy,
         thresholds=thresholds,
         rows=rows,

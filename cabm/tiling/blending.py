@@ -1,4 +1,4 @@
-"""Join enlarged tiles without a seam, row of tiles by row of tiles.
+"""Join upscaled tiles without a seam, row of tiles by row of tiles.
 
 Where two tiles overlap, the one fades into the other linearly across the middle half of the overlap, first
 along the rows, then along the columns. The outer quarters are left out: near its border a tile knows

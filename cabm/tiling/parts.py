@@ -1,7 +1,7 @@
 """Parts of tiles that do not enter the network, and the rectangles that do.
 
 A tile of 96 pixels is seldom smooth all over, but often in parts. Each part is bypassed by itself: it
-keeps the bicubic enlargement of the tile. The other parts are covered by rectangles of least work, which
+keeps the bicubic upscaling of the tile. The other parts are covered by rectangles of least work, which
 the network computes with a margin, and which fade into the bicubic pixels around them.
 """
 
@@ -48,7 +48,7 @@ class Box(NamedTuple):
         return (self.y1 - self.y0) * (self.x1 - self.x0)
 
     def scaled(self, factor: int) -> Box:
-        """Return the same box in an image enlarged by that factor."""
+        """Return the same box in an image upscaled by that factor."""
         return Box(*(factor * value for value in self))
 
 
@@ -155,7 +155,7 @@ class TileParts:
 
 
 def paste(tile: np.ndarray, piece: np.ndarray, region: Region, scale: int) -> None:
-    """Lay an enlarged region into its enlarged tile, in place.
+    """Lay an upscaled region into its upscaled tile, in place.
 
     Args:
         tile: (C, H * scale, W * scale) of whole numbers.

@@ -28,7 +28,7 @@ class TilePlan:
 
     Attributes:
         height, width: size of the image.
-        tile, step: what was asked for.
+        tile, stride: what was asked for.
         tile_height, tile_width: shape of every tile; smaller than ``tile`` only where the image is.
         row_starts, column_starts: first image row (column) of each row (column) of tiles, ascending.
         padded_height, padded_width: size of the image after the reflection padding that
@@ -38,7 +38,7 @@ class TilePlan:
     height: int
     width: int
     tile: int
-    step: int
+    stride: int
     tile_height: int
     tile_width: int
     row_starts: tuple[int, ...]
@@ -119,30 +119,30 @@ class Band:
     plan: TilePlan
 
 
-def plan(height: int, width: int, tile: int, step: int, *, size_multiple: int = 1) -> TilePlan:
-    """Lay tiles of ``tile`` x ``tile`` pixels over an image, ``step`` pixels apart.
+def plan(height: int, width: int, tile: int, stride: int, *, size_multiple: int = 1) -> TilePlan:
+    """Lay tiles of ``tile`` x ``tile`` pixels over an image, ``stride`` pixels apart.
 
     Args:
         height, width: image size in pixels, at least 1.
         tile: side of a tile; an image smaller than that gets tiles of its own size.
-        step: distance of neighbouring tiles, 1..tile; tile - step pixels overlap.
+        stride: distance of neighbouring tiles, 1..tile; tile - stride pixels overlap.
         size_multiple: the network needs sides that are multiples of this. ``tile`` must be one;
             an image smaller than a tile is padded to one by reflection (:func:`split` does it).
 
     Raises:
-        InputError: a size below 1, a step outside 1..tile, a tile that is no multiple.
+        InputError: a size below 1, a stride outside 1..tile, a tile that is no multiple.
     """
     if height < 1 or width < 1:
         raise InputError(f"image of {height} x {width} pixels: it needs at least one")
     if tile < 1 or size_multiple < 1:
         raise InputError(f"tile {tile}, size multiple {size_multiple}: both must be at least 1")
-    if not 1 <= step <= tile:
-        raise InputError(f"step {step} of tiles of {tile}: choose one from 1 to {tile}")
+    if not 1 <= stride <= tile:
+        raise InputError(f"stride {stride} of tiles of {tile}: choose one from 1 to {tile}")
     if tile % size_multiple:
         raise InputError(f"tile {tile}: the model needs a multiple of {size_multiple}")
-    tile_height, row_starts = _starts(height, tile, step, size_multiple)
-    tile_width, column_starts = _starts(width, tile, step, size_multiple)
-    return TilePlan(height, width, tile, step, tile_height, tile_width, row_starts, column_starts)
+    tile_height, row_starts = _starts(height, tile, stride, size_multiple)
+    tile_width, column_starts = _starts(width, tile, stride, size_multiple)
+    return TilePlan(height, width, tile, stride, tile_height, tile_width, row_starts, column_starts)
 
 
 def split(image: Tensor, tile_plan: TilePlan) -> Tensor:
@@ -222,7 +222,7 @@ def bands(tile_plan: TilePlan, scale: int) -> Iterator[Band]:
                 height=end - start,
                 width=tile_plan.width,
                 tile=tile_plan.tile,
-                step=tile_plan.step,
+                stride=tile_plan.stride,
                 tile_height=tile_plan.tile_height,
                 tile_width=tile_plan.tile_width,
                 row_starts=(0,),
@@ -242,12 +242,12 @@ def reflect_101(start: int, stop: int, length: int) -> np.ndarray:
     return np.minimum(positions, period - positions) if length > 1 else np.zeros_like(positions)
 
 
-def _starts(length: int, tile: int, step: int, multiple: int) -> tuple[int, tuple[int, ...]]:
+def _starts(length: int, tile: int, stride: int, multiple: int) -> tuple[int, tuple[int, ...]]:
     """Side of the tiles along one axis and where they start."""
     if length <= tile:
         return -(-length // multiple) * multiple, (0,)
     last = length - tile
-    return tile, (*range(0, last, step), last)
+    return tile, (*range(0, last, stride), last)
 
 
 def _cuts(starts: tuple[int, ...], tile: int, length: int, scale: int) -> np.ndarray:

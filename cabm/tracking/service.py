@@ -75,7 +75,7 @@ class Registered:
 
 
 class ImageService:
-    """Enlarges the images of a request: base64 of an image file in, base64 of a PNG file out.
+    """Upscales the images of a request: base64 of an image file in, base64 of a PNG file out.
 
     Args:
         upscale: (H, W, 3) uint8 -> (H * scale, W * scale, 3) uint8.

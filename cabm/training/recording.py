@@ -67,7 +67,7 @@ class Validation:
         self.runner.model.load_state_dict(weights)
         own = range(self.group.rank, len(self.store), self.group.size)
         rows = []
-        for index, image in zip(own, evaluate_store(self.store, self._enlarge, images=own), strict=True):
+        for index, image in zip(own, evaluate_store(self.store, self._upscale, images=own), strict=True):
             bits, bypassed = image.result.bits, image.result.bypassed
             tiles = None if bits is None else (bits.tolist(), bypassed.tolist())
             rows.append((index, image.psnr, image.ssim, tiles))
@@ -80,13 +80,13 @@ class Validation:
         shown = ("psnr", "ssim", "fab", *(["skipped"] if self.runner.model.precision.skips else []))
         return {name: value for name, value in means.items() if name in shown}
 
-    def _enlarge(self, image: np.ndarray) -> TiledResult:
+    def _upscale(self, image: np.ndarray) -> TiledResult:
         return super_resolve(
             self.runner,
             image,
             table=self.table,
-            tile=self.settings.patch,
-            step=self.settings.step,
+            tile=self.settings.tile,
+            stride=self.settings.stride,
             size_multiple=self.runner.model.size_multiple,
         )
 

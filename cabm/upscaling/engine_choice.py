@@ -31,7 +31,7 @@ class IntegerRunner:
         self.one_by_one = model.one_by_one
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enlarge a batch; see `TileRunner`."""
+        """Upscale a batch; see `TileRunner`."""
         dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
         return self.model.run(tiles, bits, dtype=dtype), bits
 
@@ -41,7 +41,7 @@ class ChosenRunner:
     """A runner and how it was chosen.
 
     Attributes:
-        runner: what enlarges a batch.
+        runner: what upscales a batch.
         engine: ``int8`` or ``float``.
         device: where it computes, such as ``cpu`` or ``cuda``.
         reason: why not the integer engine, where ``auto`` did not take it; else empty.

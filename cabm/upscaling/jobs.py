@@ -1,4 +1,4 @@
-"""Enlarge many files: what to write where, what is done already, what failed and why."""
+"""Upscale many files: what to write where, what is done already, what failed and why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FOREIGN_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".heic", ".avif", ".jxl",
 
 @dataclass(frozen=True)
 class Task:
-    """One file to enlarge, and where to."""
+    """One file to upscale, and where to."""
 
     source: Path
     output: Path
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that could not be enlarged, and why, in one line."""
+    """A file that could not be upscaled, and why, in one line."""
 
     source: Path
     reason: str
@@ -65,7 +65,7 @@ class Survey:
     Attributes:
         todo: tasks and the number of their tiles.
         kept: tasks whose output exists.
-        failures: files that cannot be enlarged.
+        failures: files that cannot be upscaled.
     """
 
     todo: tuple[tuple[Task, int], ...]
@@ -76,10 +76,10 @@ class Survey:
 def plan_tasks(
     inputs: Sequence[Path], output: Path | None, *, scale: int, file_format: str | None = None
 ) -> list[Task]:
-    """Decide which files are enlarged and what the results are called.
+    """Decide which files are upscaled and what the results are called.
 
     ``photo.jpg`` becomes ``photo_x4.png``, beside it or in the folder ``output``. Folders are searched
-    recursively and their structure is kept; results of earlier runs in them are not enlarged again.
+    recursively and their structure is kept; results of earlier runs in them are not upscaled again.
 
     Args:
         inputs: files and folders.
@@ -111,12 +111,12 @@ def plan_tasks(
         tasks.append(Task(source, folder / name))
     twice = [name for name, times in Counter(task.output for task in tasks).items() if times > 1]
     if twice:
-        raise InputError(f"{twice[0]}: two inputs would be written here; enlarge them one by one")
+        raise InputError(f"{twice[0]}: two inputs would be written here; upscale them one by one")
     return tasks
 
 
 def result_name(source: Path, scale: int, file_format: str | None, *, alone: bool) -> str:
-    """Return what the enlarged file is called: ``photo_x4.png``.
+    """Return what the upscaled file is called: ``photo_x4.png``.
 
     Args:
         source: the image.
@@ -163,7 +163,7 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], options: Options) -> Surve
 def run_task(
     upscaler: Upscaler, task: Task, options: Options, *, progress: Progress | None = None
 ) -> Report | Failure:
-    """Enlarge one file; what goes wrong with it is returned, so that a job goes on.
+    """Upscale one file; what goes wrong with it is returned, so that a job goes on.
 
     Args:
         upscaler: the model.
@@ -189,7 +189,7 @@ def run_job(
     on_tiles: Progress | None = None,
     on_done: Callable[[Task, Report], object] | None = None,
 ) -> tuple[Failure, ...]:
-    """Enlarge the files of a survey, one after the other.
+    """Upscale the files of a survey, one after the other.
 
     Args:
         upscaler: the model.
@@ -279,7 +279,7 @@ def reason_of(error: BaseException, source: Path | str) -> str:
     elif isinstance(error, OSError):
         reason = f"{error.filename or source}: {error.strerror or error}"
     elif isinstance(error, MemoryError):
-        reason = f"{source}: not enough memory; enlarge a part of it"
+        reason = f"{source}: not enough memory; upscale a part of it"
     else:
         reason = f"{source}: {type(error).__name__}: {error}"
     return " ".join(reason.split())

@@ -1,4 +1,4 @@
-"""What enlarges a batch of tiles."""
+"""What upscales a batch of tiles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cabm.models.base import Backbone
 
 
 class TileRunner(Protocol):
-    """Something that enlarges a batch of tiles: a simulated model or the integer engine."""
+    """Something that upscales a batch of tiles: a simulated model or the integer engine."""
 
     scale: int
 
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enlarge (n,3,h,w) in 0..255 with bits (n,L); return (n,3,h*s,w*s) and the bits used.
+        """Upscale (n,3,h,w) in 0..255 with bits (n,L); return (n,3,h*s,w*s) and the bits used.
 
         The result is float, or uint8 on the CPU where the tiles are; the caller may overwrite it.
         """
@@ -51,7 +51,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Enlarge a batch; see `TileRunner`."""
+        """Upscale a batch; see `TileRunner`."""
         device = next(self.model.parameters()).device
         x = tiles.to(device, torch.float32).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):

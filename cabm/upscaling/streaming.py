@@ -1,4 +1,4 @@
-"""Enlarge an image row of tiles by row of tiles: memory is bounded by the tiles in flight.
+"""Upscale an image row of tiles by row of tiles: memory is bounded by the tiles in flight.
 
 The image is read twice. The first pass scores every tile and looks all bits up; they are known before
 the network runs, so the second pass can group the tiles in flight by their bits.
@@ -20,10 +20,10 @@ from cabm.imaging.bicubic import REACH, surround
 from cabm.imaging.pixels import (
     ALPHA_REACH,
     FILL_REACH,
-    enlarge_alpha,
     has_alpha,
     image_output,
     network_input,
+    upscale_alpha,
 )
 from cabm.imaging.raster import Raster
 from cabm.tables.table import EdgeToBitTable
@@ -35,7 +35,7 @@ from cabm.upscaling.runners import TileRunner
 from cabm.upscaling.tiles import TileRun, surrounded_tile, touches_border
 
 FLIGHT_BYTES = 96 << 20
-"""Enlarged tiles that are held at once; at least one row of tiles."""
+"""Upscaled tiles that are held at once; at least one row of tiles."""
 
 _REACH = max(FILL_REACH, ALPHA_REACH)
 
@@ -44,7 +44,7 @@ Progress = Callable[[int], object]
 
 @dataclass
 class Trace:
-    """What enlarging an image took; filled in on the way.
+    """What upscaling an image took; filled in on the way.
 
     Attributes:
         parts: which parts of the tiles do not enter the network; None for models without a table.
@@ -121,7 +121,7 @@ def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace
     return TileEdges(torch.cat([edges.scores for edges in found]), peaks)
 
 
-def enlarge(
+def upscale(
     raster: Raster,
     runner: TileRunner,
     tile_plan: TilePlan,
@@ -131,11 +131,11 @@ def enlarge(
     progress: Progress | None = None,
     trace: Trace | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the enlarged image from top to bottom.
+    """Yield the upscaled image from top to bottom.
 
     Args:
         raster: the image.
-        runner: what enlarges a batch of tiles.
+        runner: what upscales a batch of tiles.
         tile_plan: the tiles of the image.
         table: gives a tile's bits from its edge score; for CABM models.
         batch_size: tiles that the runner gets at once.
@@ -191,8 +191,8 @@ def enlarge(
 def _rows_of_tiles(
     run: TileRun, columns: int, trace: Trace, progress: Progress | None
 ) -> Iterator[np.ndarray]:
-    """Yield each row of tiles as soon as it is enlarged; the network may go on meanwhile."""
-    rows_of_tiles = run.enlarged.reshape(-1, columns, *run.enlarged.shape[1:])
+    """Yield each row of tiles as soon as it is upscaled; the network may go on meanwhile."""
+    rows_of_tiles = run.upscaled.reshape(-1, columns, *run.upscaled.shape[1:])
     done = np.zeros(rows_of_tiles.shape[:2], bool)
     with closing(iter(run)) as numbers:  # a traceback would keep it, and its threads at work
         for row, tiles in enumerate(rows_of_tiles):
@@ -227,8 +227,8 @@ def _alpha(window: RowWindow, raster: Raster, first: int, count: int, scale: int
         return None
     above = max(first // scale - ALPHA_REACH, 0)
     rows = window.rows(above, -(-(first + count) // scale) + ALPHA_REACH)
-    enlarged = enlarge_alpha(rows[..., -1], scale)
-    return enlarged[first - above * scale :][:count]
+    upscaled = upscale_alpha(rows[..., -1], scale)
+    return upscaled[first - above * scale :][:count]
 
 
 def _flights(tile_plan: TilePlan, scale: int, itemsize: int) -> Iterator[list[Band]]:

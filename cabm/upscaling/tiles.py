@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.imaging.bicubic import REACH, lay_enlarged, surround
+from cabm.imaging.bicubic import REACH, lay_upscaled, surround
 from cabm.machine.threads import in_order
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.blending import blend_tiles
@@ -29,7 +29,7 @@ _TILES_PER_TURN = 8
 
 @dataclass(frozen=True)
 class TiledResult:
-    """An enlarged image and what its tiles took.
+    """An upscaled image and what its tiles took.
 
     Attributes:
         image: (H*scale, W*scale, 3) uint8.
@@ -58,13 +58,13 @@ class TiledResult:
 
 
 class TileRun:
-    """Enlarges tiles in batches of the same shape and of the same or similar bits, while it is iterated.
+    """Upscales tiles in batches of the same shape and of the same or similar bits, while it is iterated.
 
     Iterating yields the number of each tile as it is done, in about the order of the tiles where the runner
     goes ``one_by_one``; others go on meanwhile.
 
     Args:
-        runner: what enlarges a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles
+        runner: what upscales a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles
             of each tile in turn, several tiles at once.
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
@@ -78,7 +78,7 @@ class TileRun:
             None: they are mirrored at the tile's border.
 
     Attributes:
-        enlarged: (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``; undefined for those not yet done.
+        upscaled: (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``; undefined for those not yet done.
         used: bits used (N,L), or None; complete at the end.
     """
 
@@ -101,7 +101,7 @@ class TileRun:
         # colours lie side by side, as in an image and in what networks give back
         shape = (n, height * runner.scale, width * runner.scale, channels)
         numbers = np.uint8 if dtype == torch.uint8 else np.uint16
-        self.enlarged = np.empty(shape, numbers).transpose(0, 3, 1, 2)
+        self.upscaled = np.empty(shape, numbers).transpose(0, 3, 1, 2)
         self.used: Tensor | None = None if bits is None else bits.clone()
         self._runner, self._tiles, self._bits = runner, tiles, bits
         self._parts, self._surrounded = parts, surrounded
@@ -115,18 +115,18 @@ class TileRun:
         return self._in_batches() if one_by_one is None else self._one_by_one(one_by_one)
 
     def complete(self) -> TileRun:
-        """Enlarge all tiles; returns itself."""
+        """Upscale all tiles; returns itself."""
         for _ in self:
             pass
         return self
 
     def _one_by_one(self, one_by_one: Callable) -> Iterator[int]:
-        """Enlarge each tile in one go; yields the numbers of those that are done."""
+        """Upscale each tile in one go; yields the numbers of those that are done."""
         parts, tiles, bits = self._parts, self._tiles, self._bits
         entering = np.flatnonzero(parts.entered)
         place = {number: index for index, number in enumerate(entering.tolist())}
         exact = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
-        enlarge = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
+        upscale = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
         order, share = _in_turns(parts.work, torch.get_num_threads()), parts.share
 
         @torch.inference_mode()
@@ -136,28 +136,28 @@ class TileRun:
                 self._lay_bicubic(number)
             for region in parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
-                self._lay(number, region, enlarge(place[number], tiles[number, :, y0:y1, x0:x1]))
+                self._lay(number, region, upscale(place[number], tiles[number, :, y0:y1, x0:x1]))
             return number
 
         return in_order(lay, len(tiles))
 
     def _in_batches(self) -> Iterator[int]:
-        """Enlarge regions of many tiles together; yields the numbers of tiles that are done."""
+        """Upscale regions of many tiles together; yields the numbers of tiles that are done."""
         open_regions = [len(regions) for regions in self._parts.regions]
         for number in np.flatnonzero(self._parts.share).tolist():
             self._lay_bicubic(number)
             if not open_regions[number]:
                 yield number
         for batch in _batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
-            for (number, region), values in zip(batch, self._enlarged(batch), strict=True):
+            for (number, region), values in zip(batch, self._upscaled(batch), strict=True):
                 self._lay(number, region, values)
                 open_regions[number] -= 1
                 if not open_regions[number]:
                     yield number
 
     @torch.inference_mode()
-    def _enlarged(self, batch: list[tuple[int, Region]]) -> Tensor:
-        """Enlarge the regions of a batch, 0..255."""
+    def _upscaled(self, batch: list[tuple[int, Region]]) -> Tensor:
+        """Upscale the regions of a batch, 0..255."""
         runner = self._inner if self._inside[batch[0][0]] else self._runner
         numbers = torch.tensor([number for number, _ in batch])
         pieces = [self._tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
@@ -170,12 +170,12 @@ class TileRun:
 
     def _lay_bicubic(self, number: int) -> None:
         around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
-        lay_enlarged(self.enlarged[number], around, self._runner.scale)
+        lay_upscaled(self.upscaled[number], around, self._runner.scale)
 
     @torch.inference_mode()
     def _lay(self, number: int, region: Region, values: Tensor) -> None:
-        whole = _rounded(values, np.iinfo(self.enlarged.dtype).max)
-        paste(self.enlarged[number], whole, region, self._runner.scale)
+        whole = _rounded(values, np.iinfo(self.upscaled.dtype).max)
+        paste(self.upscaled[number], whole, region, self._runner.scale)
 
 
 def _in_turns(work: np.ndarray, threads: int) -> list[int]:
@@ -241,25 +241,25 @@ def super_resolve(
     *,
     table: EdgeToBitTable | None = None,
     tile: int | None = 96,
-    step: int = 94,
+    stride: int = 94,
     size_multiple: int = 1,
     batch_size: int = 8,
 ) -> TiledResult:
-    """Enlarge an image that fits in memory, as `cabm.upscaling.upscaler.Upscaler` does large ones.
+    """Upscale an image that fits in memory, as `cabm.upscaling.upscaler.Upscaler` does large ones.
 
     Args:
-        runner: what enlarges a batch of tiles.
+        runner: what upscales a batch of tiles.
         image: (H,W,3) uint8.
         table: gives a tile's bits from its edge score; for CABM models.
         tile: side of a tile in pixels; None: the whole image at once.
-        step: distance of neighbouring tiles.
+        stride: distance of neighbouring tiles.
         size_multiple: what the backbone needs.
         batch_size: tiles in a batch at most.
     """
     height, width = image.shape[:2]
     if tile is None:
-        tile = step = max(height, width) + -max(height, width) % size_multiple
-    tile_plan = plan(height, width, tile, step, size_multiple=size_multiple)
+        tile = stride = max(height, width) + -max(height, width) % size_multiple
+    tile_plan = plan(height, width, tile, stride, size_multiple=size_multiple)
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
     edges = edges_of_image(pixels, tile_plan, None if table is None else table.part)
     bits, parts = (None, None) if table is None else table.assign(edges, tile_plan)
@@ -272,7 +272,7 @@ def super_resolve(
         at_border=touches_border(tile_plan),
         surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
     ).complete()
-    merged = blend_tiles(run.enlarged, tile_plan, runner.scale)
+    merged = blend_tiles(run.upscaled, tile_plan, runner.scale)
     chosen = None if run.used is None else run.used.numpy()
     return TiledResult(merged, tile_plan, edges.scores.numpy(), chosen, parts)
 

@@ -1,4 +1,4 @@
-"""Enlarge images of any size with a trained model: `Upscaler`."""
+"""Upscale images of any size with a trained model: `Upscaler`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cabm.tiling.blending import MAX_FADE
 from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan, plan
 from cabm.upscaling.engine_choice import ChosenRunner, choose_runner
-from cabm.upscaling.streaming import Progress, Trace, enlarge
+from cabm.upscaling.streaming import Progress, Trace, upscale
 
-TILE, STEP = 96, 94
+TILE, STRIDE = 96, 94
 """Tiles of models without a table, in input pixels; those with one have their table's."""
 
 DEFAULT_OVERLAP = 6
@@ -38,7 +38,7 @@ _AUTO_TILE_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class Report:
-    """What enlarging one image took.
+    """What upscaling one image took.
 
     Attributes:
         plan: its tiles.
@@ -66,7 +66,7 @@ class Report:
 
 
 class Upscaler:
-    """Enlarges images by the scale of its model, tile by tile.
+    """Upscales images by the scale of its model, tile by tile.
 
     Made by `load`; call it with an array, or give it files by `upscale_file`.
 
@@ -80,10 +80,10 @@ class Upscaler:
         threads: CPU threads; None: as PyTorch is set.
 
     Attributes:
-        scale: enlargement.
+        scale: upscaling.
         engine: ``int8`` or ``float``.
         engine_reason: why ``auto`` did not take the integer engine; else empty.
-        tile, step: the tiles.
+        tile, stride: the tiles.
 
     Raises:
         InputError: tiles that do not go with the overlap or the network.
@@ -104,7 +104,7 @@ class Upscaler:
         self.engine, self.engine_reason = chosen.engine, chosen.reason
         self._chosen = chosen
         self._threads = threads
-        self.tile, self.step = self._tiles(overlap, tile)
+        self.tile, self.stride = self._tiles(overlap, tile)
 
     @classmethod
     def load(
@@ -137,7 +137,7 @@ class Upscaler:
         return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads)
 
     def __call__(self, image: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
-        """Enlarge an image in memory.
+        """Upscale an image in memory.
 
         Args:
             image: (H, W) or (H, W, C), uint8 in 0..255 or uint16 in 0..65535. C = 1 gray, 2 gray and alpha,
@@ -153,15 +153,15 @@ class Upscaler:
         raster = ArrayRaster(image[..., None] if image.ndim == 2 else image)
         with torch_threads(self._threads):
             rows = list(self._rows(raster, self.plan(raster.height, raster.width), Trace(), progress))
-        enlarged = np.concatenate(rows)
-        return enlarged[..., 0] if image.ndim == 2 else enlarged
+        upscaled = np.concatenate(rows)
+        return upscaled[..., 0] if image.ndim == 2 else upscaled
 
     def plan(self, height: int, width: int) -> TilePlan:
         """Return the tiles of an image of that size."""
-        return plan(height, width, self.tile, self.step, size_multiple=self.model.size_multiple)
+        return plan(height, width, self.tile, self.stride, size_multiple=self.model.size_multiple)
 
     def output_spec(self, raster: Raster, file_format: str, quality: int) -> OutputSpec:
-        """Describe the file that an enlarged raster makes."""
+        """Describe the file that an upscaled raster makes."""
         return OutputSpec(
             height=raster.height * self.scale,
             width=raster.width * self.scale,
@@ -175,7 +175,7 @@ class Upscaler:
     def upscale_file(
         self, raster: Raster, path: Path, spec: OutputSpec, *, progress: Progress | None = None
     ) -> Report:
-        """Enlarge an image into a file, in memory that does not grow with the image's height.
+        """Upscale an image into a file, in memory that does not grow with the image's height.
 
         Args:
             raster: the image, by `cabm.imaging.raster.open_raster`.
@@ -203,7 +203,7 @@ class Upscaler:
     def _rows(
         self, raster: Raster, tile_plan: TilePlan, trace: Trace, progress: Progress | None
     ) -> Iterator[np.ndarray]:
-        return enlarge(
+        return upscale(
             raster,
             self._chosen.runner,
             tile_plan,
@@ -237,11 +237,11 @@ class Upscaler:
         )
 
     def _tiles(self, overlap: str | int, tile: int | None) -> tuple[int, int]:
-        """Side and step of the tiles."""
+        """Side and stride of the tiles."""
         multiple = self.model.size_multiple
-        default, step = (TILE, STEP) if self.table is None else (self.table.patch, self.table.step)
+        default, stride = (TILE, STRIDE) if self.table is None else (self.table.tile, self.table.stride)
         if overlap == "evaluated":
-            pixels = default - step
+            pixels = default - stride
         elif overlap == "auto":
             # a fade lies in the middle of the overlap; on both sides of it, all that the network sees
             pixels = 2 * self.model.receptive_field + MAX_FADE

@@ -14,7 +14,7 @@ from cabm.cli.bench_upscale import bench_upscale as command
 from cabm.errors import InputError
 from tests.engine.helpers import calibrated, needs_units
 
-SMALL = {"height": 40, "width": 60, "tile": 24, "step": 22, "rounds": 1, "tiles": 2, "memory": False}
+SMALL = {"height": 40, "width": 60, "tile": 24, "stride": 22, "rounds": 1, "tiles": 2, "memory": False}
 
 
 @pytest.fixture

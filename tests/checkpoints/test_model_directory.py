@@ -33,8 +33,8 @@ def make_table(model: Backbone) -> EdgeToBitTable:
         scale=model.scale,
         search_space=model.precision.search_space,
         layers=model.layer_names,
-        patch=96,
-        step=94,
+        tile=96,
+        stride=94,
     )
 
 
@@ -169,8 +169,8 @@ def test_table_of_another_model_is_refused(tmp_path: Path) -> None:
         scale=2,
         search_space=(4, 6, 8),
         layers=other.layer_names,
-        patch=96,
-        step=94,
+        tile=96,
+        stride=94,
     )
     make_other.save(tmp_path / "model" / "edge_to_bit.json")
     with pytest.raises(InputError, match="does not fit"):

@@ -71,7 +71,7 @@ def test_the_papers_schedule(tmp_path: Path) -> None:
     assert (params.pams.alpha_learning_rate, params.cadyq.alpha_learning_rate) == (1e-4, 1e-4)
     assert params.cabm.alpha_learning_rate == 1e-2
     assert (params.cadyq.w_bit, params.cadyq.w_bit_per_1000) == (1e-4, 1e-6)
-    assert (params.edge_to_bit.patch, params.edge_to_bit.step) == (96, 94)
+    assert (params.edge_to_bit.tile, params.edge_to_bit.stride) == (96, 94)
     assert params.model.chosen_options() == {"num_features": 64, "num_blocks": 16}
 
 

@@ -39,7 +39,7 @@ def save(path: Path, height: int = 40, width: int = 50, **options) -> Path:
     return path
 
 
-def test_a_photo_is_enlarged_beside_itself(cabm, tmp_path, model):
+def test_a_photo_is_upscaled_beside_itself(cabm, tmp_path, model):
     source = save(tmp_path / "phötö.jpg")
     code, out, err = cabm("upscale", source, "-m", model)
     assert (code, err) == (0, "")
@@ -58,7 +58,7 @@ def test_existing_results_are_kept_and_said_to_be(cabm, tmp_path, model):
     assert Image.open(result).size == (100, 80)
 
 
-def test_a_folder_is_enlarged_but_for_what_fails_which_is_listed_at_the_end(cabm, tmp_path, model):
+def test_a_folder_is_upscaled_but_for_what_fails_which_is_listed_at_the_end(cabm, tmp_path, model):
     for name in ("a.png", "sub/b.jpg", "c.webp"):
         save(tmp_path / "in" / name)
     (tmp_path / "in" / "bad.png").write_bytes(b"no image")
@@ -125,7 +125,7 @@ def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
         (["{tmp}/none.png"], "{tmp}/none.png: no such file"),
         (["{tmp}/text.png"], "not an image"),
         (["{tmp}/a.png", "--max-pixels", "10"], "--max-pixels 2000"),
-        (["{tmp}/a.png", "--scale", "4"], "enlarges x2, not x4; name a model of that scale"),
+        (["{tmp}/a.png", "--scale", "4"], "upscales x2, not x4; name a model of that scale"),
         (["{tmp}/a.png", "-m", "{tmp}"], "config.json: no such file"),
         (["{tmp}/a.png", "-m", "nowhere"], "nowhere: no such model directory"),
         (["{tmp}/a.png", "-o", "{tmp}/b.gif"], "cannot write gif"),
@@ -135,10 +135,10 @@ def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
         (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "cannot draw into this"),
         (["{tmp}/empty"], "no images in this folder"),
         (["{tmp}/a.png", "{tmp}/b.png", "--bit-map", "{tmp}/bits.png"], "draws one image, 2 were given"),
-        (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: URLs are enlarged by Ray Data; add --ray"),
+        (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: URLs are upscaled by Ray Data; add --ray"),
         (["{tmp}", "--workers", "2"], "--workers 2: goes with --ray"),
-        (["{tmp}", "--ray"], "--ray enlarges one folder or s3://BUCKET/FOLDER into another"),
-        (["{tmp}", "{tmp}/empty", "-o", "{tmp}/out", "--ray"], "--ray enlarges one folder"),
+        (["{tmp}", "--ray"], "--ray upscales one folder or s3://BUCKET/FOLDER into another"),
+        (["{tmp}", "{tmp}/empty", "-o", "{tmp}/out", "--ray"], "--ray upscales one folder"),
         (["{tmp}/none", "-o", "{tmp}/out", "--ray"], "{tmp}/none: no such folder"),
         (["{tmp}/a.png", "-o", "{tmp}/out", "--ray"], "is a file; name the folder that it is in"),
         (["{tmp}", "-o", "{tmp}/a.png", "--ray"], "{tmp}/a.png: is a file, not a folder"),

@@ -11,9 +11,9 @@ from cabm.cluster.stores import LocalStore
 from cabm.cluster.work import (
     MAX_DEATHS,
     Attempts,
-    Enlarger,
     Item,
     Recipe,
+    Worker,
     chunks,
     find_items,
     model_files,
@@ -118,7 +118,7 @@ def test_an_image_that_comes_again_unfinished_has_cost_a_worker():
 @pytest.mark.parametrize("kind", [LocalStore, Bucket])
 def test_a_worker_writes_what_one_machine_writes(tmp_path, model, recipe, kind):
     source = save(tmp_path / "in/sub/a.png", 70, 81)
-    outcome = Enlarger(recipe(kind=kind))(Item("sub/a.png", "sub/a_x2.png"))
+    outcome = Worker(recipe(kind=kind))(Item("sub/a.png", "sub/a_x2.png"))
     assert outcome.computed
     assert outcome.reason == ""
     assert files(tmp_path / "out") == ["sub/a_x2.png"]
@@ -138,9 +138,9 @@ def test_a_bad_image_is_an_outcome_under_the_name_that_the_user_knows(tmp_path, 
     (tmp_path / "in/bad.png").write_bytes(b"no image")
     broken = save(tmp_path / "in/broken.png", 90, 80)
     broken.write_bytes(broken.read_bytes()[:9000])
-    enlarge = Enlarger(recipe(kind=kind))
+    upscale = Worker(recipe(kind=kind))
     for name, problem in [("bad", "not an image"), ("broken", "corrupt"), ("none", "no such file")]:
-        outcome = enlarge(Item(f"{name}.png", f"{name}_x2.png"))
+        outcome = upscale(Item(f"{name}.png", f"{name}_x2.png"))
         assert recipe(kind=kind).source.address(f"{name}.png") in outcome.reason
         assert problem in outcome.reason
         assert ".cabm-" not in outcome.reason
@@ -154,22 +154,22 @@ def test_a_result_that_is_there_is_kept_unless_told_otherwise(tmp_path, recipe):
     (tmp_path / "out").mkdir()
     result = tmp_path / "out/a_x2.png"
     result.write_bytes(b"old")
-    outcome = Enlarger(recipe())(Item("a.png", "a_x2.png"))
+    outcome = Worker(recipe())(Item("a.png", "a_x2.png"))
     assert (outcome.reason, outcome.computed) == ("", False)
     assert result.read_bytes() == b"old"
-    assert Enlarger(recipe(Options(overwrite=True)))(Item("a.png", "a_x2.png")).computed
+    assert Worker(recipe(Options(overwrite=True)))(Item("a.png", "a_x2.png")).computed
     assert Image.open(result).size == (30, 24)
 
 
 def test_an_image_that_kills_its_workers_is_given_up(tmp_path, recipe):
     save(tmp_path / "in/a.png")
-    enlarge, item = Enlarger(recipe()), Item("a.png", "a_x2.png")
-    outcome = enlarge(item, deaths=MAX_DEATHS)
+    upscale, item = Worker(recipe()), Item("a.png", "a_x2.png")
+    outcome = upscale(item, deaths=MAX_DEATHS)
     assert outcome.reason.startswith(f"{tmp_path / 'in/a.png'}: {MAX_DEATHS} workers died at it")
     assert not (tmp_path / "out").exists()
-    assert enlarge(item, deaths=MAX_DEATHS - 1).computed
+    assert upscale(item, deaths=MAX_DEATHS - 1).computed
 
 
 def test_a_worker_that_cannot_run_the_model_says_why(recipe):
     with pytest.raises(InputError, match="tiles of 2 pixels"):
-        Enlarger(recipe(tile=2))
+        Worker(recipe(tile=2))

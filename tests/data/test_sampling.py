@@ -1,4 +1,4 @@
-"""Informative positions against brute force: torch's bilinear enlargement, one patch at a time."""
+"""Informative positions against brute force: torch's bilinear upscaling, one patch at a time."""
 
 from __future__ import annotations
 

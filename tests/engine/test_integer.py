@@ -243,16 +243,16 @@ def test_it_is_a_tile_runner() -> None:
     assert used is bits
 
 
-def test_parts_of_tiles_of_any_shape_are_enlarged_at_the_bits_of_their_tile() -> None:
+def test_parts_of_tiles_of_any_shape_are_upscaled_at_the_bits_of_their_tile() -> None:
     model = calibrated("edsr")
     engine = compile_model(model)
     sizes = [(30, 22), (9, 40), (7, 7)]
     tiles = [photograph(*size, count=1, seed=index)[0] for index, size in enumerate(sizes)]
     bits = torch.cat([row(model, width) for width in (4, "mixed", 8)])
-    enlarge = engine.one_by_one(3, bits)
+    upscale = engine.one_by_one(3, bits)
     for number, tile in enumerate(tiles):
-        enlarged = enlarge(number, tile[:, 1:])
-        assert enlarged.dtype == torch.uint8
-        assert torch.equal(enlarged, engine.run(tile[None, :, 1:], bits[number : number + 1], threads=1)[0])
+        upscaled = upscale(number, tile[:, 1:])
+        assert upscaled.dtype == torch.uint8
+        assert torch.equal(upscaled, engine.run(tile[None, :, 1:], bits[number : number + 1], threads=1)[0])
     with pytest.raises(ValueError, match="search space"):
         engine.one_by_one(3, torch.full_like(bits, 5))

@@ -171,7 +171,7 @@ def _read_table(folder: Path, data: bytes) -> None:
 
 
 def _model_with(files: Mapping[str, bytes], replaced: str) -> Read:
-    """Read a model directory of which one file is replaced, and enlarge an image with it."""
+    """Read a model directory of which one file is replaced, and upscale an image with it."""
 
     def read(folder: Path, data: bytes) -> None:
         for name, content in files.items():
@@ -224,8 +224,8 @@ def _observations(folder: Path) -> bytes:
         scale=2,
         search_space=(4, 6, 8),
         layers=("body.0.conv1", "body.0.conv2"),
-        patch=24,
-        step=22,
+        tile=24,
+        stride=22,
         part=8,
         measures={
             name: random.uniform(1, 9, (6, 3, 3))

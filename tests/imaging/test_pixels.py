@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from cabm.imaging.pixels import FILL_REACH, enlarge_alpha, fill_transparent, image_output, network_input
-from cabm.imaging.resize import upscale
+from cabm.imaging.pixels import FILL_REACH, fill_transparent, image_output, network_input, upscale_alpha
+from cabm.imaging.resize import upscale_bicubic
 from tests.upscaling.helpers import photo
 
 
@@ -48,17 +48,17 @@ def test_an_invisible_image_is_black_and_a_visible_one_untouched():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_alpha_is_enlarged_by_bicubic(dtype):
+def test_alpha_is_upscaled_by_bicubic(dtype):
     alpha = photo(12, 15, 2, dtype)[..., 1]
-    enlarged = enlarge_alpha(alpha, 3)
-    assert enlarged.dtype == dtype
-    assert {int(enlarged.min()), int(enlarged.max())} == {0, np.iinfo(dtype).max}
+    upscaled = upscale_alpha(alpha, 3)
+    assert upscaled.dtype == dtype
+    assert {int(upscaled.min()), int(upscaled.max())} == {0, np.iinfo(dtype).max}
     soft = (
         photo(12, 15, 1)[..., 0] // 2 + 60
     )  # so soft that the exact resize does not clip between its passes
-    assert np.abs(enlarge_alpha(soft, 3).astype(int) - upscale(soft, 3)).max() <= 1
+    assert np.abs(upscale_alpha(soft, 3).astype(int) - upscale_bicubic(soft, 3)).max() <= 1
     opaque = np.full((4, 5), np.iinfo(dtype).max, dtype)
-    np.testing.assert_array_equal(enlarge_alpha(opaque, 2), np.full((8, 10), np.iinfo(dtype).max))
+    np.testing.assert_array_equal(upscale_alpha(opaque, 2), np.full((8, 10), np.iinfo(dtype).max))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

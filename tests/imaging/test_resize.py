@@ -19,10 +19,10 @@ from cabm.imaging import resize
 from cabm.imaging.resize import (
     crop_to_multiple,
     downscale,
-    enlarge_kernel,
     shrink_kernel,
-    upscale,
-    upscale_batch,
+    upscale_bicubic,
+    upscale_bicubic_batch,
+    upscale_kernel,
 )
 
 SCALES = (2, 3, 4)
@@ -97,11 +97,11 @@ def test_weights_for_two_written_by_hand():
     shrink = shrink_kernel(2)
     assert_array_equal(shrink.numerators * 256 / shrink.denominator, [[-3, -9, 29, 111, 111, 29, -9, -3]])
     assert (shrink.start, shrink.stride) == (-3, 2)
-    enlarge = enlarge_kernel(2)
+    upscale = upscale_kernel(2)
     assert_array_equal(
-        enlarge.numerators * 128 / enlarge.denominator, [[-3, 29, 111, -9, 0], [0, -9, 111, 29, -3]]
+        upscale.numerators * 128 / upscale.denominator, [[-3, 29, 111, -9, 0], [0, -9, 111, 29, -3]]
     )
-    assert (enlarge.start, enlarge.stride) == (-2, 1)
+    assert (upscale.start, upscale.stride) == (-2, 1)
 
 
 def test_a_step_shrunk_by_two_by_hand():
@@ -118,14 +118,14 @@ def test_small_images_equal_the_naive_version(scale, shape):
     high = noise(height * scale, width * scale, seed=scale)
     assert_array_equal(downscale(high, scale), naive(high, height, width))
     low = noise(height, width, seed=scale + 9)
-    assert_array_equal(upscale(low, scale), naive(low, height * scale, width * scale))
+    assert_array_equal(upscale_bicubic(low, scale), naive(low, height * scale, width * scale))
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from(SCALES), st.integers(0, 999))
 @settings(deadline=None, max_examples=15)
 def test_any_black_and_white_image_equals_the_naive_version(height, width, scale, seed):
     low = 255 * (noise(height, width, seed=seed) > 127).astype(np.uint8)
-    assert_array_equal(upscale(low, scale), naive(low, height * scale, width * scale))
+    assert_array_equal(upscale_bicubic(low, scale), naive(low, height * scale, width * scale))
     high = 255 * (noise(height * scale, width * scale, seed=seed) > 127).astype(np.uint8)
     assert_array_equal(downscale(high, scale), naive(high, height, width))
 
@@ -135,7 +135,7 @@ def test_any_black_and_white_image_equals_the_naive_version(height, width, scale
 def test_flat_images_stay_flat(height, width, scale, value):
     flat = np.full((height * scale, width * scale, 3), value, np.uint8)
     assert_array_equal(downscale(flat, scale), flat[:height, :width])
-    assert_array_equal(upscale(flat[:height, :width], scale), flat)
+    assert_array_equal(upscale_bicubic(flat[:height, :width], scale), flat)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 6), st.integers(0, 99))
@@ -144,30 +144,30 @@ def test_mirrored_images_give_mirrored_results(height, width, scale, seed):
     high, low = noise(height * scale, width * scale, seed=seed), noise(height, width, seed=seed)
     for flipped in (np.flipud, np.fliplr):
         assert_array_equal(downscale(flipped(high), scale), flipped(downscale(high, scale)))
-        assert_array_equal(upscale(flipped(low), scale), flipped(upscale(low, scale)))
+        assert_array_equal(upscale_bicubic(flipped(low), scale), flipped(upscale_bicubic(low, scale)))
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_channels_do_not_mix_and_bands_do_not_show(scale, monkeypatch):
     image = noise(24, 36, 3)
-    small, large = downscale(image, scale), upscale(image, scale)
+    small, large = downscale(image, scale), upscale_bicubic(image, scale)
     for channel in range(3):
         assert_array_equal(small[..., channel], downscale(image[..., channel], scale))
-        assert_array_equal(large[..., channel], upscale(image[..., channel], scale))
+        assert_array_equal(large[..., channel], upscale_bicubic(image[..., channel], scale))
     monkeypatch.setattr(resize, "BAND_BYTES", 100)
     assert_array_equal(downscale(image, scale), small)
-    assert_array_equal(upscale(image, scale), large)
+    assert_array_equal(upscale_bicubic(image, scale), large)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 3)])
-def test_a_batch_is_enlarged_as_before_rounding(scale, shape):
+def test_a_batch_is_upscaled_as_before_rounding(scale, shape):
     low = noise(2, 3, *shape, seed=5)
-    batch = upscale_batch(torch.from_numpy(low).double(), scale)
+    batch = upscale_bicubic_batch(torch.from_numpy(low).double(), scale)
     assert batch.shape == (2, 3, shape[0] * scale, shape[1] * scale)
     expected = naive(low[1, 2], shape[0] * scale, shape[1] * scale, rounded=False)
     np.testing.assert_allclose(batch[1, 2], expected, rtol=0, atol=1e-9)
-    single = upscale_batch(torch.from_numpy(low).float(), scale)
+    single = upscale_bicubic_batch(torch.from_numpy(low).float(), scale)
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, batch, rtol=0, atol=1e-3)
 
@@ -175,17 +175,17 @@ def test_a_batch_is_enlarged_as_before_rounding(scale, shape):
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_batch_differs_from_an_image_by_two_roundings(scale):
     low = smooth(21, 26)
-    batch = upscale_batch(torch.from_numpy(low).double()[None, None], scale)[0, 0].numpy()
-    assert np.abs(batch - upscale(low, scale)).max() < 1.5
+    batch = upscale_bicubic_batch(torch.from_numpy(low).double()[None, None], scale)[0, 0].numpy()
+    assert np.abs(batch - upscale_bicubic(low, scale)).max() < 1.5
 
 
 def test_a_scale_of_one_copies():
     image = noise(5, 7, 3)
-    for copy in (downscale(image, 1), upscale(image, 1)):
+    for copy in (downscale(image, 1), upscale_bicubic(image, 1)):
         assert_array_equal(copy, image)
         assert not np.shares_memory(copy, image)
     batch = torch.rand(1, 3, 4, 5)
-    assert torch.equal(upscale_batch(batch, 1), batch)
+    assert torch.equal(upscale_bicubic_batch(batch, 1), batch)
 
 
 def test_cropping_keeps_the_top_left():

@@ -312,7 +312,7 @@ def test_a_tile_whose_every_block_a_selector_skips_is_not_bypassed():
             if name.endswith("selector.bias") and len(value) == len(SPACE):
                 value[0] = 1e6
     photo = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    result = super_resolve(ModelRunner(model), photo, tile=12, step=10)
+    result = super_resolve(ModelRunner(model), photo, tile=12, stride=10)
     assert not result.bits.any() and not result.bypassed.any()
     assert skipped_share(result.bits, result.bypassed) == 1
     ends = sum(layer.macs_per_pixel for layer in model.layers if not layer.adaptive)

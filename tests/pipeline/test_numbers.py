@@ -169,8 +169,8 @@ def observations(scores: list[float]) -> Observations:
         scale=SCALE,
         search_space=(4, 6, 8),
         layers=tuple(f"body.{block}.conv{number}" for block in (0, 1) for number in (1, 2)),
-        patch=24,
-        step=22,
+        tile=24,
+        stride=22,
         part=24,
         measures={
             name: np.ones((count, 1, 1)) for name in ("peaks", "network_sse", "bicubic_sse", "samples")

@@ -38,8 +38,8 @@ def tiny_params() -> dict[str, Any]:
     params["model"] |= {"scale": 2, "options": {"edsr": {"num_features": 8, "num_blocks": 2}}}
     params["runtime"] |= {"threads": 1, "checkpoint_seconds": 0}
     params["tracking"] |= {"enabled": False, "log_every": 10}
-    params["edge_to_bit"] |= {"patch": 48, "step": 46}
-    params["evaluate"] |= {"patch": 48, "step": 46, "max_whole_pixels": 100_000}
+    params["edge_to_bit"] |= {"tile": 48, "stride": 46}
+    params["evaluate"] |= {"tile": 48, "stride": 46, "max_whole_pixels": 100_000}
     for stage in TRAINING:
         params[stage] |= {"init_from": None, "steps": 40, "validate_every": 20}
         params[stage] |= {"batch_size": 4, "patch": 12}

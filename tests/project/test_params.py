@@ -28,7 +28,7 @@ INTEGERS = (
     "cadyq.steps",
     "cabm.batch_size",
     "edge_to_bit.patch",
-    "edge_to_bit.step",
+    "edge_to_bit.stride",
     "evaluate.max_whole_pixels",
     "model.scale",
     "prepare.max_pixels",
@@ -110,8 +110,8 @@ BAD_VALUES = [
     ("edge_to_bit.strategy", "highest"),
     ("edge_to_bit.fab_cap", 0),
     ("edge_to_bit.fab_cap", 9),
-    ("edge_to_bit.step", 97),
-    ("evaluate.step", 97),
+    ("edge_to_bit.stride", 97),
+    ("evaluate.stride", 97),
 ]
 
 
@@ -279,6 +279,14 @@ def test_anchors_may_share_and_override(tmp_path, content):
     text += f"pams: &pams {training}\ncabm: {{<<: *pams, steps: 20}}\n"
     params = load_params(save(tmp_path, text))
     assert (params.pams.steps, params.cabm.steps, params.cabm.learning_rate) == (10, 20, 0.1)
+
+
+@pytest.mark.parametrize("section", ["edge_to_bit", "evaluate"])
+@pytest.mark.parametrize(("old", "new"), [("patch", "tile"), ("step", "stride")])
+def test_a_key_of_earlier_versions_is_refused_by_its_new_name(tmp_path, content, section, old, new):
+    content = copy.deepcopy(content) | {section: {old: 48}}
+    with pytest.raises(InputError, match=rf"{section}\.{old} is now {section}\.{new}"):
+        load_params(save(tmp_path, yaml.safe_dump(content)))
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

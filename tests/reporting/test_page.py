@@ -105,8 +105,8 @@ def small_table() -> EdgeToBitTable:
         scale=4,
         search_space=(4, 6, 8),
         layers=LAYERS,
-        patch=96,
-        step=94,
+        tile=96,
+        stride=94,
         strategy="lowest",
         thresholds=np.array([0.0, 3.2, 20.0]),
         rows=np.array([[0, 0], [4, 6], [8, 8]]),
@@ -388,7 +388,7 @@ def test_headline_when_every_tile_is_bypassed(project: Path) -> None:
     found["results"]["tiles"]["Urban100"]["cabm"] = row
     write_json(project / "results" / "quality.json", found)
     sentence = headline(read_report_data(project)).replace("\u00a0", " ")
-    assert sentence == "Urban100: CABM bypasses every tile: 25.96 dB, by bicubic enlargement alone."
+    assert sentence == "Urban100: CABM bypasses every tile: 25.96 dB, by bicubic upscaling alone."
 
 
 @pytest.mark.parametrize(

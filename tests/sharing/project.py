@@ -138,9 +138,9 @@ def tiny_params() -> dict[str, Any]:
         "full_precision": dict(training),
         "pams": dict(quantized),
         "cadyq": quantized | {"selector_learning_rate": 0.05, "w_bit": 0.1},
-        "edge_to_bit": {"patch": 24, "step": 22, "bypass": {"max_loss_db": 0.0}},
+        "edge_to_bit": {"tile": 24, "stride": 22, "bypass": {"max_loss_db": 0.0}},
         "cabm": dict(quantized),
-        "evaluate": {"patch": 24, "step": 22},
+        "evaluate": {"tile": 24, "stride": 22},
     }
 
 

@@ -19,8 +19,8 @@ ORIGIN = {
     "scale": 4,
     "search_space": (4, 6, 8),
     "layers": ("body.0.a", "body.0.b", "body.1.a"),
-    "patch": 96,
-    "step": 94,
+    "tile": 96,
+    "stride": 94,
     "source_sha256": "0" * 64,
 }
 

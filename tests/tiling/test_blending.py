@@ -17,9 +17,9 @@ from tests.tiling.test_plan import nearest, plans
 def test_tiles_that_agree_are_joined_without_a_change(tile_plan, scale):
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.integers(0, 256, (3, tile_plan.height, tile_plan.width), np.uint8))
-    enlarged = blend_tiles(nearest(split(image, tile_plan), scale).numpy(), tile_plan, scale)
+    upscaled = blend_tiles(nearest(split(image, tile_plan), scale).numpy(), tile_plan, scale)
     expected = nearest(image, scale).permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(enlarged, expected)
+    np.testing.assert_array_equal(upscaled, expected)
 
 
 @settings(deadline=None)

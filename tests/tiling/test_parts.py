@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cabm.errors import InputError
-from cabm.imaging.bicubic import enlarge_surrounded, surround
+from cabm.imaging.bicubic import surround, upscale_surrounded
 from cabm.imaging.raster import ArrayRaster
 from cabm.tables.bypass import bypass_threshold
 from cabm.tables.observations import Observations
@@ -20,7 +20,7 @@ from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN, Box, Region, TileParts, paste
 from cabm.tiling.plan import plan
-from cabm.upscaling.streaming import enlarge
+from cabm.upscaling.streaming import upscale
 from cabm.upscaling.tiles import TileRun, super_resolve
 
 SCALE = 2
@@ -170,8 +170,8 @@ def part_table(threshold: float = 5.0) -> EdgeToBitTable:
         scale=SCALE,
         search_space=(4, 6, 8),
         layers=("a", "b"),
-        patch=48,
-        step=42,
+        tile=48,
+        stride=42,
         strategy="lowest",
         thresholds=[0.0, 20.0],
         rows=[[4, 4], [6, 8]],
@@ -195,8 +195,8 @@ def test_smooth_parts_are_bicubic_and_the_others_the_networks(dtype):
     assert list(run) == [0]
     level = 1 if dtype == torch.uint8 else 257
     network = Inverted()(tile, None)[0][0]
-    bicubic = enlarge_surrounded(surround(tile).float(), SCALE)[0].clamp(0, 255)
-    found = torch.from_numpy(run.enlarged[0].astype(np.float64)) / level
+    bicubic = upscale_surrounded(surround(tile).float(), SCALE)[0].clamp(0, 255)
+    found = torch.from_numpy(run.upscaled[0].astype(np.float64)) / level
     assert torch.equal(found[:, :, 48:].float(), network[:, :, 48:])
     far = (24 - MARGIN + 1) * SCALE
     assert (found[:, :, :far] - bicubic[:, :, :far]).abs().max() <= 0.5
@@ -216,11 +216,11 @@ def test_a_table_says_which_parts_enter_and_gives_no_bits_to_tiles_without_any()
     assert 0 < parts.share[mixed][0] < 1
 
 
-def test_streams_and_images_in_memory_are_enlarged_alike():
+def test_streams_and_images_in_memory_are_upscaled_alike():
     image, table = half_smooth(130, 150), part_table()
     runner = Inverted()
-    whole = super_resolve(runner, image, table=table, tile=48, step=42)
-    rows = enlarge(ArrayRaster(image), Inverted(), plan(130, 150, 48, 42), table=table)
+    whole = super_resolve(runner, image, table=table, tile=48, stride=42)
+    rows = upscale(ArrayRaster(image), Inverted(), plan(130, 150, 48, 42), table=table)
     np.testing.assert_array_equal(np.concatenate(list(rows)), whole.image)
     assert 0.3 < whole.bypassed.mean() < 0.6
     assert runner.pixels == pytest.approx(whole.work.sum() * 48 * 48)
@@ -229,7 +229,7 @@ def test_streams_and_images_in_memory_are_enlarged_alike():
 
 def test_rows_come_while_the_network_goes_on():
     runner = Inverted()
-    rows = enlarge(ArrayRaster(half_smooth(400, 60)), runner, plan(400, 60, 48, 42))
+    rows = upscale(ArrayRaster(half_smooth(400, 60)), runner, plan(400, 60, 48, 42))
     height, so_far = len(next(rows)), runner.pixels
     assert height + sum(map(len, rows)) == 400 * SCALE
     assert so_far < runner.pixels / 2
@@ -263,8 +263,8 @@ def observed(peaks, network, bicubic) -> Observations:
         scale=2,
         search_space=(4, 6, 8),
         layers=("a",),
-        patch=16,
-        step=14,
+        tile=16,
+        stride=14,
         part=8,
         measures=measures,
     )

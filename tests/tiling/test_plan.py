@@ -79,7 +79,7 @@ def test_all_tiles_have_one_shape_and_lie_inside(tile_plan):
     assert set(x1 - x0) == {min(tile_plan.tile, tile_plan.width)}
     assert y0.min() == x0.min() == 0
     assert (y1.max(), x1.max()) == (tile_plan.height, tile_plan.width)
-    assert np.all(np.diff(tile_plan.row_starts) <= tile_plan.step)
+    assert np.all(np.diff(tile_plan.row_starts) <= tile_plan.stride)
 
 
 @settings(deadline=None)
@@ -139,8 +139,8 @@ def test_known_plan():
     ("arguments", "found"),
     [
         ((0, 5, 4, 4), "0 x 5"),
-        ((5, 5, 4, 5), "step 5"),
-        ((5, 5, 4, 0), "step 0"),
+        ((5, 5, 4, 5), "stride 5"),
+        ((5, 5, 4, 0), "stride 0"),
         ((5, 5, 0, 0), "tile 0"),
     ],
 )

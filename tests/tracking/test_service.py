@@ -44,7 +44,7 @@ def photo() -> np.ndarray:
 # ---------------------------------------------------------------- the service
 
 
-def test_every_image_of_a_request_is_enlarged(photo: np.ndarray) -> None:
+def test_every_image_of_a_request_is_upscaled(photo: np.ndarray) -> None:
     texts = [to_text(photo), to_text(photo[:7, :5]), to_text(photo[..., 0]), to_text(photo, "BMP")]
     rows = ImageService(double).predict(pd.DataFrame({"image": texts}))
     gray = photo[..., :1].repeat(3, axis=2)
@@ -285,7 +285,7 @@ class RealModel:
     """A registered model directory, a photo, and what the library makes of the photo."""
 
     photo: np.ndarray
-    enlarged: np.ndarray
+    upscaled: np.ndarray
     tracking_uri: str
     model_uri: str = "models:/cabm-edsr-x2@champion"
 
@@ -306,7 +306,7 @@ def test_a_loaded_model_answers_with_the_pixels_of_the_library(
     good = to_text(real_model.photo)
     for row in model.predict(pd.DataFrame({"image": [good, good]})):
         assert to_image(row["image"]).shape == (80, 140, 3)
-        np.testing.assert_array_equal(to_image(row["image"]), real_model.enlarged)
+        np.testing.assert_array_equal(to_image(row["image"]), real_model.upscaled)
     for value, message in BAD_IMAGES:
         with pytest.raises(MlflowException) as caught:
             model.predict(pd.DataFrame({"image": [value]}))
@@ -333,7 +333,7 @@ def test_a_server_answers_with_the_pixels_of_the_library_and_refuses_the_rest(
             status, answer = post(url, body)
             assert status == 200
             for row in answer["predictions"]:
-                np.testing.assert_array_equal(to_image(row["image"]), real_model.enlarged)
+                np.testing.assert_array_equal(to_image(row["image"]), real_model.upscaled)
 
         for value, message in BAD_IMAGES:
             status, answer = post(url, {"dataframe_records": [{"image": value}]})

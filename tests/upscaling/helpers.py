@@ -1,4 +1,4 @@
-"""A tiny model and small photographs for the tests of everything that enlarges files."""
+"""A tiny model and small photographs for the tests of everything that upscales files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cabm.models import build_model
 from cabm.quant import Precision
 from cabm.tables.table import EdgeToBitTable
 
-PATCH, STEP = 24, 22
+TILE, STRIDE = 24, 22
 # flat tiles, and all between that and noise
 ROWS = ((0.0, 4), (8.0, 6), (40.0, 8))
 
@@ -34,8 +34,8 @@ def tiny_model(
             scale=scale,
             search_space=(4, 6, 8),
             layers=model.layer_names,
-            patch=PATCH,
-            step=STEP,
+            tile=TILE,
+            stride=STRIDE,
             strategy="lowest",
             thresholds=[threshold for threshold, _ in ROWS],
             rows=[[width] * model.num_adaptive for _, width in ROWS],

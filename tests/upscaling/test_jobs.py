@@ -63,7 +63,7 @@ def test_folders_are_searched_and_their_structure_kept(tmp_path):
 
 
 @pytest.mark.parametrize("output", [None, "in", "in/out"])
-def test_results_of_an_earlier_run_are_not_enlarged_again(tmp_path, output):
+def test_results_of_an_earlier_run_are_not_upscaled_again(tmp_path, output):
     folder = tmp_path / "in"
     save(folder / "a.png")
     save(folder / "a_x2_x2.png")  # looks like a result, but of nothing that is here
@@ -132,12 +132,12 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, upscaler):
 def test_even_a_bug_stops_only_one_file(tmp_path, upscaler, monkeypatch):
     save(tmp_path / "a.png", 10, 11)
     save(tmp_path / "b.png", 20, 21)
-    enlarge = Upscaler.upscale_file
+    upscale = Upscaler.upscale_file
 
     def sometimes(self, raster, *arguments, **options):
         if raster.height == 10:
             raise ZeroDivisionError("by zero")
-        return enlarge(self, raster, *arguments, **options)
+        return upscale(self, raster, *arguments, **options)
 
     monkeypatch.setattr(Upscaler, "upscale_file", sometimes)
     failures = do(upscaler, plan_tasks([tmp_path], None, scale=2))

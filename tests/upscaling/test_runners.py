@@ -16,7 +16,7 @@ def test_collapsed_tails_change_nothing(options):
     # where the tail pads with zeros, only tiles inside the image can be collapsed
     assert (collapsing.inner is collapsing) == bool(options)
     image = photo(70, 90)
-    arguments = {"tile": 24, "step": 20, "batch_size": 3}
+    arguments = {"tile": 24, "stride": 20, "batch_size": 3}
     expected = super_resolve(plain, image, **arguments).image.astype(int)
     assert np.abs(super_resolve(collapsing, image, **arguments).image - expected).max() <= 1
 
@@ -30,7 +30,7 @@ def test_tiles_that_overlap_by_what_the_network_sees_equal_the_whole_image(backb
     tile = -(-(overlap + 16) // multiple) * multiple
     assert tile < 80
     arguments = {"size_multiple": multiple, "batch_size": 2}
-    tiled = super_resolve(runner, image, tile=tile, step=tile - overlap, **arguments)
+    tiled = super_resolve(runner, image, tile=tile, stride=tile - overlap, **arguments)
     assert len(tiled.plan) > 1
     whole = super_resolve(runner, image, tile=None, **arguments)
     assert np.abs(tiled.image.astype(int) - whole.image).max() <= 1

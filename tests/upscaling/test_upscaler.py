@@ -13,14 +13,14 @@ from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import TABLE_FILE
 from cabm.errors import InputError
 from cabm.imaging.raster import ArrayRaster
-from cabm.imaging.resize import upscale_batch
+from cabm.imaging.resize import upscale_bicubic_batch
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edge_scores_of_image
 from cabm.tiling.parts import MARGIN
 from cabm.upscaling import streaming
 from cabm.upscaling.tiles import TileRun
 from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
-from tests.upscaling.helpers import PATCH, STEP, photo, tiny_model
+from tests.upscaling.helpers import STRIDE, TILE, photo, tiny_model
 
 KINDS = ("float", "pams", "cadyq", "cabm")
 
@@ -55,18 +55,18 @@ def test_every_size_and_kind_of_image_comes_out_scale_times_as_large(
 ):
     image = photo(height, width, channels or 1, dtype)
     image = image[..., 0] if channels is None else image
-    enlarged = upscaler(models, name)(image)
+    upscaled = upscaler(models, name)(image)
     scale = 3 if name == "x3" else 2
-    assert enlarged.shape == (height * scale, width * scale, *image.shape[2:])
-    assert enlarged.dtype == dtype
+    assert upscaled.shape == (height * scale, width * scale, *image.shape[2:])
+    assert upscaled.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ["auto", "float"])
-def test_models_of_every_kind_enlarge(models, kind, engine):
+def test_models_of_every_kind_upscale(models, kind, engine):
     for size in [(1, 1), (3, 50), (70, 41)]:
-        enlarged = upscaler(models, kind, engine)(photo(*size))
-        assert enlarged.shape == (2 * size[0], 2 * size[1], 3)
+        upscaled = upscaler(models, kind, engine)(photo(*size))
+        assert upscaled.shape == (2 * size[0], 2 * size[1], 3)
 
 
 @settings(deadline=None, max_examples=15)
@@ -74,7 +74,7 @@ def test_models_of_every_kind_enlarge(models, kind, engine):
 def test_overlap_auto_equals_the_image_computed_whole(models, height, width, dtype):
     image = photo(height, width, 3, dtype)
     tiled = upscaler(models, "float", overlap="auto", tile=40)
-    assert tiled.tile - tiled.step >= 2 * tiled.model.receptive_field
+    assert tiled.tile - tiled.stride >= 2 * tiled.model.receptive_field
     whole = upscaler(models, "float", overlap=0, tile=96)
     difference = tiled(image).astype(int) - whole(image)
     assert np.abs(difference).max() <= (1 if dtype == np.uint8 else 16)
@@ -82,20 +82,20 @@ def test_overlap_auto_equals_the_image_computed_whole(models, height, width, dty
 
 def test_overlap_auto_chooses_tiles_that_have_room_for_it(models):
     loaded = upscaler(models, "float", overlap="auto")
-    assert loaded.tile >= 2 * (loaded.tile - loaded.step)
+    assert loaded.tile >= 2 * (loaded.tile - loaded.stride)
     for name, overlap, expected in [
-        ("cabm", "evaluated", (PATCH, STEP)),
+        ("cabm", "evaluated", (TILE, STRIDE)),
         ("float", "evaluated", (96, 94)),
-        ("cabm", DEFAULT_OVERLAP, (PATCH, PATCH - DEFAULT_OVERLAP)),
+        ("cabm", DEFAULT_OVERLAP, (TILE, TILE - DEFAULT_OVERLAP)),
     ]:
         loaded = upscaler(models, name, overlap=overlap)
-        assert (loaded.tile, loaded.step) == expected
+        assert (loaded.tile, loaded.stride) == expected
 
 
 def test_smooth_parts_of_tiles_are_bicubic_in_either_engine(models):
     image, parts = photo(150, 300), []
     low = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
-    bicubic = upscale_batch(low, 2)[0].permute(1, 2, 0).numpy()
+    bicubic = upscale_bicubic_batch(low, 2)[0].permute(1, 2, 0).numpy()
     for engine in ("float", "auto"):
         loaded = upscaler(models, "parts", engine=engine, tile=96)
         trace = streaming.Trace()
@@ -175,13 +175,13 @@ def test_a_progress_that_fails_stops_all_threads(models):
 def test_a_bypassed_image_is_bicubic_without_a_trace_of_tiles(models):
     image = photo(90, 75)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    bicubic = upscale_batch(x, 2)[0].round().clamp(0, 255).permute(1, 2, 0).numpy()
+    bicubic = upscale_bicubic_batch(x, 2)[0].round().clamp(0, 255).permute(1, 2, 0).numpy()
     difference = np.abs(upscaler(models, "nothing")(image) - bicubic)
     assert difference.max() <= 1
     assert np.mean(difference > 0) < 1e-3
 
 
-@pytest.mark.parametrize(("overlap", "start"), [("evaluated", STEP), (6, 2 * (PATCH - 6))])
+@pytest.mark.parametrize(("overlap", "start"), [("evaluated", STRIDE), (6, 2 * (TILE - 6))])
 def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, start):
     # noise at the far side of a tile that starts flat: it is computed, and the one before is not
     noise_from = start + 16
@@ -189,13 +189,13 @@ def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, star
     image[:, noise_from:] = np.random.default_rng(0).integers(0, 256, (60, 90 - noise_from, 3))
     loaded = upscaler(models, "bypass", overlap=overlap)
     trace, tile_plan = streaming.Trace(), loaded.plan(60, 90)
-    enlarged = np.concatenate(list(loaded._rows(ArrayRaster(image), tile_plan, trace, None))).astype(float)
+    upscaled = np.concatenate(list(loaded._rows(ArrayRaster(image), tile_plan, trace, None))).astype(float)
     column = tile_plan.column_starts.index(start)
     assert trace.bits.any(axis=1)[column - 1 : column + 1].tolist() == [False, True]
 
     # the network shifts flat areas by some levels: a step that would show
-    first, end = 2 * start, 2 * (start + loaded.tile - loaded.step)
-    flat = enlarged[20:100, : 2 * (noise_from - loaded.model.receptive_field) - 1]
+    first, end = 2 * start, 2 * (start + loaded.tile - loaded.stride)
+    flat = upscaled[20:100, : 2 * (noise_from - loaded.model.receptive_field) - 1]
     step = np.abs(flat[:, first - 1] - flat[:, end]).max()
     assert step > 10
     texture = np.abs(np.diff(flat[:, end:], axis=1)).max()  # what the network makes of a flat area
@@ -211,9 +211,9 @@ def test_transparent_pixels_do_not_bleed_into_visible_ones(models):
     np.testing.assert_array_equal(loaded(white), loaded(black))
 
 
-def test_alpha_is_enlarged_apart(models):
+def test_alpha_is_upscaled_apart(models):
     image = photo(60, 80, 4)
-    expected = streaming.enlarge_alpha(image[..., 3], 2)
+    expected = streaming.upscale_alpha(image[..., 3], 2)
     np.testing.assert_array_equal(upscaler(models)(image)[..., 3], expected)
 
 
@@ -260,8 +260,8 @@ def test_tiles_without_their_surroundings_are_mirrored():
 
     tiles = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
     run = TileRun(Never(), tiles, torch.zeros(3, 4, dtype=torch.int64), batch_size=2).complete()
-    expected = upscale_batch(tiles.float(), 2).round().clamp(0, 255)
-    assert (torch.from_numpy(run.enlarged).float() - expected).abs().max() <= 1
+    expected = upscale_bicubic_batch(tiles.float(), 2).round().clamp(0, 255)
+    assert (torch.from_numpy(run.upscaled).float() - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class CarnProgram:
         }
 
     def run(self, x: Tensor, plan: dict[ResidualBlock, _Block]) -> Tensor:
-        """Enlarge one tile; see `Program.run`."""
+        """Upscale one tile; see `Program.run`."""
         head = self._head(x / 255 - self._model.mean)
         return self._tail(self._cascade(self._model.body, head, plan), x)
 

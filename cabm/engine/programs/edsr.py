@@ -57,7 +57,7 @@ class EdsrProgram:
         return Blocks(blocks) if self._kernel is None else FusedBlocks(self._kernel, blocks)
 
     def run(self, x: Tensor, plan: Blocks | FusedBlocks | None) -> Tensor:
-        """Enlarge one tile; see `Program.run`."""
+        """Upscale one tile; see `Program.run`."""
         x = x - self._model.mean
         head = self._head(x)
         body = head if plan is None else plan(head)

@@ -79,7 +79,7 @@ class IdnProgram:
         return entry, blocks
 
     def run(self, x: Tensor, plan: tuple[tuple[Step, Step], list[_Block]]) -> Tensor:
-        """Enlarge one tile; see `Program.run`."""
+        """Upscale one tile; see `Program.run`."""
         (entry1, entry2), blocks = plan
         codes = _leaky_codes(entry1.to_float(encode(x, entry1.grid)), entry2)
         hidden = _leaky(entry2.to_float(codes))

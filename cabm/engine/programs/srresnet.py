@@ -71,7 +71,7 @@ class SRResNetProgram:
         ]
 
     def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
-        """Enlarge one tile; see `Program.run`."""
+        """Upscale one tile; see `Program.run`."""
         head = F.leaky_relu(self._head(x), self._slope, inplace=True)
         body = self._body(head, plan) if plan else head
         return self._tail(self._body_end(body).float().add_(head), x)
