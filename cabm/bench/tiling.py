@@ -18,7 +18,7 @@ from cabm.errors import InputError
 from cabm.imaging.images import read_rgb8
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.blending import blend_tiles
-from cabm.tiling.edges import edge_score, edge_scores_of_image
+from cabm.tiling.edges import edge_score, edges_of_image
 from cabm.tiling.plan import TilePlan, plan, split
 from cabm.upscaling.engine_choice import choose_runner
 from cabm.upscaling.runners import TileRunner
@@ -92,7 +92,7 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     runs: dict[str, Callable[[], object]] = {
         "grouped": lambda: super_resolve(chosen.runner, image, table=table, **options),
         "one by one": lambda: _one_by_one(chosen.runner, image, table, layout),
-        "scoring": lambda: table.lookup(edge_scores_of_image(pixels, layout).numpy()),
+        "scoring": lambda: table.lookup(edges_of_image(pixels, layout).scores.numpy()),
         "whole": lambda: super_resolve(plain, square, **(options | {"tile": None})),
         "tiled": lambda: super_resolve(plain, square, **options),
     }

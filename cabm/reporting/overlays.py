@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from cabm.evaluation.quality import psnr_y
 from cabm.reporting.style import HATCH, INK, WIDEST, bit_colormap
-from cabm.tiling.edges import edge_scores_of_image
+from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import Box, TileParts
 from cabm.tiling.plan import TilePlan, plan
 
@@ -158,7 +158,7 @@ def detailed_boxes(image: np.ndarray, size: int, count: int) -> list[tuple[int, 
     """
     size = min(size, *image.shape[:2])
     tiles = plan(image.shape[0], image.shape[1], size, max(size // 2, 1))
-    order = np.argsort(-edge_scores_of_image(image, tiles).numpy(), kind="stable")
+    order = np.argsort(-edges_of_image(image, tiles).scores.numpy(), kind="stable")
     chosen: list[tuple[int, int, int, int]] = []
     # Well apart where the image has room, else merely without overlap.
     for distance in (max(2 * size, min(image.shape[:2]) // 2), size):

@@ -1,1 +1,1 @@
-"""Where tiles lie, how strong their edges are, which parts of them are computed, how they blend."""
+"""Tiles of an image: their positions, edge scores, bypassed parts, and blending."""

@@ -1,12 +1,11 @@
-"""Join upscaled tiles without a seam, row of tiles by row of tiles.
+"""Join upscaled tiles without seams, one row of tiles at a time.
 
-Where two tiles overlap, the one fades into the other linearly across the middle half of the overlap, first
-along the rows, then along the columns. The outer quarters are left out: near its border a tile knows
-least of what it shows. (Of a trained EDSR, fading across all of the overlap doubles the squared distance
-to the image computed whole, and a hard cut has larger peaks.) Neighbours may differ for good reason
-(other bits, or bicubic where the network was skipped), and an edge between them would show in flat areas,
-where the eye is sharpest. Where both agree, fading changes nothing: a mean of equal whole numbers is
-that number.
+Where two tiles overlap, one fades linearly into the other across the middle half of the overlap, first
+along the rows, then along the columns. The outer quarters are unused, because a tile is least accurate
+near its border: for a trained EDSR, fading across the whole overlap doubles the squared distance to the
+image upscaled whole, and a hard cut leaves higher peaks. Neighbours may differ for good reason (other
+bits, or bicubic in place of the network), and a hard edge between them would show in flat areas, where
+the eye is most sensitive. Where both agree, fading changes nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import numpy as np
 from cabm.tiling.plan import TilePlan
 
 MAX_FADE = 8
-"""Low-resolution pixels that a fade takes at most."""
+"""Longest fade, in low-resolution pixels."""
 
 
 def fades(starts: Sequence[int], tile: int, scale: int) -> list[tuple[int, int]]:
-    """Output ranges (first, end) in which each tile along an axis fades into the next.
+    """Return the output ranges (first, end) in which each tile along an axis fades into the next.
 
     Args:
         starts: first input pixel of each tile, ascending.
@@ -31,8 +30,8 @@ def fades(starts: Sequence[int], tile: int, scale: int) -> list[tuple[int, int]]
         scale: output pixels per input pixel.
 
     Returns:
-        len(starts) - 1 ranges, ascending, that do not meet; empty ones (first == end) are hard cuts, in
-        the middle between the two centres.
+        len(starts) - 1 disjoint ranges, ascending. An empty one (first == end) is a hard cut halfway
+        between the two centres.
     """
     gaps = [(after - before) * scale // 2 for before, after in zip(starts, starts[2:], strict=False)]
     most = min([MAX_FADE * scale, *gaps])
@@ -40,17 +39,17 @@ def fades(starts: Sequence[int], tile: int, scale: int) -> list[tuple[int, int]]
     for start, following in pairwise(starts):
         first, end = following * scale, (start + tile) * scale
         overlap = end - first
-        # as much on both sides; of an odd overlap the middle is a pixel, which is half and half at least
+        # the same trim on both sides: the middle pixel of an odd overlap is at least mixed half and half
         trim = min((overlap - min(most, overlap // 2) + 1) // 2, overlap // 2)
         ranges.append((first + trim, end - trim))
     return ranges
 
 
 class TileJoiner:
-    """Takes rows of tiles from the top and gives back finished rows of pixels.
+    """Takes rows of tiles from the top down and returns the rows of pixels that are finished.
 
     Args:
-        tile_plan: the plan the tiles were split by.
+        tile_plan: the plan that the tiles were split by.
         scale: output pixels per input pixel.
     """
 
@@ -60,16 +59,16 @@ class TileJoiner:
         self._rows = fades(tile_plan.row_starts, tile_plan.tile_height, scale)
         self._columns = fades(tile_plan.column_starts, tile_plan.tile_width, scale)
         self._next = 0
-        self._held: np.ndarray | None = None  # the last row of tiles, from where it fades out
+        self._held: np.ndarray | None = None  # the part of the last row of tiles that fades into the next
 
     def add(self, tiles: np.ndarray) -> np.ndarray:
-        """Take the next row of tiles; return the rows of pixels that are finished with it.
+        """Add the next row of tiles and return the rows of pixels that it completes.
 
         Args:
-            tiles: (num_columns, C, tile_height * scale, tile_width * scale), of whole numbers.
+            tiles: (num_columns, C, tile_height * scale, tile_width * scale), an integer type.
 
         Returns:
-            (n, width * scale, C), following on those of the last call.
+            (n, width * scale, C): the rows below those of the previous call.
         """
         row, scale = self._next, self._scale
         self._next += 1
@@ -86,7 +85,7 @@ class TileJoiner:
         return finished
 
     def _join(self, tiles: np.ndarray) -> np.ndarray:
-        """(columns, C, h, w) -> (h, width * scale, C)."""
+        """Join one row of tiles: (columns, C, h, w) -> (h, width * scale, C)."""
         scale = self._scale
         tiles = tiles.transpose(0, 2, 3, 1)
         strip = np.empty((tiles.shape[1], self._plan.width * scale, tiles.shape[3]), tiles.dtype)
@@ -112,8 +111,8 @@ def blend_tiles(tiles: np.ndarray, tile_plan: TilePlan, scale: int) -> np.ndarra
     """Join all tiles of an image.
 
     Args:
-        tiles: (N, C, tile_height * scale, tile_width * scale) of whole numbers, in the plan's order.
-        tile_plan: the plan the tiles were split by.
+        tiles: (N, C, tile_height * scale, tile_width * scale), an integer type, in the plan's order.
+        tile_plan: the plan that the tiles were split by.
         scale: output pixels per input pixel.
 
     Returns:
@@ -126,7 +125,7 @@ def blend_tiles(tiles: np.ndarray, tile_plan: TilePlan, scale: int) -> np.ndarra
 
 
 def _fade(before: np.ndarray, after: np.ndarray, axis: int) -> np.ndarray:
-    """Mix two (h, w, C) arrays, from the first to the second along an axis, and round."""
+    """Fade one (h, w, C) array into another along an axis, and round."""
     length = before.shape[axis]
     weight = (np.arange(length, dtype=np.float32) + 0.5) / max(length, 1)
     weight = weight.reshape([-1 if i == axis else 1 for i in range(before.ndim)])

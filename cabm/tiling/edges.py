@@ -1,7 +1,7 @@
-"""The edge score of a tile: the one number that the bits of a tile are looked up by.
+"""Edge scores: the number that selects a tile's bits.
 
-Mean absolute Laplacian of the tile's 8-bit luma (CABM, section 3.2; the operator of the released code,
-on the range 0..255). The arithmetic is integer and the same on every device, and equals OpenCV's
+The edge score is the mean absolute Laplacian of a tile's 8-bit luma (CABM, section 3.2; the operator of
+the released code, in 0..255). Integer arithmetic makes it identical on every device. It equals OpenCV's
 ``cvtColor(RGB2GRAY)``, ``Laplacian(CV_16S, ksize=3)``, ``convertScaleAbs`` and ``mean`` bit for bit.
 """
 
@@ -18,25 +18,25 @@ from torch.nn import functional as F
 from cabm.tiling.plan import TilePlan, bands, reflect_101, split
 
 EDGE_OPERATOR = "laplacian-202080202-reflect101-luma601-uint8"
-"""Name of the operator in table files: scores of another operator mean something else."""
+"""Name of the operator in table files. Scores of different operators cannot be compared."""
 
-# ITU-R 601 weights 0.299, 0.587, 0.114 in 15 fractional bits, rounded as OpenCV rounds them.
+# ITU-R 601 weights 0.299, 0.587, 0.114 with 15 fractional bits, rounded as in OpenCV.
 _LUMA_WEIGHTS = (9798, 19235, 3735)
 _LUMA_SHIFT = 15
 
 EDGE_BLOCK = 8
-"""Side in pixels of the blocks that an edge peak is the largest of."""
+"""Side in pixels of the blocks that edge peaks are taken over."""
 
 
 class TileEdges(NamedTuple):
-    """What is measured of the edges of N tiles.
+    """Edge measurements of N tiles.
 
     Attributes:
         scores: (N,) float64 edge scores, in 0..255.
-        peaks: (N, R, C) float64 edge peaks of the tiles' parts, in 0..255: of the 8x8 blocks of a part, the
-            largest root of the mean squared Laplacian (that of the score, up to 255). A mean over a whole
-            tile says little of one thin line in it; the network's gain over bicubic lies in such lines.
-            None where they were not asked for.
+        peaks: (N, R, C) float64 edge peaks of the tiles' parts, in 0..255, or None if not requested. The
+            peak of a part is the largest root mean square, over its 8 x 8 blocks, of the score's
+            Laplacian. The mean over a whole tile hardly shows a single thin line, but the network's gain
+            over bicubic comes from such lines.
     """
 
     scores: Tensor
@@ -47,8 +47,8 @@ def edge_score(tiles: Tensor) -> Tensor:
     """Score a batch of tiles of one shape.
 
     Args:
-        tiles: (B, 3, h, w), uint8 or float in 0..255; float is clamped to that range and rounded (half to
-            even) to 8 bits. Any size from 1 x 1, any device. Not modified.
+        tiles: (B, 3, h, w), uint8, or float, which is clamped to 0..255 and rounded half to even. Any size
+            from 1 x 1, any device. Not modified.
 
     Returns:
         (B,) float64 on the same device, in 0..255.
@@ -61,42 +61,31 @@ def edge_score(tiles: Tensor) -> Tensor:
     return _mean(_absolute_laplacian(_padded_luma(tiles)))
 
 
-def edge_scores_of_image(image: Tensor | np.ndarray, tile_plan: TilePlan) -> Tensor:
-    """Score all tiles of an image; equal to ``edge_score(split(image, tile_plan))``, and faster.
-
-    Arguments and errors as for `edges_of_image`.
-
-    Returns:
-        (N,) float64 in the plan's order, on the image's device.
-    """
-    return edges_of_image(image, tile_plan).scores
-
-
 def edges_of_image(image: Tensor | np.ndarray, tile_plan: TilePlan, part: int | None = None) -> TileEdges:
     """Measure the edges of all tiles of an image.
 
-    The luma is computed once per pixel, however much the tiles overlap, and the tiles of one row
-    are measured together, so that the work stays in the cache.
+    The scores equal ``edge_score(split(image, tile_plan))``. They are faster to compute here: the luma is
+    computed once per pixel even where tiles overlap, and one row of tiles at a time stays in the cache.
 
     Args:
-        image: (3, H, W), or (H, W, 3) as image readers give it; uint8 or float in 0..255. A
-            size that could be either is taken as (3, H, W).
-        tile_plan: the plan of that size.
-        part: side of the parts of a tile that get a peak, a multiple of `EDGE_BLOCK`; None: no peaks.
+        image: (3, H, W) or (H, W, 3), uint8 or float in 0..255. If the shape could be either, it is taken
+            as (3, H, W).
+        tile_plan: a plan for that size.
+        part: side of the parts of a tile to take peaks of, a multiple of `EDGE_BLOCK`; None: no peaks.
 
     Raises:
-        ValueError: the shape does not fit the plan, or a part of another size.
+        ValueError: the shape does not fit the plan, or ``part`` is not a multiple of `EDGE_BLOCK`.
     """
     if part is not None and (part < EDGE_BLOCK or part % EDGE_BLOCK):
         raise ValueError(f"parts of {part} pixels: choose a multiple of {EDGE_BLOCK}")
     if isinstance(image, np.ndarray):
-        # A copy of a read-only array (a memory map) spares the warning torch gives on those.
+        # copy a read-only array such as a memory map: torch would warn about it
         image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     size = (tile_plan.height, tile_plan.width)
     if image.shape == (*size, 3) and image.shape != (3, *size):
         image = image.permute(2, 0, 1)
     elif image.shape != (3, *size):
-        raise ValueError(f"image of shape {tuple(image.shape)} and a plan for {size} pixels")
+        raise ValueError(f"image of shape {tuple(image.shape)} does not fit a plan for {size} pixels")
     scores, peaks = [], []
     for laplacian in _laplacians(image, tile_plan):
         scores.append(_mean(laplacian))
@@ -106,7 +95,7 @@ def edges_of_image(image: Tensor | np.ndarray, tile_plan: TilePlan, part: int | 
 
 
 def _laplacians(image: Tensor, tile_plan: TilePlan) -> Iterator[Tensor]:
-    """Yield the Laplacian (B, h, w) of the tiles of a (3, H, W) image, row of tiles by row of tiles."""
+    """Yield the Laplacians (B, h, w) of each row of tiles of a (3, H, W) image."""
     if (tile_plan.padded_height, tile_plan.padded_width) != (tile_plan.height, tile_plan.width):
         yield _absolute_laplacian(_padded_luma(split(image, tile_plan)))
         return
@@ -115,20 +104,21 @@ def _laplacians(image: Tensor, tile_plan: TilePlan) -> Iterator[Tensor]:
     columns = torch.tensor(tile_plan.column_starts, device=image.device)
     reflected = torch.from_numpy(reflect_101(-1, width + 1, width)).to(image.device)
     index = (columns[:, None] + reflected).flatten()
-    for band in bands(tile_plan, 1):
+    for band in bands(tile_plan):
         strip = _reflect(luma[band.image_rows], 0, height)
         tiles = strip.index_select(1, index).view(height + 2, len(columns), width + 2)
         yield _absolute_laplacian(tiles.transpose(0, 1))
 
 
 def _to_uint8(values: Tensor) -> Tensor:
+    """Clamp to 0..255 and round half to even."""
     if values.dtype == torch.uint8:
         return values
     return values.clamp(0, 255).round().to(torch.uint8)
 
 
 def _luma(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
-    """ITU-R 601 luma of uint8 channels, rounded half up to 0..255, as int16."""
+    """Return the ITU-R 601 luma of uint8 channels as int16 in 0..255, rounded half up."""
     half = 1 << (_LUMA_SHIFT - 1)
     total = red.to(torch.int32).mul_(_LUMA_WEIGHTS[0]).add_(half)
     total.add_(green.to(torch.int32), alpha=_LUMA_WEIGHTS[1])
@@ -137,19 +127,21 @@ def _luma(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
 
 
 def _reflect(values: Tensor, axis: int, length: int) -> Tensor:
+    """Add one reflected element to both ends of an axis."""
     index = torch.from_numpy(reflect_101(-1, length + 1, length)).to(values.device)
     return values.index_select(axis, index)
 
 
 def _padded_luma(tiles: Tensor) -> Tensor:
+    """(B, 3, h, w) -> (B, h + 2, w + 2) int16 luma with a reflected border."""
     height, width = tiles.shape[2:]
     return _reflect(_reflect(_luma(*_to_uint8(tiles).unbind(1)), 1, height), 2, width)
 
 
 def _absolute_laplacian(luma: Tensor) -> Tensor:
-    """(B, h + 2, w + 2) int16 luma with its border -> (B, h, w) int16 of min(|Laplacian|, 255).
+    """(B, h + 2, w + 2) int16 luma with a border -> (B, h, w) int16 of min(|Laplacian|, 255).
 
-    The kernel is [2 0 2; 0 -8 0; 2 0 2]: at most 8 * 255 in absolute value, so int16 holds it.
+    The kernel is [2 0 2; 0 -8 0; 2 0 2]. Its absolute value is at most 8 * 255, which fits int16.
     """
     rows = luma[:, :-2] + luma[:, 2:]
     corners = rows[:, :, :-2] + rows[:, :, 2:]
@@ -157,15 +149,16 @@ def _absolute_laplacian(luma: Tensor) -> Tensor:
 
 
 def _mean(laplacian: Tensor) -> Tensor:
+    """(B, h, w) int16 -> (B,) float64."""
     height, width = laplacian.shape[1:]
     return laplacian.sum(dim=(1, 2), dtype=torch.int64).double() / (height * width)
 
 
 def _peaks(laplacian: Tensor, part: int) -> Tensor:
-    """(B, h, w) int16 -> (B, R, C) float64; blocks at the lower and right ends may be smaller."""
+    """(B, h, w) int16 -> (B, R, C) float64; the last blocks along an axis may be smaller."""
     height, width = laplacian.shape[1:]
     missing = (0, -width % part, 0, -height % part)
-    # at most 64 squares of 255: int32 holds a block's sum
+    # a block sums at most 64 squares of 255, which fits int32
     squares = F.pad(laplacian.to(torch.int32).square_(), missing)
     sums = squares.unflatten(2, (-1, EDGE_BLOCK)).sum(3, dtype=torch.int32)
     sums = sums.unflatten(1, (-1, EDGE_BLOCK)).sum(2, dtype=torch.int32)

@@ -1,8 +1,8 @@
-"""Parts of tiles that do not enter the network, and the rectangles that do.
+"""Bypass of smooth parts of tiles, and the rectangles that the network computes instead of whole tiles.
 
-A tile of 96 pixels is seldom smooth all over, but often in parts. Each part is bypassed by itself: it
-keeps the bicubic upscaling of the tile. The other parts are covered by rectangles of least work, which
-the network computes with a margin, and which fade into the bicubic pixels around them.
+A tile of 96 pixels is seldom smooth everywhere, but often in parts. Each part is bypassed on its own: it
+keeps the tile's bicubic upscaling. The other parts are covered by rectangles that cost the least work.
+The network computes them with a margin, over which they fade into the bicubic pixels around them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import NamedTuple
 import numpy as np
 
 MARGIN = 3
-"""Input pixels around a rectangle that are computed with it at least, inside its tile.
+"""Input pixels computed around a rectangle, as far as its tile reaches.
 
-The outermost is not used (there the network knows least of what it shows), across the others the rectangle
-fades into what is there.
+The outermost ring is discarded, because the network sees least of its surroundings there. Across the
+others, the rectangle fades into the bicubic pixels.
 """
 
-# time of one more rectangle, whatever its size, in pixels: 400 where the integer engine goes layer by
-# layer; where it does not, an image takes as long with any number from 50 to 400
+# Fixed cost of one more rectangle, in pixels. 400 was measured with the integer engine, layer by layer;
+# in its other modes, any value from 50 to 400 gives the same time per image.
 _CALL_PIXELS = 400
-_MOST_PARTS = 16  # along a side, for which the best rectangles are searched
-_TILES_TOGETHER = 512  # of which the search keeps some kilobytes each
+_MAX_PARTS = 16  # along a side; tiles with more parts are computed whole
+_TILES_TOGETHER = 512  # the search holds a few kilobytes per tile
 
 
 class Box(NamedTuple):
-    """Rows y0..y1 - 1 and columns x0..x1 - 1."""
+    """The rows y0..y1 - 1 and columns x0..x1 - 1."""
 
     y0: int
     x0: int
@@ -39,16 +39,16 @@ class Box(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and of columns."""
         return self.y1 - self.y0, self.x1 - self.x0
 
     @property
     def area(self) -> int:
-        """How many pixels."""
+        """Number of pixels."""
         return (self.y1 - self.y0) * (self.x1 - self.x0)
 
     def scaled(self, factor: int) -> Box:
-        """Return the same box in an image upscaled by that factor."""
+        """Return the same box in an image upscaled by ``factor``."""
         return Box(*(factor * value for value in self))
 
 
@@ -56,8 +56,8 @@ class Region(NamedTuple):
     """A rectangle of a tile that the network computes.
 
     Attributes:
-        core: the parts that it is for.
-        outer: with its margin, as far as the tile reaches: what is computed.
+        core: the parts that it covers.
+        outer: the core with its margin, clipped to the tile: the input of the network.
     """
 
     core: Box
@@ -66,12 +66,12 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TileParts:
-    """Which parts of N tiles of one shape do not enter the network.
+    """The parts of N tiles of one shape that may bypass the network.
 
     Attributes:
-        side: of a part in input pixels; parts at a tile's lower and right ends may be smaller.
-        height, width: of the tiles.
-        bypassed: (N, R, C) bool; R and C: how many parts it takes to cover a tile.
+        side: side of a part in input pixels; the last parts along an axis may be smaller.
+        height, width: shape of the tiles.
+        bypassed: (N, R, C) bool, where R x C parts cover a tile.
     """
 
     side: int
@@ -93,32 +93,32 @@ class TileParts:
 
     def __getitem__(self, numbers: slice) -> TileParts:
         some = TileParts(self.side, self.height, self.width, self.bypassed[numbers])
-        vars(some)["regions"] = self.regions[numbers]  # worked out once
+        vars(some)["regions"] = self.regions[numbers]  # keep the result of the search
         return some
 
     @property
     def entered(self) -> np.ndarray:
-        """(N,) which tiles have parts that enter the network."""
+        """(N,) bool: the tiles with at least one part that enters the network."""
         return ~self.bypassed.all(axis=(1, 2))
 
     @property
     def share(self) -> np.ndarray:
-        """(N,) share 0..1 of each tile's pixels that are not the network's.
+        """(N,) share of each tile's pixels that keep the bicubic upscaling, 0..1.
 
-        It is less than that of the bypassed parts, where a rectangle goes over some.
+        Smaller than the share of ``bypassed`` where a rectangle covers bypassed parts too.
         """
         pixels = [sum(region.core.area for region in regions) for regions in self.regions]
         return 1 - np.array(pixels, dtype=np.float64) / (self.height * self.width)
 
     @property
     def work(self) -> np.ndarray:
-        """(N,) share 0..1 of each tile's pixels that the network computed, margins and all."""
+        """(N,) pixels that the network computes, margins included, relative to the tile: 0..1."""
         pixels = [sum(region.outer.area for region in regions) for regions in self.regions]
         return np.array(pixels, dtype=np.float64) / (self.height * self.width)
 
     @property
     def left_out(self) -> np.ndarray:
-        """(N, R, C) bool: the parts that no rectangle goes over."""
+        """(N, R, C) bool: the parts that no rectangle covers."""
         left = self.bypassed.copy()
         for tile, regions in zip(left, self.regions, strict=True):
             for region in regions:
@@ -128,7 +128,7 @@ class TileParts:
 
     @property
     def boxes_left_out(self) -> list[list[Box]]:
-        """Of each tile, the pixels of the parts that no rectangle goes over."""
+        """For each tile, the boxes of the parts that no rectangle covers."""
         rows, columns = _edges(self.height, self.side), _edges(self.width, self.side)
         return [
             [Box(rows[y], columns[x], rows[y + 1], columns[x + 1]) for y, x in np.argwhere(tile).tolist()]
@@ -137,12 +137,12 @@ class TileParts:
 
     @cached_property
     def regions(self) -> list[list[Region]]:
-        """Of each tile, the rectangles that the network computes."""
+        """For each tile, the rectangles that the network computes."""
         rows, columns = _edges(self.height, self.side), _edges(self.width, self.side)
         tile = Box(0, 0, self.height, self.width)
         whole = [[Region(tile, tile)] if entered else [] for entered in self.entered]
         mixed = np.flatnonzero(self.entered & self.bypassed.any(axis=(1, 2)))
-        if max(self.bypassed.shape[1:]) > _MOST_PARTS:
+        if max(self.bypassed.shape[1:]) > _MAX_PARTS:
             return whole
         for start in range(0, len(mixed), _TILES_TOGETHER):
             numbers = mixed[start : start + _TILES_TOGETHER]
@@ -155,12 +155,12 @@ class TileParts:
 
 
 def paste(tile: np.ndarray, piece: np.ndarray, region: Region, scale: int) -> None:
-    """Lay an upscaled region into its upscaled tile, in place.
+    """Paste an upscaled region into its upscaled tile, in place.
 
     Args:
-        tile: (C, H * scale, W * scale) of whole numbers.
-        piece: (C, h * scale, w * scale) of ``region.outer``, of the same type.
-        region: where it lies.
+        tile: (C, H * scale, W * scale), an integer type.
+        piece: (C, h * scale, w * scale), the upscaled ``region.outer``, of the same type.
+        region: its place in the tile.
         scale: output pixels per input pixel.
     """
     core, outer = region.core.scaled(scale), region.outer.scaled(scale)
@@ -184,7 +184,7 @@ def paste(tile: np.ndarray, piece: np.ndarray, region: Region, scale: int) -> No
 
 
 def _weights(start: int, core_start: int, core_end: int, end: int, scale: int) -> np.ndarray:
-    """Weight of a region along one axis: (end - start,) float32, 1 in its core."""
+    """Return the weights of a region along one axis: (end - start,) float32, 1 in its core."""
     weights = np.ones(end - start, dtype=np.float32)
     for length, ramp in ((core_start - start, weights), (end - core_end, weights[::-1])):
         fade = min(length, (MARGIN - 1) * scale)
@@ -194,45 +194,42 @@ def _weights(start: int, core_start: int, core_end: int, end: int, scale: int) -
 
 
 def _edges(length: int, side: int) -> list[int]:
+    """Return the limits of the parts along an axis."""
     return [*range(0, length, side), length]
 
 
 def _work(outer: Box) -> int:
+    """Return the cost of one call of the network, in pixels."""
     return outer.area + _CALL_PIXELS
 
 
 def _cover(computed: np.ndarray, rows: list[int], columns: list[int]) -> Iterator[list[Region]]:
-    """Yield for each tile the rectangles of least work over its computed (N, R, C) parts.
+    """Yield for each tile the rectangles of least work that cover its computed (N, R, C) parts.
 
-    A box of parts is either one rectangle, or cut in two along a line between parts, whichever is less
-    work; one without computed parts is none. Worked out for all boxes of one size in all tiles at once,
-    small ones first.
+    A box of parts becomes one rectangle or is cut in two along a line between parts, whichever is less
+    work; a box without computed parts costs nothing. Dynamic programming over box sizes, from small to
+    large, for all positions in all tiles at once.
     """
     n, height, width = computed.shape
     counts = np.zeros((n, height + 1, width + 1), dtype=np.int64)
     counts[:, 1:, 1:] = computed.cumsum(axis=1).cumsum(axis=2)
-    least: dict[tuple[int, int], np.ndarray] = {}  # by size: (N, places along y, places along x)
-    cut: dict[tuple[int, int], np.ndarray] = {}  # number of the best of `_cuts`, from 1; 0: none
+    least: dict[tuple[int, int], np.ndarray] = {}  # by size: (N, positions along y, positions along x)
+    cut: dict[tuple[int, int], np.ndarray] = {}  # index of the best of `_cuts`, from 1; 0: do not cut
     for h, w in product(range(1, height + 1), range(1, width + 1)):
-        ys, xs = range(height - h + 1), range(width - w + 1)
-        outer_h = [end - start for start, end in (_side(rows[y], rows[y + h], rows[-1]) for y in ys)]
-        outer_w = [
-            end - start for start, end in (_side(columns[x], columns[x + w], columns[-1]) for x in xs)
-        ]
-        alone = np.multiply.outer(outer_h, outer_w) + _CALL_PIXELS
+        alone = np.multiply.outer(_outer_lengths(rows, h), _outer_lengths(columns, w)) + _CALL_PIXELS
+        num_y, num_x = alone.shape
         work = np.repeat(alone[None].astype(np.int32), n, axis=0)
         chosen = np.zeros(work.shape, dtype=np.uint8)
         for number, halves in enumerate(_cuts(Box(0, 0, h, w)), start=1):
-            first, second = (
-                least[half.shape][:, half.y0 : half.y0 + len(ys), half.x0 : half.x0 + len(xs)]
+            both = sum(
+                least[half.shape][:, half.y0 : half.y0 + num_y, half.x0 : half.x0 + num_x]
                 for half in halves
             )
-            both = first + second
-            better = both <= work  # of equal ones the tightest
+            better = both <= work  # at equal work, prefer the tighter rectangles
             np.copyto(work, both, where=better)
             chosen[better] = number
-        inside = counts[:, h:, w:] - counts[:, : len(ys), w:]
-        inside -= counts[:, h:, : len(xs)] - counts[:, : len(ys), : len(xs)]
+        inside = counts[:, h:, w:] - counts[:, :num_y, w:]
+        inside -= counts[:, h:, :num_x] - counts[:, :num_y, :num_x]
         work[inside == 0] = 0
         least[h, w], cut[h, w] = work, chosen
     for tile in range(n):
@@ -247,7 +244,14 @@ def _cover(computed: np.ndarray, rows: list[int], columns: list[int]) -> Iterato
         yield regions
 
 
+def _outer_lengths(edges: list[int], count: int) -> list[int]:
+    """Return the computed pixels along an axis of ``count`` parts, for each place they can start at."""
+    ranges = [_outer(start, end, edges[-1]) for start, end in zip(edges, edges[count:], strict=False)]
+    return [end - start for start, end in ranges]
+
+
 def _cuts(box: Box) -> Iterator[tuple[Box, Box]]:
+    """Yield every way to cut a box of parts in two, always in the same order."""
     for y in range(box.y0 + 1, box.y1):
         yield Box(box.y0, box.x0, y, box.x1), Box(y, box.x0, box.y1, box.x1)
     for x in range(box.x0 + 1, box.x1):
@@ -255,11 +259,12 @@ def _cuts(box: Box) -> Iterator[tuple[Box, Box]]:
 
 
 def _region(parts: Box, rows: list[int], columns: list[int]) -> Region:
+    """Turn a box of parts into pixels."""
     core = Box(rows[parts.y0], columns[parts.x0], rows[parts.y1], columns[parts.x1])
-    (y0, y1), (x0, x1) = _side(core.y0, core.y1, rows[-1]), _side(core.x0, core.x1, columns[-1])
+    (y0, y1), (x0, x1) = _outer(core.y0, core.y1, rows[-1]), _outer(core.x0, core.x1, columns[-1])
     return Region(core, Box(y0, x0, y1, x1))
 
 
-def _side(start: int, end: int, length: int) -> tuple[int, int]:
-    """Pixels of a tile of that length along one axis that are computed for start..end - 1."""
+def _outer(start: int, end: int, length: int) -> tuple[int, int]:
+    """Add the margin to start..end - 1, clipped to a tile of that length."""
     return max(start - MARGIN, 0), min(end + MARGIN, length)

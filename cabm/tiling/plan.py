@@ -1,18 +1,17 @@
-"""Cut an image into overlapping tiles of one shape, and put upscaled tiles together again.
+"""Cut an image into overlapping tiles of one shape.
 
-Everything here is a pure function of a :class:`TilePlan`. Lengths without a prefix are pixels of the
-low-resolution input; ``scale`` times as many make the output.
+Lengths are pixels of the low-resolution input unless a name says otherwise.
 
 The tiles form a grid. The last row and the last column are shifted inwards, so that every tile has the
-same shape and a batch of tiles is one tensor. Where tiles overlap, an output pixel is taken from the
-tile whose centre is nearest, which cuts every overlap in its middle: the pixel taken is the one
-furthest from a tile's border, where a network has seen the least of its surroundings.
+same shape and a batch of tiles is one tensor. Each pixel belongs to the tile with the nearest centre,
+which splits every overlap in the middle: the pixel is then as far as possible from its tile's border,
+where the network sees least of its surroundings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,15 +23,13 @@ from cabm.errors import InputError
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Where the tiles of one image lie; made by :func:`plan`.
+    """The positions of an image's tiles; made by :func:`plan`.
 
     Attributes:
         height, width: size of the image.
-        tile, stride: what was asked for.
-        tile_height, tile_width: shape of every tile; smaller than ``tile`` only where the image is.
+        tile, stride: requested side of a tile and distance between neighbours.
+        tile_height, tile_width: shape of every tile; below ``tile`` only if the image is smaller.
         row_starts, column_starts: first image row (column) of each row (column) of tiles, ascending.
-        padded_height, padded_width: size of the image after the reflection padding that
-            ``size_multiple`` asks for; equal to the image's size wherever it is not smaller than a tile.
     """
 
     height: int
@@ -46,17 +43,17 @@ class TilePlan:
 
     @property
     def num_rows(self) -> int:
-        """Rows of tiles."""
+        """Number of rows of tiles."""
         return len(self.row_starts)
 
     @property
     def num_columns(self) -> int:
-        """Columns of tiles."""
+        """Number of columns of tiles."""
         return len(self.column_starts)
 
     @property
     def num_tiles(self) -> int:
-        """Tiles in the plan; they are numbered row by row."""
+        """Number of tiles; they are numbered row by row."""
         return self.num_rows * self.num_columns
 
     def __len__(self) -> int:
@@ -64,24 +61,24 @@ class TilePlan:
 
     @property
     def padded_height(self) -> int:
-        """Rows the tiles cover."""
+        """Image height after reflection padding to ``size_multiple``; see :func:`split`."""
         return self.row_starts[-1] + self.tile_height
 
     @property
     def padded_width(self) -> int:
-        """Columns the tiles cover."""
+        """Image width after reflection padding to ``size_multiple``; see :func:`split`."""
         return self.column_starts[-1] + self.tile_width
 
     @cached_property
     def boxes(self) -> np.ndarray:
-        """Input rectangles of the tiles: (N, 4) int64 of y0, x0, y1, x1 (ends excluded)."""
+        """The tiles' rectangles in the input: (N, 4) int64 of y0, x0, y1, x1, ends excluded."""
         y, x = self._grid(np.array(self.row_starts), np.array(self.column_starts))
         return _frozen(np.stack([y, x, y + self.tile_height, x + self.tile_width], axis=1))
 
     def owned(self, scale: int) -> np.ndarray:
-        """Output rectangles that each tile alone fills: (N, 4) int64 of y0, x0, y1, x1.
+        """The output pixels that belong to each tile: (N, 4) int64 of y0, x0, y1, x1, ends excluded.
 
-        They cover the (height * scale, width * scale) output without overlap.
+        The rectangles cover the (height * scale, width * scale) output without overlap.
         """
         rows = _cuts(self.row_starts, self.tile_height, self.height, scale)
         columns = _cuts(self.column_starts, self.tile_width, self.width, scale)
@@ -91,8 +88,8 @@ class TilePlan:
 
     @cached_property
     def owned_areas(self) -> np.ndarray:
-        """Share of the image that each tile owns, in input pixels: (N,) float64, sum height * width."""
-        y0, x0, y1, x1 = self.owned(2).T  # cuts lie on half pixels: scale 2 has them exactly
+        """Input pixels that belong to each tile: (N,) float64 that add up to height * width."""
+        y0, x0, y1, x1 = self.owned(2).T  # cuts fall on half pixels, which are whole at scale 2
         return _frozen((y1 - y0) * (x1 - x0) / 4.0)
 
     def _grid(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,44 +99,40 @@ class TilePlan:
 
 @dataclass(frozen=True)
 class Band:
-    """One row of tiles of a plan: what it reads and what it completes.
+    """One row of tiles.
 
     Attributes:
         tiles: the numbers of its tiles in the whole plan.
-        image_rows: input rows that its tiles read: the strip.
-        output_rows: output rows that it completes, out of height * scale.
-        strip_rows: the same rows counted from the first output row of the strip.
-        plan: the plan of the strip as an image of its own, for :func:`split` and :func:`merge`.
+        image_rows: the input rows that its tiles read.
+        plan: the plan of these rows as an image of their own, for :func:`split`.
     """
 
     tiles: slice
     image_rows: slice
-    output_rows: slice
-    strip_rows: slice
     plan: TilePlan
 
 
 def plan(height: int, width: int, tile: int, stride: int, *, size_multiple: int = 1) -> TilePlan:
-    """Lay tiles of ``tile`` x ``tile`` pixels over an image, ``stride`` pixels apart.
+    """Plan tiles of ``tile`` x ``tile`` pixels, ``stride`` pixels apart.
 
     Args:
-        height, width: image size in pixels, at least 1.
-        tile: side of a tile; an image smaller than that gets tiles of its own size.
-        stride: distance of neighbouring tiles, 1..tile; tile - stride pixels overlap.
-        size_multiple: the network needs sides that are multiples of this. ``tile`` must be one;
-            an image smaller than a tile is padded to one by reflection (:func:`split` does it).
+        height, width: image size, at least 1.
+        tile: side of a tile. Along an axis where the image is smaller, tiles take the image's size.
+        stride: distance between neighbouring tiles, 1..tile; tile - stride pixels overlap.
+        size_multiple: the network needs sides that are multiples of this. ``tile`` must be a multiple;
+            an image smaller than a tile is padded to one by reflection in :func:`split`.
 
     Raises:
-        InputError: a size below 1, a stride outside 1..tile, a tile that is no multiple.
+        InputError: a size below 1, a stride outside 1..tile, or a tile that is not a multiple.
     """
     if height < 1 or width < 1:
-        raise InputError(f"image of {height} x {width} pixels: it needs at least one")
+        raise InputError(f"image of {height} x {width} pixels: both sides must be at least 1")
     if tile < 1 or size_multiple < 1:
         raise InputError(f"tile {tile}, size multiple {size_multiple}: both must be at least 1")
     if not 1 <= stride <= tile:
-        raise InputError(f"stride {stride} of tiles of {tile}: choose one from 1 to {tile}")
+        raise InputError(f"stride {stride} with tiles of {tile}: choose a stride from 1 to {tile}")
     if tile % size_multiple:
-        raise InputError(f"tile {tile}: the model needs a multiple of {size_multiple}")
+        raise InputError(f"tile {tile}: this model needs a multiple of {size_multiple}")
     tile_height, row_starts = _starts(height, tile, stride, size_multiple)
     tile_width, column_starts = _starts(width, tile, stride, size_multiple)
     return TilePlan(height, width, tile, stride, tile_height, tile_width, row_starts, column_starts)
@@ -150,7 +143,7 @@ def split(image: Tensor, tile_plan: TilePlan) -> Tensor:
 
     Args:
         image: (C, H, W), any dtype and device.
-        tile_plan: the plan of that size.
+        tile_plan: a plan for that size.
 
     Returns:
         (N, C, tile_height, tile_width), row by row.
@@ -165,77 +158,25 @@ def split(image: Tensor, tile_plan: TilePlan) -> Tensor:
     return tiles
 
 
-def merge(tiles: Tensor, tile_plan: TilePlan, scale: int) -> Tensor:
-    """Put upscaled tiles together; every pixel comes from the tile with the nearest centre.
-
-    Args:
-        tiles: (N, C, tile_height * scale, tile_width * scale) in the plan's order.
-        tile_plan: the plan the tiles were split by.
-        scale: output pixels per input pixel.
-
-    Returns:
-        (C, height * scale, width * scale).
-    """
-    shape = (tiles.shape[1], tile_plan.height * scale, tile_plan.width * scale)
-    image = tiles.new_empty(shape)
-    place(image, tiles, range(tile_plan.num_tiles), tile_plan, scale)
-    return image
-
-
-def place(image: Tensor, tiles: Tensor, numbers: Iterable[int], tile_plan: TilePlan, scale: int) -> None:
-    """Write some upscaled tiles into an output image, each into the rectangle it owns.
-
-    For tiles that come in another order than the plan's, such as grouped by bits.
-
-    Args:
-        image: (C, height * scale, width * scale), written in place.
-        tiles: (n, C, tile_height * scale, tile_width * scale).
-        numbers: the n numbers of these tiles in the plan.
-        tile_plan: the plan the tiles were split by.
-        scale: output pixels per input pixel.
-    """
-    assert tiles.shape[2:] == (tile_plan.tile_height * scale, tile_plan.tile_width * scale)
-    boxes, owned = tile_plan.boxes, tile_plan.owned(scale)
-    for tile, number in zip(tiles, numbers, strict=True):
-        y0, x0, y1, x1 = owned[number].tolist()
-        top, left = (boxes[number, :2] * scale).tolist()
-        image[:, y0:y1, x0:x1] = tile[:, y0 - top : y1 - top, x0 - left : x1 - left]
-
-
-def bands(tile_plan: TilePlan, scale: int) -> Iterator[Band]:
-    """Yield the rows of tiles from top to bottom, for work in memory bounded by one of them.
-
-    ``split(image[:, band.image_rows], band.plan)`` gives the band's tiles, and
-    ``merge(upscaled, band.plan, scale)[:, band.strip_rows]`` the output rows it completes.
-    """
-    cuts = _cuts(tile_plan.row_starts, tile_plan.tile_height, tile_plan.height, scale)
+def bands(tile_plan: TilePlan) -> Iterator[Band]:
+    """Yield the rows of tiles from top to bottom, so that memory holds one of them at a time."""
     columns = tile_plan.num_columns
     for row, start in enumerate(tile_plan.row_starts):
         end = min(start + tile_plan.tile_height, tile_plan.height)
-        first, last = int(cuts[row]), int(cuts[row + 1])
         yield Band(
             tiles=slice(row * columns, (row + 1) * columns),
             image_rows=slice(start, end),
-            output_rows=slice(first, last),
-            strip_rows=slice(first - start * scale, last - start * scale),
-            plan=TilePlan(
-                height=end - start,
-                width=tile_plan.width,
-                tile=tile_plan.tile,
-                stride=tile_plan.stride,
-                tile_height=tile_plan.tile_height,
-                tile_width=tile_plan.tile_width,
-                row_starts=(0,),
-                column_starts=tile_plan.column_starts,
-            ),
+            plan=replace(tile_plan, height=end - start, row_starts=(0,)),
         )
 
 
 def reflect_101(start: int, stop: int, length: int) -> np.ndarray:
-    """Positions start..stop - 1 mirrored into 0..length - 1 about the end pixels, as int64.
+    """Mirror positions start..stop - 1 into 0..length - 1 about the end pixels.
 
-    The end pixel is not repeated (``-1`` becomes ``1``); a length of one gives zeros. This is OpenCV's
-    default border, at any distance outside.
+    The end pixel is not repeated: -1 becomes 1. This is OpenCV's default border, here at any distance.
+
+    Returns:
+        (stop - start,) int64; zeros for a length of one.
     """
     period = max(2 * (length - 1), 1)
     positions = np.arange(start, stop) % period
@@ -243,7 +184,7 @@ def reflect_101(start: int, stop: int, length: int) -> np.ndarray:
 
 
 def _starts(length: int, tile: int, stride: int, multiple: int) -> tuple[int, tuple[int, ...]]:
-    """Side of the tiles along one axis and where they start."""
+    """Return the side and the starts of the tiles along one axis."""
     if length <= tile:
         return -(-length // multiple) * multiple, (0,)
     last = length - tile
@@ -251,10 +192,10 @@ def _starts(length: int, tile: int, stride: int, multiple: int) -> tuple[int, tu
 
 
 def _cuts(starts: tuple[int, ...], tile: int, length: int, scale: int) -> np.ndarray:
-    """Ends of the owned output ranges along one axis: (len(starts) + 1,) int64 from 0 up.
+    """Return the limits of the tiles' output ranges along one axis: (len(starts) + 1,) int64, ascending.
 
-    Two neighbours meet in the middle of their centres. With an odd scale that may be the middle of an
-    output pixel, which is equally far from both and goes to the first.
+    Two neighbours meet halfway between their centres. At odd scales that can be the middle of an output
+    pixel, which then goes to the first tile.
     """
     positions = np.asarray(starts, dtype=np.int64)
     inner = (scale * (positions[:-1] + positions[1:] + tile) + 1) // 2
@@ -262,16 +203,10 @@ def _cuts(starts: tuple[int, ...], tile: int, length: int, scale: int) -> np.nda
 
 
 def _pad(image: Tensor, tile_plan: TilePlan) -> Tensor:
-    """Reflect the image at its lower and right ends up to the plan's padded size."""
-    for axis, (size, padded) in enumerate(
-        [
-            (tile_plan.height, tile_plan.padded_height),
-            (tile_plan.width, tile_plan.padded_width),
-        ],
-        start=1,
-    ):
-        if padded > size:
-            index = torch.from_numpy(reflect_101(0, padded, size)).to(image.device)
+    """Extend the image by reflection at its bottom and right to the plan's padded size."""
+    for axis, padded in ((1, tile_plan.padded_height), (2, tile_plan.padded_width)):
+        if padded > image.shape[axis]:
+            index = torch.from_numpy(reflect_101(0, padded, image.shape[axis])).to(image.device)
             image = image.index_select(axis, index)
     return image
 

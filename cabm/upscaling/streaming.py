@@ -112,7 +112,7 @@ def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace
     """Measure the edges of every tile of a raster, in one pass; see `cabm.tiling.edges.edges_of_image`."""
     window = RowWindow(raster, trace)
     found = []
-    for band in bands(tile_plan, 1):
+    for band in bands(tile_plan):
         strip = _strip(window, band, raster, trace)
         with trace.clock("score"):
             found.append(edges_of_image(strip[:, REACH:-REACH, REACH:-REACH], band.plan, part))
@@ -236,7 +236,7 @@ def _flights(tile_plan: TilePlan, scale: int, itemsize: int) -> Iterator[list[Ba
     tile_bytes = 3 * tile_plan.tile_height * tile_plan.tile_width * scale**2 * itemsize
     together = max(1, FLIGHT_BYTES // (tile_bytes * tile_plan.num_columns))
     flight: list[Band] = []
-    for band in bands(tile_plan, scale):
+    for band in bands(tile_plan):
         flight.append(band)
         if len(flight) == together:
             yield flight

@@ -36,8 +36,8 @@ def test_rows_of_pixels_come_out_as_soon_as_they_are_finished(tile_plan, scale):
 
 
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(1, 16), st.integers(1, 4))
-def test_fades_lie_in_the_overlaps_about_their_middle_and_apart(length, tile, step, scale):
-    tile_plan = plan(length, length, tile, min(step, tile))
+def test_fades_lie_in_the_overlaps_about_their_middle_and_apart(length, tile, stride, scale):
+    tile_plan = plan(length, length, tile, min(stride, tile))
     starts, side = tile_plan.row_starts, tile_plan.tile_height
     ranges = fades(starts, side, scale)
     assert len(ranges) == len(starts) - 1

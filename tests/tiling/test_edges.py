@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cabm.tiling.edges import edge_score, edge_scores_of_image
+from cabm.tiling.edges import edge_score, edges_of_image
 from cabm.tiling.plan import plan, split
 
 
@@ -79,22 +79,22 @@ def test_flat_tile_scores_zero_and_no_tile_gives_no_score():
     st.integers(1, 16),
     st.sampled_from([1, 4]),
 )
-def test_scores_of_image_equal_those_of_its_tiles(height, width, tile, step, multiple):
+def test_scores_of_image_equal_those_of_its_tiles(height, width, tile, stride, multiple):
     tile *= multiple
-    tile_plan = plan(height, width, tile, min(step, tile), size_multiple=multiple)
+    tile_plan = plan(height, width, tile, min(stride, tile), size_multiple=multiple)
     image = random_images(2, height, width)[0]
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     expected = edge_score(split(tensor, tile_plan))
-    assert torch.equal(edge_scores_of_image(tensor, tile_plan), expected)
-    assert torch.equal(edge_scores_of_image(tensor.float(), tile_plan), expected)
+    assert torch.equal(edges_of_image(tensor, tile_plan).scores, expected)
+    assert torch.equal(edges_of_image(tensor.float(), tile_plan).scores, expected)
     if height != 3:  # (3, W, 3) is read channels first
-        assert torch.equal(edge_scores_of_image(image, tile_plan), expected)
+        assert torch.equal(edges_of_image(image, tile_plan).scores, expected)
 
 
 def test_read_only_arrays_are_taken_without_a_warning(recwarn):
     image = random_images(1, 20, 20)[0]
     image.flags.writeable = False
-    assert edge_scores_of_image(image, plan(20, 20, 8, 8)).shape == (9,)
+    assert edges_of_image(image, plan(20, 20, 8, 8)).scores.shape == (9,)
     assert not recwarn.list
 
 
@@ -102,4 +102,4 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\)"):
         edge_score(torch.zeros(2, 1, 4, 4))
     with pytest.raises(ValueError, match=r"\(3, 8, 9\).*\(8, 8\)"):
-        edge_scores_of_image(torch.zeros(3, 8, 9), plan(8, 8, 4, 4))
+        edges_of_image(torch.zeros(3, 8, 9), plan(8, 8, 4, 4))

@@ -15,7 +15,7 @@ from cabm.errors import InputError
 from cabm.imaging.raster import ArrayRaster
 from cabm.imaging.resize import upscale_bicubic_batch
 from cabm.tables.table import EdgeToBitTable
-from cabm.tiling.edges import edge_scores_of_image
+from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN
 from cabm.upscaling import streaming
 from cabm.upscaling.tiles import TileRun
@@ -135,7 +135,7 @@ def test_bits_are_those_of_the_table_for_each_tile(models):
     loaded = upscaler(models)
     raster, trace = ArrayRaster(photo(101, 130)), streaming.Trace()
     list(loaded._rows(raster, loaded.plan(101, 130), trace, None))
-    scores = edge_scores_of_image(photo(101, 130), loaded.plan(101, 130))
+    scores = edges_of_image(photo(101, 130), loaded.plan(101, 130)).scores
     np.testing.assert_array_equal(trace.bits, loaded.table.lookup(scores))
     assert len(np.unique(trace.bits)) > 1
 
