@@ -1,2 +1,4 @@
-"""Model directories: saving, loading, finding, importing published checkpoints, exporting. The
-models that ship with the package lie here too."""
+"""Model directories: save, load and find them, import published checkpoints, export to ONNX.
+
+The models that ship with the package are in ``pretrained``.
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cabm.checkpoints.find import model_directory
+from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import load_model
 from cabm.evaluation.observe import observe
 from cabm.files import write_json
@@ -19,7 +19,7 @@ from cabm.upscaling.runners import ModelRunner
 def edge_to_bit(stage: Stage) -> None:
     """Write the observations and the table."""
     settings = stage.params.edge_to_bit
-    source = model_directory(settings.cadyq_from) if settings.cadyq_from else stage.models / "cadyq"
+    source = find_model(settings.cadyq_from) if settings.cadyq_from else stage.models / "cadyq"
     loaded = load_model(source)
     started = time.perf_counter()
     observations = observe(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cabm import __version__
-from cabm.checkpoints.find import model_directory
+from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import LoadedModel, load_model, save_model
 from cabm.data.patches import PatchSampler
 from cabm.data.prepare import load_positions
@@ -196,7 +196,7 @@ def _run_step(
 
 def _given(named: str | None, own: Path | None) -> LoadedModel | None:
     if named is not None:
-        return load_model(model_directory(named))
+        return load_model(find_model(named))
     return None if own is None else load_model(own)
 
 

@@ -10,7 +10,7 @@ import pytest
 from skimage.data import astronaut
 
 from cabm.bench.tiling import bench_tiling
-from cabm.checkpoints.find import model_directory
+from cabm.checkpoints.find import find_model
 from cabm.cli.bench_upscale import bench_upscale
 from cabm.errors import InputError
 from cabm.imaging.images import write_image
@@ -37,4 +37,4 @@ def test_grouped_tiles_are_those_computed_one_by_one(
 
 def test_a_model_without_a_table_is_refused(photo: Path) -> None:
     with pytest.raises(InputError, match="float model has no table"):
-        bench_tiling(photo, model_directory("edsr_x4/float"), rounds=1)
+        bench_tiling(photo, find_model("edsr_x4/float"), rounds=1)

@@ -8,7 +8,7 @@ import pytest
 from cabm.bench import openvino as openvino_int8
 from cabm.bench import upscale as bench
 from cabm.bench.upscale import FLOAT, INTEGER, SIMULATED, UpscaleBench, bench_upscale, format_report
-from cabm.checkpoints.find import model_directory
+from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import save_model
 from cabm.cli.bench_upscale import bench_upscale as command
 from cabm.errors import InputError
@@ -53,7 +53,7 @@ def test_the_command_knows_packaged_models_by_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench, "bench_upscale", lambda options: timed.append(options.model) or {})
     command(model=Path("edsr_x4"), as_json=True)
     command(as_json=True)
-    assert timed == [model_directory("edsr_x4/cabm"), None]
+    assert timed == [find_model("edsr_x4/cabm"), None]
     with pytest.raises(InputError, match="no_such"):
         command(model=Path("no_such"), as_json=True)
 

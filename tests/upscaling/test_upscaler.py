@@ -319,7 +319,7 @@ def test_integers_and_simulation_agree(models):
 def test_a_missing_model_is_one_line(models, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no such model directory"):
         Upscaler.load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no such model directory, nor a packaged model"):
+    with pytest.raises(InputError, match="no such model directory and no such packaged model"):
         Upscaler.load("edsr_x9")
     (models / "cabm" / TABLE_FILE).rename(tmp_path / "table")
     try:
@@ -333,7 +333,7 @@ def test_a_missing_model_is_one_line(models, tmp_path, monkeypatch):
 
 
 def test_packaged_models_are_found_by_name(models, monkeypatch):
-    monkeypatch.setattr("cabm.checkpoints.find.packaged_models", lambda: ("edsr_x4/cabm", "edsr_x4/pams"))
-    monkeypatch.setattr("cabm.checkpoints.find.model_directory", lambda name: models / name)
+    packaged = {name: models / name for name in ("edsr_x4/cabm", "edsr_x4/pams")}
+    monkeypatch.setattr("cabm.checkpoints.find.packaged_models", lambda: packaged)
     assert find_model("edsr_x4") == models / "edsr_x4/cabm"
     assert find_model("edsr_x4/pams") == models / "edsr_x4/pams"
