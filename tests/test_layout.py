@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,17 @@ def test_packages_open_with_a_caption() -> None:
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert missing == []
+
+
+def test_a_wheel_carries_every_data_file() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]
+    listed = {
+        file
+        for name, globs in patterns.items()
+        for pattern in globs
+        for file in REPOSITORY.joinpath(*name.split(".")).glob(pattern)
+        if file.is_file()
+    }
+    present = {file for file in (REPOSITORY / "cabm").rglob("*") if file.is_file()}
+    assert {file for file in present if file.suffix not in (".py", ".pyc", ".nbi", ".nbc")} == listed
