@@ -1,4 +1,4 @@
-"""Models as directories: ``model.safetensors``, ``config.json`` and, for CABM, ``edge_to_bit.json``."""
+"""A model as a directory: ``model.safetensors``, ``config.json`` and, for CABM, ``edge_to_bit.json``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PrecisionConfig(BaseModel):
     quantize_ends: bool = False
 
     def build(self) -> Precision:
-        """Return the precision that it describes."""
+        """Return the precision that these fields describe."""
         return Precision(self.kind, tuple(self.search_space), self.weight_bits, self.quantize_ends)
 
 
@@ -63,7 +63,7 @@ class ModelConfig(BaseModel):
     precision: PrecisionConfig
     weights_sha256: str
     provenance: dict[str, Any] = {}
-    """Where the model comes from: stage, params, data, versions. For people; nothing depends on it."""
+    """Where the model comes from: stage, params, data, versions. A note for readers; no code uses it."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class LoadedModel:
 
     Attributes:
         model: the backbone with its weights, in evaluation mode.
-        table: its edge-to-bit table; None unless the model is of the cabm kind.
-        config: its description.
-        directory: where it was read from.
+        table: its edge-to-bit table; None unless the kind is cabm.
+        config: the parsed config.json.
+        directory: the directory itself.
     """
 
     model: Backbone
@@ -89,27 +89,29 @@ def save_model(
     *,
     table: EdgeToBitTable | None = None,
     provenance: dict[str, Any] | None = None,
-    half: bool = False,
     packed: bool = False,
 ) -> None:
-    """Write a model directory, aside and renamed.
+    """Write a model directory; readers see the old directory or the new one, never a mixture.
 
     Args:
         directory: replaced as a whole.
         model: the backbone.
-        table: its edge-to-bit table; required for the cabm kind.
-        provenance: JSON-ready facts on where it comes from.
-        half: store float weights as float16, which halves the file.
-        packed: store quantized weights as their int8 codes, which quarters it; they load as weights that
-            quantize to the same codes.
+        table: its edge-to-bit table; required for the cabm kind, None for the others.
+        provenance: JSON values that record where the model comes from.
+        packed: store quantized weights as int8 codes, a quarter of the size. The loaded weights quantize
+            to the same codes.
+
+    Raises:
+        InputError: ``packed``, and the weights have no single width; see `pack_state`.
     """
     precision = model.precision
     assert (table is not None) == (precision.kind == "cabm"), "a cabm model goes with a table"
     with atomic_directory(directory) as temporary:
         weights = temporary / WEIGHTS_FILE
         state = pack_state(model) if packed else model.state_dict()
-        tensors = {name: _stored(tensor, half) for name, tensor in state.items()}
-        weights.write_bytes(save(tensors))  # save_file makes it private, and does not name a full disk
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+        # not save_file: its files are private, and its error on a full disk names no file
+        weights.write_bytes(save(tensors))
         config = ModelConfig(
             format=FORMAT,
             backbone=model.name,
@@ -129,17 +131,11 @@ def save_model(
             table.save(temporary / TABLE_FILE)
 
 
-def _stored(tensor: Tensor, half: bool) -> Tensor:
-    tensor = tensor.detach().contiguous().cpu()
-    # clip values decide codes; they are few and stay exact
-    return tensor.half() if half and tensor.is_floating_point() and tensor.dim() > 1 else tensor
-
-
 def load_model(directory: str | Path) -> LoadedModel:
     """Read a model directory.
 
     Raises:
-        InputError: a file is missing, damaged, or does not fit the others.
+        InputError: a file is missing or damaged, or does not fit the others.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -150,7 +146,7 @@ def load_model(directory: str | Path) -> LoadedModel:
             f"{directory / CONFIG_FILE}: backbone {config.backbone!r} is not one of {', '.join(BACKBONES)}"
         )
     tensors = _read_weights(directory / WEIGHTS_FILE, config.weights_sha256)
-    # shapes are compared before anything is allocated: options may ask for more than the file holds
+    # compare shapes before allocating: a damaged config may describe a model of any size
     with torch.device("meta"):
         expected = _build(directory, config).state_dict()
     _check_tensors(directory / WEIGHTS_FILE, tensors, expected)
@@ -183,14 +179,16 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
         found = sha256_file(path)
         if found != sha256:
-            raise InputError(f"{path}: hash {found[:12]} is not the config's {sha256[:12]}; copy it again")
+            raise InputError(
+                f"{path}: SHA-256 {found[:12]}, but {CONFIG_FILE} says {sha256[:12]}; copy the model again"
+            )
         return unpack_state(load_file(path))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a whole safetensors file ({error})") from None
+        raise InputError(f"{path}: damaged safetensors file ({error}); copy the model again") from None
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -200,7 +198,7 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, T
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise InputError(
-                f"{path}: {name} has the shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
+                f"{path}: {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"{path}: {name} has values that are not finite")

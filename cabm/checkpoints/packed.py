@@ -1,7 +1,7 @@
-"""Weights as they are used: int8 codes for quantized convolutions, float16 for the rest.
+"""Packed weights: int8 codes for quantized convolutions, float16 for the other convolutions.
 
-A file of these is a quarter of the float one. The clip values, biases and norms stay float32: they are few,
-and decide codes.
+The file is a quarter of the float32 one. Clip values, biases and norms stay float32: they are few, and
+the codes depend on them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SCALE_SUFFIX = ".scale"
 
 
 def pack_state(model: Backbone) -> dict[str, Tensor]:
-    """Return a quantized model's state with quantized weights as int8 codes and a scale each.
+    """Return a quantized model's state dict with each quantized weight as int8 codes and one scale.
 
-    The names are those of the state dict; the scale of ``x.weight`` is ``x.weight.scale`` (1,) float32.
+    The scale of ``x.weight`` is stored as ``x.weight.scale``, (1,) float32.
 
     Raises:
-        InputError: weights take the activation's width, so that one width of codes is not enough.
+        InputError: ``weight_bits: same``. Such weights need codes of every width.
     """
     if model.precision.weight_bits == "same":
         raise InputError(
-            "weight_bits: same needs its weights in float, for codes of every width;"
-            " pack a model with weight_bits 8"
+            "weights with weight_bits: same cannot be packed, they need codes of every width;"
+            " pack a model with weight_bits: 8"
         )
     quantized = {
         f"{name}.weight": module
@@ -52,13 +52,13 @@ def pack_state(model: Backbone) -> dict[str, Tensor]:
 
 
 def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the float32 state that `pack_state` packed.
+    """Return the float32 state dict of packed weights, or of weights that were not packed.
 
-    Quantizing the weights again gives the packed codes and scales. States without int8 weights pass
-    unchanged, but for float16, which becomes float32.
+    Quantizing the result gives the packed codes and scales again. float16 becomes float32; other tensors
+    stay as they are.
 
     Raises:
-        InputError: an int8 weight has no positive scale, or codes below -127.
+        InputError: an int8 weight without a positive scale, or with a code below -127.
     """
     state = {}
     for name, value in tensors.items():
@@ -67,9 +67,11 @@ def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if value.dtype == torch.int8:
             scale = tensors.get(name + SCALE_SUFFIX)
             if scale is None or scale.numel() != 1 or not 0 < float(scale) < float("inf"):
-                raise InputError(f"{name}: int8 codes need a positive {name + SCALE_SUFFIX}; copy it again")
+                raise InputError(
+                    f"{name}: int8 codes need a positive {name + SCALE_SUFFIX}; copy the model again"
+                )
             if bool((value == -128).any()):
-                raise InputError(f"{name}: codes reach from -127 to 127, found -128; copy it again")
+                raise InputError(f"{name}: codes range from -127 to 127, found -128; copy the model again")
             value = value.float() * _step_that_requantizes(value, float(scale))
         elif value.dtype == torch.float16:
             value = value.float()
@@ -78,7 +80,10 @@ def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _step_that_requantizes(codes: Tensor, scale: float) -> float:
-    """Return a step s for which `weight_codes` of ``codes * s`` finds ``scale`` again."""
+    """Return a step s such that `weight_codes` of ``codes * s`` returns ``scale``.
+
+    float32 rounding can move the scale by one step, so nearby values are tried.
+    """
     largest = int(codes.abs().max())
     if largest == 0:
         return scale

@@ -1,4 +1,4 @@
-"""Import of published checkpoints: EDSR-PyTorch, CARN-pytorch, PAMS, CADyQ, CABM."""
+"""Import published checkpoints: EDSR-PyTorch, CARN-pytorch, IDN-pytorch, PAMS, CADyQ and CABM."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ MAX_LISTED = 20
 
 
 def read_released_file(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.pt``, ``.pth`` or ``.pth.tar`` file; no code of the file is run.
+    """Read the tensors of a ``.pt``, ``.pth`` or ``.pth.tar`` file without running any code from it.
 
     Args:
-        path: a state dict, or a checkpoint that has one under ``state_dict``; ``module.`` prefixes of
+        path: a state dict, or a checkpoint with one under ``state_dict``. The ``module.`` prefixes of
             data-parallel training are removed.
 
     Returns:
         Tensors by name, on the CPU.
 
     Raises:
-        InputError: there is no such file, it is damaged, it is no checkpoint, or it holds objects other
-            than tensors and plain containers (which would run code when loaded).
+        InputError: no such file; a damaged file; no checkpoint; or objects other than tensors and plain
+            containers, which would run code when loaded.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # hints about the pickle protocol; an error says enough
+            warnings.simplefilter("ignore")  # about the pickle protocol; errors are reported below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch has no common error for bad files: RuntimeError, EOFError, UnpicklingError, KeyError ...
+        # torch.load has no common error for bad files: RuntimeError, EOFError, UnpicklingError, KeyError
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise InputError(
-                f"{path}: holds objects that would run code when loaded; where you trust the file, save "
-                "only its state_dict again and import that"
+                f"{path}: contains objects that would run code when loaded; if you trust the file, save "
+                "its state_dict alone and import that"
             ) from None
         raise InputError(f"{path}: damaged, or not a PyTorch checkpoint") from None
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path}: a checkpoint, but without a state_dict")
+        raise InputError(f"{path}: a checkpoint without a state_dict; save the state_dict and import that")
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise InputError(f"{path}: not a state_dict, these are no tensors: {_listed(others)}")
+        raise InputError(f"{path}: not a state_dict, not all entries are tensors: {_listed(others)}")
     state = {str(name): value for name, value in content.items()}
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state):
@@ -75,22 +75,24 @@ def import_released(
     search_space: Sequence[int] = (4, 6, 8),
     options: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Build our model from the tensors of a published checkpoint.
+    """Build a backbone from the tensors of a published checkpoint; it computes the same function.
 
-    Width and depth are read off the tensors. The result computes what the published model computes, and is
-    in evaluation mode.
+    Width and depth are read from the tensor shapes.
 
     Args:
         backbone: edsr, srresnet, idn or carn.
-        kind: float, pams, cadyq or cabm; for cabm the selectors, if any, are left out.
-        state_dict: tensors by the names of the release.
-        scale: 2, 3 or 4, which the tensors do not always tell.
-        search_space: widths that the release's quant_bit1, quant_bit2 ... stand for.
-        options: constructor arguments that tensors cannot tell, such as EDSR's ``res_scale``.
+        kind: float, pams, cadyq or cabm. For cabm, selectors in the checkpoint are ignored.
+        state_dict: tensors by the names in the release.
+        scale: 2, 3 or 4. The tensor shapes do not always determine it.
+        search_space: the bit-widths of the release's quant_bit1, quant_bit2 and so on.
+        options: constructor arguments that tensor shapes do not determine, such as EDSR's ``res_scale``.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        InputError: unknown backbone or kind; keys that are unknown or missing, all listed; tensors of
-            other shapes, not finite, or with another mean colour than these models have.
+        InputError: an unknown backbone or kind; missing or unknown keys, all listed; tensors of the wrong
+            shape or with values that are not finite; or another mean colour.
     """
     if (backbone, kind) not in published.KEY_MAPS:
         known = backbone in BACKBONES and kind not in KINDS
@@ -105,7 +107,7 @@ def import_released(
     if widths and len(widths) != len(search_space):
         raise InputError(
             f"the checkpoint has {len(widths)} widths per position, the search space {list(search_space)} "
-            f"has {len(search_space)}; give the one it was trained with"
+            f"has {len(search_space)}; give the search space it was trained with"
         )
     arguments = _read_options(backbone, kind, state_dict) | dict(options or {})
     model = build_model(backbone, scale, Precision(kind, tuple(search_space)), arguments)
@@ -124,7 +126,7 @@ def import_released(
 
 
 class _Translation:
-    """One key map applied to one checkpoint."""
+    """A checkpoint read by one key map: our state dict, and everything that does not fit."""
 
     def __init__(
         self, key_map: published.KeyMap, model: Backbone, state: Mapping[str, Tensor], blocks: int
@@ -140,11 +142,11 @@ class _Translation:
             names = list(self._released_names(key_map, name))
             found = [key for key in names if key in state]
             used.update(found)
-            if ".quant_bit" in names[0] and len(found) < len(names):  # one tensor of each width
+            if ".quant_bit" in names[0] and len(found) < len(names):  # a tensor per width
                 self.missing += [key for key in names if key not in state]
             elif found:
                 self._load(name, fresh, found)
-            elif name.endswith("num_batches_tracked"):  # older than the buffer
+            elif name.endswith("num_batches_tracked"):  # checkpoints from before PyTorch 0.4.1
                 self.loaded[name] = fresh
             else:
                 self.missing.append(names[0])
@@ -153,7 +155,7 @@ class _Translation:
         self.unknown = [key for key in state if key not in used and not ignored.fullmatch(key)]
 
     def problems(self) -> list[str]:
-        """What does not fit, empty if everything does."""
+        """Return everything that does not fit, empty if the checkpoint can be loaded."""
         found = []
         if self.missing:
             found.append(f"missing keys {_listed(self.missing)}")
@@ -162,14 +164,14 @@ class _Translation:
         return found + self.wrong
 
     def _released_names(self, key_map: published.KeyMap, name: str) -> Iterator[str]:
-        """Names that a tensor of ours may have there; those of several widths one after the other."""
+        """Yield the names that one of our tensors may have in the release, in the order of the widths."""
         for ours, theirs in key_map.items():
             match = _pattern(ours).fullmatch(name)
             if match is None:
                 continue
             for template in (theirs,) if isinstance(theirs, str) else theirs:
                 key = _fill(template, match.groupdict() | self.constants)
-                # {i} only there: registered once per block; {k}: one per width
+                # a remaining {i}: one tensor registered once per block; {k}: a tensor per width
                 count = self.constants["end"] if "{i}" in key else self.num_widths
                 for number in range(count):
                     yield key.replace("{i}", str(number)).replace("{k}", str(number + 1))
@@ -192,6 +194,7 @@ class _Translation:
         self.loaded[name] = value.to(fresh.dtype)
 
     def _absorb_biases(self) -> set[str]:
+        """Move convolution biases into the batch norm behind them; return their names."""
         absorbed = set()
         for ours, theirs in published.ABSORBED.items():
             for name in list(self.loaded):
@@ -222,12 +225,12 @@ def _read_options(backbone: str, kind: str, state: Mapping[str, Tensor]) -> dict
     for option, (key, axes) in published.SIZES[backbone].items():
         if key not in state:
             raise InputError(
-                f"not a {kind} {backbone} checkpoint: missing keys {key}, which tells {option}"
+                f"not a {kind} {backbone} checkpoint: missing keys {key}, needed for {option}"
                 f"{_kind_hint(kind, state)}"
             )
         shape = state[key].shape
         if len(shape) <= max(axes):
-            raise InputError(f"not a {kind} {backbone} checkpoint: {key} has the shape {tuple(shape)}")
+            raise InputError(f"not a {kind} {backbone} checkpoint: {key} has shape {tuple(shape)}")
         options[option] = sum(sign * shape[axis] for axis, sign in axes.items())
     if backbone in published.NUM_BLOCKS:
         pattern = re.compile(published.NUM_BLOCKS[backbone])
@@ -253,7 +256,7 @@ def _check_mean_shift(backbone: str, state: Mapping[str, Tensor]) -> None:
             if found is not None and not _same(found.float(), value, 1e-4 * pixel_range):
                 raise InputError(
                     f"{key} is {found.flatten().tolist()}, expected {value.flatten().tolist()}: the "
-                    f"checkpoint was trained on another mean or range of pixels than 0..{pixel_range:g}"
+                    f"checkpoint was trained with another mean or range of pixels than 0..{pixel_range:g}"
                 )
 
 

@@ -1,9 +1,9 @@
-"""Key names of published checkpoints: our name -> the name there. Data only.
+"""Key names of published checkpoints, as data: our name -> the name in the release.
 
-Placeholders: ``{i}``, ``{j}``, ``{a}`` are numbers, ``{i+1}`` the next one; ``{p}`` is any last part
-(weight, bias, running_mean ...); ``{end}`` is the number of blocks, ``{scale}`` the scale. On the right
-``{k}`` counts the widths of the search space from 1: those tensors become one. Several names on the right
-are one tensor that the release registered more than once, or names of one thing in several releases.
+Placeholders: ``{i}``, ``{j}`` and ``{a}`` are numbers, ``{i+1}`` is the next number, ``{p}`` is the last
+part (weight, bias, running_mean ...), ``{end}`` is the number of blocks, ``{scale}`` is the scale. On the
+right, ``{k}`` counts the widths of the search space from 1; these tensors are joined into one. Several
+names on the right mean that a release registered one tensor several times, or that releases differ.
 
 Sources: EDSR-PyTorch, CARN-pytorch, IDN-pytorch, and the released PAMS, CADyQ and CABM models.
 """
@@ -30,7 +30,7 @@ EDSR_PAMS: KeyMap = EDSR_ENDS | {
     "body.{i}.conv2.{p}": "body.{i}.body.3.{p}",
     "body.{i}.act3.alpha": "body.{i}.quant_act3.alpha",
 }
-# the CADyQ release puts the first quantizer into the sequence too
+# the CADyQ release registers the first quantizer in the sequence, too
 EDSR_PAMS_OF_CADYQ: KeyMap = EDSR_PAMS | {
     "body.{i}.act1.alpha": ("body.{i}.quant_act1.alpha", "body.{i}.body.0.alpha"),
     "body.{i}.conv1.{p}": "body.{i}.body.1.{p}",
@@ -146,7 +146,7 @@ CARN_SELECTED: KeyMap = CARN_QUANTIZED | {
     "body.blocks.{i}.blocks.{j}.act2.selector.{p}": "b{i+1}.b{j+1}.body.3.net_small.0.{p}",
 }
 
-# the alternatives of each backbone and kind; the one that fits best is used
+# the alternatives per backbone and kind; the one with the fewest problems is used
 KEY_MAPS: dict[tuple[str, str], tuple[KeyMap, ...]] = {
     ("edsr", "float"): (EDSR_FLOAT,),
     ("edsr", "pams"): (EDSR_PAMS, EDSR_PAMS_OF_CADYQ),
@@ -166,13 +166,13 @@ KEY_MAPS: dict[tuple[str, str], tuple[KeyMap, ...]] = {
     ("carn", "cabm"): (CARN_SELECTED,),
 }
 
-# a count of blocks is one more than the highest number at {i}
+# keys that number the blocks, from 0
 NUM_BLOCKS = {
     "edsr": r"body\.(\d+)\.(body|quant_act\d|bitsel1)\..+",
     "srresnet": r"body\.(\d+)\.(conv|bn|act|quant_act|classify)\d*\..+",
     "idn": r"dblocks\.(\d+)\..+",
 }
-# option -> key, and the sizes of its axes that add up to the option
+# option -> a key, and the axes of that tensor whose sizes, with these signs, add up to the option
 SIZES: dict[str, dict[str, tuple[str, dict[int, int]]]] = {
     "edsr": {"num_features": ("head.0.weight", {0: 1})},
     "srresnet": {"num_features": ("head.0.weight", {0: 1})},
@@ -183,15 +183,15 @@ SIZES: dict[str, dict[str, tuple[str, dict[int, int]]]] = {
     "carn": {"num_features": ("entry.weight", {0: 1})},
 }
 
-# keys that no model of ours has a use for: statistics of calibration, selectors beside a table,
-# SRResNet's mean shifts (never applied), CARN's heads of the other scales
+# keys to ignore: calibration statistics, selectors of a model with a table, SRResNet's mean shifts (the
+# release never applies them), CARN's heads of the other scales
 IGNORED = {
     (None, None): r"(.+\.)?max_val",
     (None, "cabm"): r".+\.net_small\.0\.(weight|bias)",
     ("srresnet", None): r"(sub|add)_mean\.(weight|bias)",
     ("carn", None): r"upsample\.up(?!{scale})[234]\.body\.\d\.(weight|bias)",
 }
-# fixed 1x1 convolutions that subtract and add the mean colour: their name, and the range of the pixels
+# fixed 1x1 convolutions that subtract and add the mean colour: name, and range of the pixels
 MEAN_SHIFTS = {"edsr": ("{sign}_mean", 255.0), "carn": ("{sign}_mean.shifter", 1.0)}
-# a bias in front of a batch norm is subtracted from its mean: the same function, with fewer parameters
+# a bias before a batch norm is subtracted from the running mean: the same function, fewer parameters
 ABSORBED = {"body.{i}.bn{a}.running_mean": "body.{i}.conv{a}.bias"}
