@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -132,30 +129,6 @@ class PatchSampler:
         columns = self._grid[images, 1]
         within = chosen - (self._ends[images] - self._grid[images].prod(axis=1))
         return images, within // columns, within % columns, symmetry
-
-    def batches(self, first: int, stop: int, *, prefetch: int = 2) -> Iterator[Batch]:
-        """Yield ``batch(first)`` to ``batch(stop - 1)``, made ahead by one background thread.
-
-        Args:
-            first: step to begin at.
-            stop: step to end before.
-            prefetch: how many batches to keep ready; 0 makes each when it is asked for.
-        """
-        if prefetch < 1:
-            yield from map(self.batch, range(first, stop))
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="patches") as worker:
-            steps = iter(range(first, stop))
-            ready = [worker.submit(self.batch, step) for step in islice(steps, prefetch)]
-            try:
-                while ready:
-                    done = ready.pop(0).result()
-                    if (step := next(steps, None)) is not None:
-                        ready.append(worker.submit(self.batch, step))
-                    yield done
-            finally:
-                for future in ready:
-                    future.cancel()
 
     def _check_positions(self, positions: np.ndarray) -> None:
         if positions.ndim != 2 or positions.shape[1] != 3 or positions.dtype.kind not in "iu":

@@ -15,13 +15,11 @@ import numpy as np
 from cabm.data.layout import Pair
 from cabm.data.sampling import rank_positions
 from cabm.data.sources import HoldOut, PrepareSettings, read_pairs, test_name
-from cabm.data.store import PackedStore, pack
+from cabm.data.store import PackedStore, check_measurable_size, pack
 from cabm.errors import InputError
 from cabm.files import atomic_write
 
 POSITIONS_FILE = "positions.npy"
-SMALLEST_MEASURED = 11
-"""Side of SSIM's window (see `cabm.evaluation.quality`), which must fit inside the shaved border."""
 
 Report = Callable[[str, int, int], None]
 
@@ -147,15 +145,9 @@ def _with_unique_names(pairs: list[Pair]) -> list[Pair]:
 def _measurable(
     images: Iterable[tuple[str, np.ndarray, np.ndarray]], part: str, scale: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Refuse images that could not be measured after all the training."""
-    smallest = SMALLEST_MEASURED + 2 * scale
+    """Refuse images that are too small to be measured, before they cost hours of training."""
     for name, high, low in images:
-        height, width = high.shape[:2]
-        if min(height, width) < smallest:
-            raise InputError(
-                f"prepare.{part}: image {name} of {width}x{height} pixels is too small to be measured at "
-                f"scale {scale}; take images of {smallest}x{smallest} at least"
-            )
+        check_measurable_size(f"prepare.{part}", name, *high.shape[:2], scale)
         yield name, high, low
 
 

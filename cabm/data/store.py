@@ -21,10 +21,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cabm.errors import InputError
-from cabm.files import atomic_directory, read_json, sha256_file
+from cabm.files import atomic_directory, read_json
 
 FORMAT = "cabm.packed/1"
 HR_FILE, LR_FILE, INDEX_FILE = "hr.bin", "lr.bin", "index.json"
+
+SSIM_WINDOW = 11
+"""Side in pixels of the window of SSIM; images to be measured must hold one inside the shaved border."""
 
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
 Offset = Annotated[int, Field(ge=0)]
@@ -112,18 +115,6 @@ class PackedStore:
         """A hash of all pixels and names, as the index records it: the identity of the data set."""
         return hashlib.sha256(self._index.model_dump_json().encode()).hexdigest()
 
-    def verify(self) -> None:
-        """Hash the pixel files and compare with the index.
-
-        Raises:
-            InputError: a file differs from what was packed.
-        """
-        for name, entry in ((HR_FILE, self._index.hr), (LR_FILE, self._index.lr)):
-            if sha256_file(self.directory / name) != entry.sha256:
-                raise InputError(
-                    f"{self.directory / name}: differs from what was packed; run the prepare stage again"
-                )
-
 
 def pack(
     pairs: Iterable[tuple[str, np.ndarray, np.ndarray]], directory: str | Path, scale: int
@@ -173,6 +164,26 @@ def pack(
         text = json.dumps(index.model_dump(), ensure_ascii=False, indent=1)
         (temporary / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
     return PackedStore.open(directory)
+
+
+def check_measurable_size(where: str | Path, name: str, height: int, width: int, scale: int) -> None:
+    """Refuse a high-resolution image that SSIM cannot be computed on.
+
+    Args:
+        where: the folder or setting to name in the error.
+        name: name of the image.
+        height, width: its size in pixels.
+        scale: the border of the image that metrics leave out, in pixels.
+
+    Raises:
+        InputError: the image does not hold SSIM's window inside that border.
+    """
+    smallest = SSIM_WINDOW + 2 * scale
+    if min(height, width) < smallest:
+        raise InputError(
+            f"{where}: image {name} of {width}x{height} pixels is too small to be measured at scale "
+            f"{scale}; use images of at least {smallest}x{smallest}"
+        )
 
 
 def _view(flat: np.ndarray, offset: int, height: int, width: int) -> np.ndarray:

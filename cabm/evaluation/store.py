@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cabm.data.store import PackedStore
-from cabm.errors import InputError
-from cabm.evaluation.quality import SSIM_WINDOW, psnr_y, ssim_y
+from cabm.data.store import PackedStore, check_measurable_size
+from cabm.evaluation.quality import psnr_y, ssim_y
 from cabm.tables.cost import fab, skipped_share
 from cabm.upscaling.tiles import TiledResult
 
@@ -85,19 +84,14 @@ def evaluate_store(
 
 
 def check_measurable(store: PackedStore) -> None:
-    """Refuse images in which the window of SSIM has no place inside the shaved border.
+    """Refuse a store with images that SSIM cannot be computed on.
 
     Raises:
-        InputError: names the first.
+        InputError: names the first image that is too small.
     """
-    smallest = SSIM_WINDOW + 2 * store.scale
     for index, name in enumerate(store.names):
         height, width = (side * store.scale for side in store.lr_shape(index))
-        if min(height, width) < smallest:
-            raise InputError(
-                f"{store.directory}: image {name} of {width}x{height} pixels is too small to be measured "
-                f"at scale {store.scale}; take images of {smallest}x{smallest} at least"
-            )
+        check_measurable_size(store.directory, name, height, width, store.scale)
 
 
 def mean_results(results: list[ImageResult]) -> dict[str, float]:

@@ -13,9 +13,9 @@ FILL_REACH = 8
 ALPHA_REACH = 3
 """Low-resolution rows around a range that upscaling its alpha channel needs."""
 
-# ITU-R 601 luma, as the edge score has it
-_LUMA = np.array([9798, 19235, 3735], dtype=np.uint32)
-_LUMA_SHIFT = 15
+LUMA_WEIGHTS = (9798, 19235, 3735)
+"""ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B, with `LUMA_SHIFT` fractional bits, rounded as in OpenCV."""
+LUMA_SHIFT = 15
 
 
 def has_alpha(channels: int) -> bool:
@@ -95,9 +95,9 @@ def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np
     """
     colour = rgb
     if channels < 3:
-        half = np.uint32(1 << (_LUMA_SHIFT - 1))
-        total = (rgb * _LUMA).sum(axis=2, dtype=np.uint32, keepdims=True) + half
-        colour = (total >> _LUMA_SHIFT).astype(rgb.dtype)
+        half = np.uint32(1 << (LUMA_SHIFT - 1))
+        total = (rgb * np.array(LUMA_WEIGHTS, np.uint32)).sum(axis=2, dtype=np.uint32, keepdims=True) + half
+        colour = (total >> LUMA_SHIFT).astype(rgb.dtype)
     return colour if alpha is None else np.concatenate([colour, alpha[..., None]], axis=2)
 
 

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
 
 from cabm.reporting.overlays import bit_map_overlay, crops_side_by_side, detailed_boxes
 from cabm.reporting.style import (
@@ -239,11 +240,7 @@ def _method_looks(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's correlation with mean ranks for ties; 0 where one of them does not vary."""
-    ranks = []
-    for values in (x, y):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts + 1) / 2)[inverse])
-    a, b = (rank - rank.mean() for rank in ranks)
-    norm = np.sqrt(np.sum(a * a) * np.sum(b * b))
-    return float(np.sum(a * b) / norm) if norm else 0.0
+    """Return Spearman's rank correlation; 0 where ``x`` or ``y`` is constant, which has none."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(spearmanr(x, y).statistic)

@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cabm.imaging.pixels import LUMA_SHIFT, LUMA_WEIGHTS
 from cabm.tiling.plan import TilePlan, bands, reflect_101, split
 
 EDGE_OPERATOR = "laplacian-202080202-reflect101-luma601-uint8"
 """Name of the operator in table files. Scores of different operators cannot be compared."""
-
-# ITU-R 601 weights 0.299, 0.587, 0.114 with 15 fractional bits, rounded as in OpenCV.
-_LUMA_WEIGHTS = (9798, 19235, 3735)
-_LUMA_SHIFT = 15
 
 EDGE_BLOCK = 8
 """Side in pixels of the blocks that edge peaks are taken over."""
@@ -119,11 +116,11 @@ def _to_uint8(values: Tensor) -> Tensor:
 
 def _luma(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
     """Return the ITU-R 601 luma of uint8 channels as int16 in 0..255, rounded half up."""
-    half = 1 << (_LUMA_SHIFT - 1)
-    total = red.to(torch.int32).mul_(_LUMA_WEIGHTS[0]).add_(half)
-    total.add_(green.to(torch.int32), alpha=_LUMA_WEIGHTS[1])
-    total.add_(blue.to(torch.int32), alpha=_LUMA_WEIGHTS[2])
-    return total.bitwise_right_shift_(_LUMA_SHIFT).to(torch.int16)
+    half = 1 << (LUMA_SHIFT - 1)
+    total = red.to(torch.int32).mul_(LUMA_WEIGHTS[0]).add_(half)
+    total.add_(green.to(torch.int32), alpha=LUMA_WEIGHTS[1])
+    total.add_(blue.to(torch.int32), alpha=LUMA_WEIGHTS[2])
+    return total.bitwise_right_shift_(LUMA_SHIFT).to(torch.int16)
 
 
 def _reflect(values: Tensor, axis: int, length: int) -> Tensor:

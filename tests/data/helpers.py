@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cabm.data.store import PackedStore, pack
+from cabm.files import read_json, sha256_file
 from cabm.imaging.images import write_image
 from cabm.imaging.resize import downscale
 
@@ -33,3 +34,10 @@ def save_image(path: Path, height: int = 17, width: int = 26, seed: int = 0) -> 
     image = noise(height, width, seed)
     write_image(path, image)
     return image
+
+
+def assert_pixels_as_packed(directory: Path) -> None:
+    """Compare the pixel files of a store with the hashes in its index."""
+    index = read_json(directory / "index.json")
+    for side in ("hr", "lr"):
+        assert sha256_file(directory / f"{side}.bin") == index[side]["sha256"]

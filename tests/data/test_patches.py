@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from cabm.data.patches import PatchSampler
 from cabm.data.store import PackedStore, pack
@@ -119,23 +117,6 @@ def test_shards_put_together_are_the_batch_of_one_process(store, world):
 def test_a_batch_that_cannot_be_shared_is_refused(store):
     with pytest.raises(InputError, match="8 patches cannot be shared by 3"):
         sampler(store, rank=0, world=3)
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(first=st.integers(0, 9), length=st.integers(0, 6), prefetch=st.integers(0, 4))
-def test_prefetching_changes_nothing(store, first, length, prefetch):
-    draws = sampler(store)
-    made = list(draws.batches(first, first + length, prefetch=prefetch))
-    assert len(made) == length
-    for step, (lr, hr) in enumerate(made, start=first):
-        expected = draws.batch(step)
-        assert torch.equal(lr, expected[0]) and torch.equal(hr, expected[1])
-
-
-def test_prefetching_can_be_left_early(store):
-    made = sampler(store).batches(0, 1000)
-    next(made)
-    made.close()
 
 
 def test_given_positions_are_drawn_evenly_and_nothing_else(store):

@@ -16,7 +16,7 @@ from numpy.testing import assert_array_equal
 
 from cabm.data.store import PackedStore, pack
 from cabm.errors import InputError
-from tests.data.helpers import make_pairs, make_store
+from tests.data.helpers import assert_pixels_as_packed, make_pairs, make_store
 
 Index = dict[str, Any]
 
@@ -56,7 +56,7 @@ def test_what_is_packed_comes_back(tmp_path, scale):
             assert_array_equal(store.hr(index), high)
             assert_array_equal(store.lr(index), low)
             assert store.lr_shape(index) == low.shape[:2]
-        store.verify()
+        assert_pixels_as_packed(tmp_path / "s")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["hr.bin", "index.json", "lr.bin", "s"]
 
 
@@ -231,21 +231,7 @@ def test_a_store_without_index_or_folder_is_refused(directory):
         PackedStore.open(directory)
 
 
-@pytest.mark.parametrize("file", ["hr.bin", "lr.bin"])
-def test_changed_pixels_are_found_by_verifying(directory, file):
-    path = directory / file
-    content = bytearray(path.read_bytes())
-    content[7] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        PackedStore.open(directory).verify()
-    assert str(path) in str(caught.value) and "differs from what was packed" in str(caught.value)
-
-
 def test_the_identity_follows_the_recorded_hash(directory):
     before = PackedStore.open(directory).sha256
     change(directory, lambda index: index["hr"].update(sha256="0" * 64))
-    store = PackedStore.open(directory)
-    assert store.sha256 != before
-    with pytest.raises(InputError, match=r"hr\.bin: differs"):
-        store.verify()
+    assert PackedStore.open(directory).sha256 != before

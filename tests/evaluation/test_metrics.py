@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from cabm.evaluation.quality import psnr_rgb, psnr_y, ssim_y
+from cabm.evaluation.quality import psnr_y, ssim_y
 from cabm.tables.cost import bitops, fab, skipped_share
 from cabm.tiling.plan import plan
 
@@ -51,8 +51,6 @@ def test_psnr_equals_scikit_image(size, shave):
     x, y = inside(sr, shave), inside(hr, shave)
     expected = peak_signal_noise_ratio(luma(y), luma(x), data_range=255)
     assert psnr_y(sr, hr, shave) == pytest.approx(expected, abs=1e-9)
-    expected = peak_signal_noise_ratio(y, x, data_range=255)
-    assert psnr_rgb(sr, hr, shave) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -75,7 +73,6 @@ def test_psnr_of_a_constant_error(error):
     hr = np.zeros((8, 9, 3), np.uint8)
     sr = np.full_like(hr, error)
     closed_form = 20 * math.log10(255 / error)
-    assert psnr_rgb(sr, hr, 1) == pytest.approx(closed_form)
     # The luma weights add up to 219.859 / 256.
     assert psnr_y(sr, hr, 1) == pytest.approx(closed_form + 20 * math.log10(256 / 219.859))
 
@@ -85,7 +82,6 @@ def test_gray_counts_as_equal_channels():
     as_rgb = [np.repeat(image[..., None], 3, axis=2) for image in (sr, hr)]
     assert psnr_y(sr, hr, 2) == pytest.approx(psnr_y(*as_rgb, 2))
     assert ssim_y(sr, hr, 2) == pytest.approx(ssim_y(*as_rgb, 2))
-    assert psnr_rgb(sr, hr, 2) == pytest.approx(psnr_rgb(*as_rgb, 2))
 
 
 def test_equal_images():
@@ -101,7 +97,7 @@ def test_only_the_border_is_shaved():
     assert psnr_y(sr, hr, 3) < 50
 
 
-@pytest.mark.parametrize("metric", [psnr_y, psnr_rgb, ssim_y])
+@pytest.mark.parametrize("metric", [psnr_y, ssim_y])
 def test_what_cannot_be_compared(metric):
     sr, hr = pair(30, 40)
     with pytest.raises(ValueError, match=r"\(30, 39, 3\)"):

@@ -23,6 +23,7 @@ from cabm.data.store import PackedStore
 from cabm.files import read_json
 from cabm.tables.observations import Observations
 from cabm.tables.table import EdgeToBitTable
+from tests.data.helpers import assert_pixels_as_packed
 from tests.sharing.project import Clone, make_project, tiny_params, write_params
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
@@ -134,7 +135,8 @@ def assert_whole(project: Clone) -> None:
     root = project.root
     for index in (root / "data" / "prepared").rglob("index.json"):
         if not is_temporary(index, root):
-            PackedStore.open(index.parent).verify()
+            PackedStore.open(index.parent)
+            assert_pixels_as_packed(index.parent)
     for config in (root / "models").glob("[!.]*/config.json"):
         load_model(config.parent)
     table, observations = root / "tables" / "edge_to_bit.json", root / "tables" / "observations.npz"

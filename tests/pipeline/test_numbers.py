@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cabm.checkpoints.model_directory import load_model
-from cabm.data.prepare import SMALLEST_MEASURED, prepare
+from cabm.data.prepare import prepare
 from cabm.data.sources import PrepareSettings
 from cabm.data.store import PackedStore, pack
 from cabm.errors import InputError, TrainingDiverged
-from cabm.evaluation.quality import SSIM_WINDOW
 from cabm.evaluation.store import MAX_PSNR
 from cabm.files import sha256_file
 from cabm.imaging.images import write_image
@@ -206,8 +205,9 @@ def store_of(directory: Path, *images: np.ndarray) -> PackedStore:
 
 
 def test_images_too_small_to_be_measured_are_refused_before_the_training(tmp_path: Path) -> None:
-    assert SMALLEST_MEASURED == SSIM_WINDOW
-    message = "image image0 of 14x16 pixels is too small to be measured at scale 2; take images of 15x15"
+    message = (
+        "image image0 of 14x16 pixels is too small to be measured at scale 2; use images of at least 15x15"
+    )
     store = store_of(tmp_path / "store", flat(16, 14))
     model = build_model("edsr", SCALE, Precision("float"), OPTIONS)
     with pytest.raises(InputError, match=message):
