@@ -1,7 +1,7 @@
 "use strict";
 for (const choices of document.querySelectorAll(".choices")) choices.hidden = false;
 
-// Crops: a divider between two versions of one picture.
+// Crops: compare two versions on either side of a divider.
 function showVersion(side, version) {
   for (const frame of document.querySelectorAll(".compare")) {
     const tag = frame.querySelector(`.tag.${side}`);
@@ -20,10 +20,10 @@ for (const select of document.querySelectorAll("select[data-side]")) {
 for (const range of document.querySelectorAll(".compare input")) {
   const move = () => range.parentElement.style.setProperty("--at", `${range.value}%`);
   range.addEventListener("input", move);
-  move(); // browsers keep a range's place when a page is loaded again
+  move(); // browsers restore the position when the page is reloaded
 }
 
-// Image by image: sort by a head, choose the protocol, filter by name.
+// Results by image: sort by a column, choose the protocol, filter by name.
 const table = document.getElementById("image-table");
 if (table) {
   const heads = [...table.tHead.rows[0].cells];
