@@ -21,7 +21,7 @@ from cabm.bench import openvino as openvino_int8
 from cabm.bench.machine import describe_machine, int8_peak
 from cabm.checkpoints.model_directory import load_model
 from cabm.engine.integer import compile_model, supports
-from cabm.imaging.resize import upscale_bicubic_batch
+from cabm.imaging.bicubic import upscale_bicubic_batch
 from cabm.machine.memory import peak_memory
 from cabm.machine.threads import torch_threads
 from cabm.models import Backbone, build_model

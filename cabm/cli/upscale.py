@@ -12,6 +12,7 @@ import typer
 
 from cabm.cli.terminal import echo, fail, sigterm_interrupts
 from cabm.errors import InputError
+from cabm.imaging.formats import DEFAULT_QUALITY, OUTPUT_FORMATS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,13 +21,7 @@ if TYPE_CHECKING:
     from cabm.upscaling.upscaler import Report, Upscaler
 
 
-class Format(StrEnum):
-    """Output formats."""
-
-    png = "png"
-    tiff = "tiff"
-    webp = "webp"
-    jpeg = "jpeg"
+Format = StrEnum("Format", list(OUTPUT_FORMATS))
 
 
 class EngineOption(StrEnum):
@@ -79,7 +74,7 @@ def upscale(
     ] = None,
     quality: Annotated[
         int, typer.Option(min=1, max=100, help="Of JPEG and WebP; a WebP of 100 is lossless.")
-    ] = 95,
+    ] = DEFAULT_QUALITY,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist; else they are kept.")
     ] = False,
@@ -281,7 +276,7 @@ def _thumbnail(path: Path, side: int = 1600) -> np.ndarray:
     import numpy as np
 
     from cabm.imaging.pixels import network_input
-    from cabm.imaging.raster import open_raster
+    from cabm.imaging.reader import open_raster
 
     raster = open_raster(path, max_pixels=1 << 62)  # it was upscaled: its size is allowed
     stride = -(-max(raster.height, raster.width) // side)

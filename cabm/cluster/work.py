@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from cabm.checkpoints.model_directory import CONFIG_FILE, TABLE_FILE, WEIGHTS_FILE
 from cabm.cluster.stores import Store
 from cabm.errors import InputError
-from cabm.imaging.images import is_image
+from cabm.imaging.formats import is_image
 from cabm.machine.memory import peak_memory
 from cabm.upscaling.jobs import Options, Task, reason_of, result_name, run_task, without_results
 from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Report, Upscaler

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cabm.errors import InputError
-from cabm.imaging.images import is_image, read_rgb8
+from cabm.imaging.formats import READABLE, is_image
+from cabm.imaging.images import read_rgb8
 from cabm.imaging.resize import crop_to_multiple, downscale
 
 DIV2K_TREE = (
@@ -18,7 +19,7 @@ DIV2K_TREE = (
 )
 BENCHMARK_TREE = "expected {root}/HR/baby.png ... and, optional, {root}/LR_bicubic/X4/babyx4.png"
 DIV8K_TREE = "expected {root}/HR/1201.png ... and, optional, {root}/LR/1201.png"
-FOLDER_TREE = "expected image files (PNG, JPEG, WebP, TIFF, BMP) in {root}"
+FOLDER_TREE = f"expected image files ({READABLE}) in {{root}}"
 
 
 @dataclass(frozen=True)

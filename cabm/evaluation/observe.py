@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cabm.data.store import PackedStore
-from cabm.imaging.resize import upscale_bicubic_batch
+from cabm.imaging.bicubic import upscale_bicubic_batch
 from cabm.tables.observations import Observations
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.plan import plan, split

@@ -1,4 +1,4 @@
-"""Between the pixels of image files (gray, alpha, 16 bits) and what a network takes: RGB in 0..255."""
+"""Convert pixels between image files (gray, alpha, 16 bits) and networks (RGB in 0..255)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.imaging.resize import upscale_bicubic_batch
+from cabm.imaging.bicubic import upscale_bicubic_batch
 
 FILL_REACH = 8
-"""Low-resolution pixels that colours are carried into transparent areas."""
+"""Distance in low-resolution pixels over which colours spread into transparent areas."""
 ALPHA_REACH = 3
-"""Low-resolution rows around a range that upscaling its alpha channel needs."""
+"""Low-resolution rows above and below that upscaling rows of an alpha channel needs."""
 
 LUMA_WEIGHTS = (9798, 19235, 3735)
 """ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B, with `LUMA_SHIFT` fractional bits, rounded as in OpenCV."""
@@ -19,21 +19,21 @@ LUMA_SHIFT = 15
 
 
 def has_alpha(channels: int) -> bool:
-    """Whether the last of 1 to 4 channels is alpha."""
+    """Return whether the last of 1 to 4 channels is alpha."""
     return channels in (2, 4)
 
 
 def network_input(rows: np.ndarray) -> Tensor:
-    """Return what the network sees of an image's rows.
+    """Return rows of an image as the network's input.
 
-    Transparent pixels take the colours around them: what a file stores there is invisible, often
-    black, and would bleed into the edges of what is visible.
+    Transparent pixels take the colours around them. The colours that a file stores there are invisible and
+    often black, and would bleed into visible edges.
 
     Args:
-        rows: (n, W, C) uint8 or uint16, C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+        rows: (n, W, C) uint8 or uint16; C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
 
     Returns:
-        (3, n, W): uint8, or float32 in 0..255 of 16-bit rows.
+        (3, n, W): uint8, or float32 in 0..255 for 16-bit rows.
     """
     colour = rows
     if has_alpha(rows.shape[2]):
@@ -42,20 +42,21 @@ def network_input(rows: np.ndarray) -> Tensor:
     if planes.dtype == np.uint16:
         planes = planes.astype(np.float32) / 257
     elif not planes.flags.writeable:
-        planes = planes.copy()  # torch warns of read-only memory
+        planes = planes.copy()  # torch warns about read-only memory
     return torch.from_numpy(planes).expand(3, -1, -1)
 
 
 def fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Give pixels of alpha 0 the colours of the nearest visible ones.
+    """Fill pixels with alpha 0 with the colours of the nearest visible pixels.
 
     Args:
         colour: (n, W, 1 or 3) uint8 or uint16.
         alpha: (n, W) of the same type.
 
     Returns:
-        The same shape and type: visible pixels as they are; others the mean of their visible neighbours,
-        carried on for `FILL_REACH` pixels; beyond those the mean of all visible pixels.
+        The same shape and type. Visible pixels are unchanged. Others get the mean of their visible
+        neighbours, repeated up to a distance of `FILL_REACH` pixels, and the mean of all visible pixels
+        beyond it.
     """
     known = alpha > 0
     if known.all():
@@ -77,7 +78,7 @@ def fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def upscale_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
-    """Upscale an alpha channel by exact bicubic: (n, W) uint8 or uint16 -> (n * scale, W * scale)."""
+    """Upscale an alpha channel with bicubic: (n, W) uint8 or uint16 -> (n * scale, W * scale)."""
     if (alpha == alpha.flat[0]).all():
         return np.full((alpha.shape[0] * scale, alpha.shape[1] * scale), alpha.flat[0], alpha.dtype)
     x = torch.from_numpy(alpha.astype(np.float32))[None, None]
@@ -86,12 +87,15 @@ def upscale_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
 
 
 def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np.ndarray:
-    """Return an image's upscaled rows in its own channels.
+    """Return rows of the network's output in the channels of the image.
 
     Args:
-        rgb: (n, W, 3) uint8 or uint16, the network's result.
+        rgb: (n, W, 3) uint8 or uint16.
         channels: of the image, 1 to 4.
-        alpha: (n, W), for images that have it.
+        alpha: (n, W) upscaled alpha channel; None if the image has none.
+
+    Returns:
+        (n, W, channels) of the type of ``rgb``. Gray is the luma of ``rgb``.
     """
     colour = rgb
     if channels < 3:
@@ -102,7 +106,7 @@ def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np
 
 
 def _box_sum(values: np.ndarray) -> np.ndarray:
-    """Sum over 3 x 3 neighbourhoods of (n, W, C), zeros outside."""
+    """Sum over 3 x 3 neighbourhoods of (n, W, C), with zeros outside."""
     padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]

@@ -1,35 +1,30 @@
-"""Bicubic resizing by whole factors, bit for bit as MATLAB's ``imresize`` does it on uint8 images.
+"""Bicubic resizing of uint8 images by whole factors, bit for bit like MATLAB's ``imresize``.
 
-The benchmarks of the field are made with MATLAB. Its rules (METHOD of the common protocol): Keys'
-cubic with a = -0.5, stretched by the factor when the image shrinks (antialiasing); a border that
-mirrors the image with its edge pixel repeated; the vertical pass first, rounded half up to uint8,
-then the horizontal one, rounded again.
+Super-resolution benchmarks are made with MATLAB. Its rules: Keys' cubic with a = -0.5 (Keys 1981),
+stretched by the factor when the image shrinks (antialiasing); a border that mirrors the image and repeats
+its edge pixel; a vertical pass, rounded half up to uint8, then a horizontal pass, rounded again.
 
-For a whole factor every weight is a fraction with one small denominator, so both passes are computed
-in integers: nothing depends on the order of a sum, and a tie is always a tie.
+For a whole factor all weights are fractions with a common denominator, so both passes use integers. The
+result does not depend on the order of a sum, and ties are exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cabm.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 BAND_BYTES = 1 << 20
-"""Output pixels are made in bands of about this many bytes, so that the work stays in the cache."""
+"""Approximate output bytes that are computed at a time, to stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """Integer weights: ``output[i, phase] = sum_t numerators[phase, t] * x[start + i * stride + t]``.
 
-    The sum is to be divided by ``denominator``.
+    The sum is then divided by ``denominator``.
     """
 
     numerators: np.ndarray
@@ -47,10 +42,10 @@ def _keys_cubic(a: np.ndarray, b: int) -> np.ndarray:
 
 
 def shrink_kernel(scale: int) -> Kernel:
-    """Return the weights of one output pixel for shrinking by ``scale``; one phase, 4 scale taps."""
+    """Return the weights for shrinking by ``scale``: one phase of 4 * scale taps."""
     taps = np.arange(4 * scale, dtype=np.int64)
     start = -(3 * scale // 2)
-    # Output 0 is centred on (scale - 1) / 2; distances are kept as whole numbers over 2 scale.
+    # Output 0 is centred on (scale - 1) / 2. Distances are integers over 2 * scale.
     numerators = _keys_cubic(scale - 1 - 2 * (start + taps), 2 * scale)[None]
     denominator = 2 * (2 * scale) ** 3 * scale
     assert numerators.sum() == denominator
@@ -58,7 +53,7 @@ def shrink_kernel(scale: int) -> Kernel:
 
 
 def upscale_kernel(scale: int) -> Kernel:
-    """Return the weights for upscaling by ``scale``: a row per output phase, 5 taps from -2 to 2."""
+    """Return the weights for upscaling by ``scale``: one row per output phase, 5 taps from -2 to 2."""
     phase = np.arange(scale, dtype=np.int64)[:, None]
     tap = np.arange(-2, 3, dtype=np.int64)[None]
     numerators = _keys_cubic(2 * phase + 1 - scale - 2 * scale * tap, 2 * scale)
@@ -68,11 +63,14 @@ def upscale_kernel(scale: int) -> Kernel:
 
 
 def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Cut the bottom and the right of an image so that both sides are multiples of ``multiple``.
+    """Crop the bottom and right of an image so that both sides are multiples of ``multiple``.
 
     Args:
-        image: (H, W) or (H, W, C); a view of it is returned.
+        image: (H, W) or (H, W, C).
         multiple: at least 1.
+
+    Returns:
+        A view of the image.
 
     Raises:
         InputError: a side is shorter than ``multiple``.
@@ -124,41 +122,9 @@ def upscale_bicubic(image: np.ndarray, scale: int) -> np.ndarray:
     return _resize(image, upscale_kernel(scale)) if scale > 1 else image.copy()
 
 
-def upscale_bicubic_batch(x: Tensor, scale: int) -> Tensor:
-    """Upscale a batch by a whole factor with the kernel of :func:`upscale_bicubic`, without rounding.
-
-    It may leave the range of ``x`` a little, as any cubic does. From :func:`upscale_bicubic` it differs by
-    less than 1.5 levels through the two roundings there, and by more beside an edge from black to white,
-    where the overshoot of the first pass is cut off there.
-
-    Args:
-        x: (B, C, h, w), floating point, any range (0..255 here), any device.
-        scale: at least 1.
-
-    Returns:
-        (B, C, h * scale, w * scale) of the type of ``x``.
-    """
-    import torch
-    from torch.nn.functional import conv2d
-
-    if scale == 1:
-        return x.clone()
-    kernel = upscale_kernel(scale)
-    weight = torch.tensor(kernel.numerators / kernel.denominator, dtype=x.dtype, device=x.device)
-    batch, channels, height, width = x.shape
-    rows, columns = (
-        torch.from_numpy(np.pad(np.arange(size), 2, mode="symmetric")).to(x.device)
-        for size in (height, width)
-    )
-    tall = conv2d(x.reshape(-1, 1, height, width)[:, :, rows], weight[:, None, :, None])
-    tall = tall.transpose(1, 2).reshape(-1, 1, height * scale, width)
-    full = conv2d(tall[..., columns], weight[:, None, None, :])
-    return full.permute(0, 2, 3, 1).reshape(batch, channels, height * scale, width * scale)
-
-
 def _check(image: np.ndarray, scale: int) -> None:
     if scale < 1:
-        raise InputError(f"a scale of {scale} is not possible; give a whole number from 1")
+        raise InputError(f"scale {scale} is not possible; give 1 or more")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
         raise InputError(
             f"an array of shape {image.shape} and type {image.dtype} is not an image;"

@@ -11,15 +11,20 @@ from pathlib import Path
 
 from cabm.errors import InputError
 from cabm.files import remove_leftovers
-from cabm.imaging.images import is_image
-from cabm.imaging.raster import open_raster
-from cabm.imaging.writer import DEFAULT_QUALITY, FORMATS, SUFFIXES
+from cabm.imaging.formats import (
+    DEFAULT_QUALITY,
+    OUTPUT_FORMATS,
+    READABLE,
+    SUFFIXES,
+    is_image,
+    output_format,
+)
+from cabm.imaging.reader import open_raster
 from cabm.upscaling.streaming import Progress
 from cabm.upscaling.upscaler import Report, Upscaler
 
 STALE_SECONDS = 3600.0
 """Age from which on a temporary file is nobody's: a live writer touches its file all the time."""
-_FOREIGN_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".heic", ".avif", ".jxl", ".pdf", ".svg"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Task:
     @property
     def format(self) -> str:
         """Format of the output, by its name."""
-        return SUFFIXES[self.output.suffix.lower()]
+        return SUFFIXES[self.output.suffix.lower()].name
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Options:
     Attributes:
         quality: 1..100, of JPEG and WebP.
         overwrite: replace outputs that exist; else they are kept.
-        max_pixels: limit on the size of inputs; None: the defaults of `cabm.imaging.raster`.
+        max_pixels: limit on the size of inputs; None: the defaults of `cabm.imaging.reader`.
     """
 
     quality: int = DEFAULT_QUALITY
@@ -90,15 +95,13 @@ def plan_tasks(
     Raises:
         InputError: an input is missing, a folder holds no image, or names do not go together.
     """
-    if output is not None and output.suffix.lower() in _FOREIGN_SUFFIXES and not output.is_dir():
-        raise InputError(f"{output}: cannot write {output.suffix[1:]}; use one of {', '.join(FORMATS)}")
     single = len(inputs) == 1 and not inputs[0].is_dir()
-    named = output is not None and not output.is_dir() and SUFFIXES.get(output.suffix.lower())
-    if output is not None and named:
+    named = None if output is None or output.is_dir() else output_format(output)
+    if output is not None and named is not None:
         if not single:
             raise InputError(f"{output}: several files cannot go into one; give a folder (-o FOLDER)")
-        if file_format not in (None, named):
-            raise InputError(f"{output}: is named as {named}, but --format says {file_format}")
+        if file_format not in (None, named.name):
+            raise InputError(f"{output}: is named as {named.name}, but --format says {file_format}")
         return [Task(inputs[0], output)]
     if output is not None and output.is_file():
         raise InputError(f"{output}: is a file of another kind; give a folder or an image file name")
@@ -125,7 +128,7 @@ def result_name(source: Path, scale: int, file_format: str | None, *, alone: boo
         alone: no other image that goes to the same folder has this stem; else ``photo_jpg_x4.png``.
     """
     stem = source.stem if alone else source.name.replace(".", "_")
-    return f"{stem}_x{scale}{FORMATS[file_format or 'png']}"
+    return f"{stem}_x{scale}{OUTPUT_FORMATS[file_format or 'png'].suffix}"
 
 
 def survey(upscaler: Upscaler, tasks: Iterable[Task], options: Options) -> Survey:
@@ -223,7 +226,7 @@ def _search(path: Path, output: Path | None, scale: int) -> list[tuple[Path, Pat
         files = [file for file in files if output.resolve() not in file.resolve().parents]
     sources = without_results(files, scale)
     if not sources:
-        raise InputError(f"{path}: no images in this folder (PNG, JPEG, WebP, TIFF or BMP)")
+        raise InputError(f"{path}: no images in this folder ({READABLE})")
     return [
         (file, file.parent if output is None else output / file.parent.relative_to(path))
         for file in sources

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.imaging.bicubic import REACH, lay_upscaled, surround
+from cabm.imaging.bicubic import REACH, surround, write_upscaled
 from cabm.machine.threads import in_order
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.blending import blend_tiles
@@ -170,7 +170,7 @@ class TileRun:
 
     def _lay_bicubic(self, number: int) -> None:
         around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
-        lay_upscaled(self.upscaled[number], around, self._runner.scale)
+        write_upscaled(self.upscaled[number], around, self._runner.scale)
 
     @torch.inference_mode()
     def _lay(self, number: int, region: Region, values: Tensor) -> None:

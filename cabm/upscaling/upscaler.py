@@ -11,7 +11,7 @@ import numpy as np
 from cabm.checkpoints.find import DEFAULT_MODEL, find_model
 from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.errors import InputError
-from cabm.imaging.raster import ArrayRaster, Raster, in_memory
+from cabm.imaging.raster import Raster, array_raster, in_memory
 from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import torch_threads
 from cabm.tables.cost import bitops, fab, skipped_share
@@ -150,7 +150,7 @@ class Upscaler:
         Raises:
             InputError: another shape or type.
         """
-        raster = ArrayRaster(image[..., None] if image.ndim == 2 else image)
+        raster = array_raster(image[..., None] if image.ndim == 2 else image)
         with torch_threads(self._threads):
             rows = list(self._rows(raster, self.plan(raster.height, raster.width), Trace(), progress))
         upscaled = np.concatenate(rows)
@@ -178,7 +178,7 @@ class Upscaler:
         """Upscale an image into a file, in memory that does not grow with the image's height.
 
         Args:
-            raster: the image, by `cabm.imaging.raster.open_raster`.
+            raster: the image, by `cabm.imaging.reader.open_raster`.
             path: the file to write or replace; it appears when it is whole.
             spec: by `output_spec`.
             progress: called with the number of tiles that are done.

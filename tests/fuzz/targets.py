@@ -29,7 +29,7 @@ from cabm.data.store import PackedStore
 from cabm.errors import InputError
 from cabm.files import sha256_file
 from cabm.imaging.images import read_rgb8
-from cabm.imaging.raster import open_raster
+from cabm.imaging.reader import open_raster
 from cabm.models import build_model
 from cabm.project.params import load_params
 from cabm.quant import Precision

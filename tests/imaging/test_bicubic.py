@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cabm.imaging import bicubic
-from cabm.imaging.bicubic import lay_upscaled, surround, upscale_surrounded
-from cabm.imaging.resize import upscale_bicubic, upscale_bicubic_batch
+from cabm.imaging.bicubic import surround, upscale_bicubic_batch, upscale_surrounded, write_upscaled
+from cabm.imaging.resize import upscale_bicubic
 from cabm.tiling.plan import plan, split
 from cabm.upscaling.tiles import surrounded_tile
 
@@ -49,7 +49,7 @@ def test_an_image_below_the_networks_size_multiple_has_tiles_of_the_padded_size(
 def laid(tile: torch.Tensor, scale: int, dtype: type) -> np.ndarray:
     height, width = (scale * (side - 4) for side in tile.shape[1:])
     out = np.full((height, width, len(tile)), 7, dtype).transpose(2, 0, 1)
-    lay_upscaled(out, tile, scale)
+    write_upscaled(out, tile, scale)
     return out
 
 

@@ -17,7 +17,8 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from cabm.errors import InputError
-from cabm.imaging.images import SUFFIXES, is_image, read_rgb8, write_image
+from cabm.imaging.formats import SUFFIXES, is_image
+from cabm.imaging.images import read_rgb8, write_image
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 ORIENTATION = 0x0112
@@ -192,8 +193,8 @@ def test_names_of_images():
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    assert "no such image file" in refused(tmp_path / "absent.png")
-    assert "is a directory" in refused(tmp_path)
+    assert "no such file" in refused(tmp_path / "absent.png")
+    assert "is a folder" in refused(tmp_path)
 
 
 def test_empty_files_are_refused(tmp_path):

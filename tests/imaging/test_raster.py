@@ -6,7 +6,8 @@ import pyvips
 from PIL import Image, ImageCms
 
 from cabm.errors import InputError
-from cabm.imaging.raster import ArrayRaster, in_memory, open_raster
+from cabm.imaging.raster import array_raster, in_memory
+from cabm.imaging.reader import open_raster
 from tests.upscaling.helpers import photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -180,6 +181,6 @@ def test_a_small_file_that_claims_a_huge_image_is_refused_without_decoding_it(tm
 def test_arrays_that_are_no_images_are_refused():
     for array in (np.zeros((3, 4, 5), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)):
         with pytest.raises(InputError, match="is not an image"):
-            ArrayRaster(array)
+            array_raster(array)
     with pytest.raises(InputError, match="float32"):
-        ArrayRaster(np.zeros((3, 4, 3), np.float32))
+        array_raster(np.zeros((3, 4, 3), np.float32))

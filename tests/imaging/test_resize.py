@@ -16,12 +16,12 @@ from PIL import Image
 
 from cabm.errors import InputError
 from cabm.imaging import resize
+from cabm.imaging.bicubic import upscale_bicubic_batch
 from cabm.imaging.resize import (
     crop_to_multiple,
     downscale,
     shrink_kernel,
     upscale_bicubic,
-    upscale_bicubic_batch,
     upscale_kernel,
 )
 
@@ -201,8 +201,8 @@ def test_cropping_keeps_the_top_left():
     ("image", "scale", "message"),
     [
         (np.zeros((4, 6), np.uint8), 4, "6x4 pixels cannot be shrunk by 4"),
-        (np.zeros((4, 4), np.uint8), 0, "scale of 0"),
-        (np.zeros((4, 4), np.uint8), -2, "scale of -2"),
+        (np.zeros((4, 4), np.uint8), 0, "scale 0"),
+        (np.zeros((4, 4), np.uint8), -2, "scale -2"),
         (np.zeros((4, 4), np.float32), 2, "float32 is not an image"),
         (np.zeros((0, 4), np.uint8), 2, "not an image"),
         (np.zeros((2, 2, 2, 2), np.uint8), 2, "not an image"),

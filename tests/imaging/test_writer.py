@@ -10,8 +10,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from cabm.errors import InputError
-from cabm.imaging.raster import in_memory, open_raster
-from cabm.imaging.writer import FORMATS, OutputSpec, image_writer
+from cabm.imaging.formats import OUTPUT_FORMATS
+from cabm.imaging.raster import in_memory
+from cabm.imaging.reader import open_raster
+from cabm.imaging.writer import OutputSpec, image_writer
 from tests.upscaling.helpers import photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -31,7 +33,7 @@ def write(path, array, **fields):
 @pytest.mark.parametrize("file_format", ["png", "tiff"])
 def test_what_is_written_is_read_again(tmp_path, file_format, channels, dtype):
     array = photo(31, 45, channels, dtype)
-    path = tmp_path / f"ä{FORMATS[file_format]}"
+    path = tmp_path / f"ä{OUTPUT_FORMATS[file_format].suffix}"
     assert write(path, array, format=file_format).notes == ()
     raster = open_raster(path)
     assert raster.dtype == dtype
@@ -45,7 +47,7 @@ def test_lossy_formats_come_close_and_say_what_they_cannot_hold(tmp_path, dtype)
     array = photo(32, 48, 3, dtype)
     eight = array if dtype == np.uint8 else np.round(array / 257).astype(np.uint8)
     for file_format in ("jpeg", "webp"):
-        path = tmp_path / f"a{FORMATS[file_format]}"
+        path = tmp_path / f"a{OUTPUT_FORMATS[file_format].suffix}"
         spec = write(path, array, format=file_format, quality=100)
         found = np.asarray(Image.open(path)).astype(int)
         assert np.abs(found - eight).mean() < 1.5
@@ -55,7 +57,7 @@ def test_lossy_formats_come_close_and_say_what_they_cannot_hold(tmp_path, dtype)
 def test_jpeg_has_no_transparency(tmp_path):
     array = photo(32, 48, 4)
     spec = write(tmp_path / "a.jpg", array, format="jpeg")
-    assert spec.notes == ("jpeg has no transparency: laid on white",)
+    assert spec.notes == ("jpeg has no transparency: blended with white",)
     hole = array[..., 3] == 0
     assert np.asarray(Image.open(tmp_path / "a.jpg"))[hole].mean() > 240
 
@@ -64,20 +66,20 @@ def test_quality_decides_the_size(tmp_path):
     for file_format in ("jpeg", "webp"):
         sizes = []
         for quality in (30, 95):
-            path = tmp_path / f"{quality}{FORMATS[file_format]}"
+            path = tmp_path / f"{quality}{OUTPUT_FORMATS[file_format].suffix}"
             write(path, photo(64, 64), format=file_format, quality=quality)
             sizes.append(path.stat().st_size)
         assert sizes[0] < sizes[1] / 2
 
 
-@pytest.mark.parametrize("file_format", list(FORMATS))
+@pytest.mark.parametrize("file_format", list(OUTPUT_FORMATS))
 def test_profile_resolution_and_exif_are_kept(tmp_path, file_format):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Maker"
     source = tmp_path / "source.jpg"
     Image.fromarray(photo(16, 24)).save(source, exif=exif, icc_profile=SRGB, dpi=(300, 300))
     raster = open_raster(source)
-    path = tmp_path / f"a{FORMATS[file_format]}"
+    path = tmp_path / f"a{OUTPUT_FORMATS[file_format].suffix}"
     write(path, in_memory(raster).array, format=file_format, metadata=raster.metadata)
     with Image.open(path) as written:
         assert written.size == (16, 24)  # turned

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from cabm.errors import InputError
 from cabm.imaging.bicubic import surround, upscale_surrounded
-from cabm.imaging.raster import ArrayRaster
+from cabm.imaging.raster import array_raster
 from cabm.tables.bypass import bypass_threshold
 from cabm.tables.observations import Observations
 from cabm.tables.table import EdgeToBitTable
@@ -220,7 +220,7 @@ def test_streams_and_images_in_memory_are_upscaled_alike():
     image, table = half_smooth(130, 150), part_table()
     runner = Inverted()
     whole = super_resolve(runner, image, table=table, tile=48, stride=42)
-    rows = upscale(ArrayRaster(image), Inverted(), plan(130, 150, 48, 42), table=table)
+    rows = upscale(array_raster(image), Inverted(), plan(130, 150, 48, 42), table=table)
     np.testing.assert_array_equal(np.concatenate(list(rows)), whole.image)
     assert 0.3 < whole.bypassed.mean() < 0.6
     assert runner.pixels == pytest.approx(whole.work.sum() * 48 * 48)
@@ -229,7 +229,7 @@ def test_streams_and_images_in_memory_are_upscaled_alike():
 
 def test_rows_come_while_the_network_goes_on():
     runner = Inverted()
-    rows = upscale(ArrayRaster(half_smooth(400, 60)), runner, plan(400, 60, 48, 42))
+    rows = upscale(array_raster(half_smooth(400, 60)), runner, plan(400, 60, 48, 42))
     height, so_far = len(next(rows)), runner.pixels
     assert height + sum(map(len, rows)) == 400 * SCALE
     assert so_far < runner.pixels / 2

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import TABLE_FILE
 from cabm.errors import InputError
-from cabm.imaging.raster import ArrayRaster
-from cabm.imaging.resize import upscale_bicubic_batch
+from cabm.imaging.bicubic import upscale_bicubic_batch
+from cabm.imaging.raster import array_raster
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN
@@ -99,7 +99,7 @@ def test_smooth_parts_of_tiles_are_bicubic_in_either_engine(models):
     for engine in ("float", "auto"):
         loaded = upscaler(models, "parts", engine=engine, tile=96)
         trace = streaming.Trace()
-        rows = np.concatenate(list(loaded._rows(ArrayRaster(image), loaded.plan(150, 300), trace, None)))
+        rows = np.concatenate(list(loaded._rows(array_raster(image), loaded.plan(150, 300), trace, None)))
         parts.append(trace.parts)
         smooth = slice(0, 2 * (48 - MARGIN + 1))
         assert np.abs(rows[:, smooth] - bicubic[:, smooth]).max() <= 0.5 + 1e-3
@@ -125,7 +125,7 @@ def test_grouping_and_batching_do_not_change_the_result(models, kind, monkeypatc
 
 def test_a_report_says_which_parts_were_bypassed(models, tmp_path):
     loaded = upscaler(models, "parts", tile=96)
-    raster = ArrayRaster(photo(150, 300))
+    raster = array_raster(photo(150, 300))
     report = loaded.upscale_file(raster, tmp_path / "a.png", loaded.output_spec(raster, "png", 90))
     assert report.bypassed == pytest.approx(report.parts.share.mean())
     assert 0 < report.bypassed < 1 and len(report.parts) == len(report.plan)
@@ -133,7 +133,7 @@ def test_a_report_says_which_parts_were_bypassed(models, tmp_path):
 
 def test_bits_are_those_of_the_table_for_each_tile(models):
     loaded = upscaler(models)
-    raster, trace = ArrayRaster(photo(101, 130)), streaming.Trace()
+    raster, trace = array_raster(photo(101, 130)), streaming.Trace()
     list(loaded._rows(raster, loaded.plan(101, 130), trace, None))
     scores = edges_of_image(photo(101, 130), loaded.plan(101, 130)).scores
     np.testing.assert_array_equal(trace.bits, loaded.table.lookup(scores))
@@ -143,7 +143,7 @@ def test_bits_are_those_of_the_table_for_each_tile(models):
 def test_cadyq_models_report_the_bits_they_chose(models):
     loaded = upscaler(models, "cadyq")
     trace = streaming.Trace()
-    list(loaded._rows(ArrayRaster(photo(50, 200)), loaded.plan(50, 200), trace, None))
+    list(loaded._rows(array_raster(photo(50, 200)), loaded.plan(50, 200), trace, None))
     assert trace.bits.shape == (len(loaded.plan(50, 200)), loaded.model.num_adaptive)
     assert set(np.unique(trace.bits)) <= {4, 6, 8}
 
@@ -189,7 +189,7 @@ def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, star
     image[:, noise_from:] = np.random.default_rng(0).integers(0, 256, (60, 90 - noise_from, 3))
     loaded = upscaler(models, "bypass", overlap=overlap)
     trace, tile_plan = streaming.Trace(), loaded.plan(60, 90)
-    upscaled = np.concatenate(list(loaded._rows(ArrayRaster(image), tile_plan, trace, None))).astype(float)
+    upscaled = np.concatenate(list(loaded._rows(array_raster(image), tile_plan, trace, None))).astype(float)
     column = tile_plan.column_starts.index(start)
     assert trace.bits.any(axis=1)[column - 1 : column + 1].tolist() == [False, True]
 
