@@ -1,8 +1,8 @@
-"""EDSR's residual blocks on bytes: all of them in one compiled call, or layer by layer.
+"""EDSR's residual blocks on bytes: all blocks in one compiled call (fused), or layer by layer.
 
-The compiled call (`cabm.engine.vnni`) needs numba, and AVX512-VNNI and groups of 64 channels, or AVX-VNNI
-and groups of 32. It is left alone where the processor has AMX, whose units oneDNN knows to use. Both ways
-give the same codes.
+The compiled call (`cabm.engine.vnni`) needs numba, and either AVX512-VNNI and a multiple of 64 channels, or
+AVX-VNNI and a multiple of 32. On processors with AMX the layers run one by one: oneDNN uses AMX, which is
+faster. Both ways give the same codes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Block:
     """One residual block at given bits: conv, ReLU, conv, add.
 
     Attributes:
-        conv1: the first convolution; its input is also what is added to.
-        conv2: the second.
-        residual: grid of what is added.
-        res_scale: factor on it before.
+        conv1: the first convolution; the skip connection is its input.
+        conv2: the second convolution.
+        residual: grid of the residual, which is added to the skip connection.
+        res_scale: factor on the residual before it is encoded.
     """
 
     conv1: Step
@@ -42,7 +42,7 @@ class Block:
     res_scale: float
 
     def run(self, codes: Tensor) -> Tensor:
-        """Return the residual's codes."""
+        """Return the codes of the residual (1,C,h,w) for the codes of the block's input."""
         hidden = self.conv1.to_codes(codes, self.conv2.grid)
         if self.res_scale == 1:
             return self.conv2.to_codes(hidden, self.residual)
@@ -50,9 +50,9 @@ class Block:
 
     @cached_property
     def layers(self) -> tuple[np.ndarray, ...]:
-        """What `cabm.engine.vnni` takes of the two convolutions, but for what follows the block.
+        """The compiled call's weights, starts, factors, biases and numbers of the two convolutions.
 
-        Addresses of weights, starts, factors, biases and numbers.
+        The numbers NEXT_INVERSE and NEXT_HIGH depend on the following block and are left 0.
         """
         steps = (self.conv1, self.conv2)
         starts = np.stack([step.conv.starts for step in steps])
@@ -68,17 +68,13 @@ class Block:
 
 
 class Blocks:
-    """Residual blocks that run one after another, layer by layer.
-
-    Args:
-        blocks: at least one.
-    """
+    """Consecutive residual blocks, at least one, run layer by layer."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = list(blocks)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the last block's sum (1,C,h,w), float32, for the first block's input, float32."""
+        """Run the blocks on (1,C,h,w) float32; the result has the same shape and type."""
         skip = encode(x, self.blocks[0].conv1.grid)
         for block, following in pairwise(self.blocks):
             residual = block.run(skip)
@@ -89,27 +85,27 @@ class Blocks:
 
 
 class FusedBlocks:
-    """Residual blocks that run one after another in one compiled call.
+    """Consecutive residual blocks run in one compiled call.
 
     Args:
-        kernel: by `compiled`.
-        blocks: at least one, whose convolutions have `FusedWeights`.
+        kernel: from `compiled`.
+        blocks: at least one; their convolutions have `FusedWeights`.
     """
 
     def __init__(self, kernel: Loop, blocks: Sequence[Block]) -> None:
-        from cabm.engine import vnni
+        from cabm.engine import vnni_ir
 
         self._kernel = kernel
         self._first = blocks[0].conv1.grid
-        self._blocks = list(blocks)  # the addresses of their weights alone do not keep them
+        self._blocks = list(blocks)  # keeps the weights alive; the kernel is given their addresses
         *layers, numbers = (np.concatenate(each) for each in zip(*(b.layers for b in blocks), strict=True))
         for block, row in zip(blocks[1:], numbers[1::2], strict=False):
             following = block.conv1.grid
-            row[vnni.NEXT_INVERSE], row[vnni.NEXT_HIGH] = following.inverse, following.levels
+            row[vnni_ir.NEXT_INVERSE], row[vnni_ir.NEXT_HIGH] = following.inverse, following.levels
         self._layers = (*layers, numbers)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the last block's sum (1,C,h,w), float32, for the first block's input, float32."""
+        """Run the blocks on (1,C,h,w) float32; the result has the same shape and type."""
         codes = encode(x, self._first)
         out = torch.empty_like(codes, dtype=torch.float32)
         self._kernel(flat(codes), *codes.shape[2:], *self._layers, flat(out))
@@ -117,23 +113,23 @@ class FusedBlocks:
 
 
 class FusedWeights:
-    """Weights of a 3x3 convolution as `FusedBlocks` read them.
+    """Weights of a 3x3 convolution, packed for `FusedBlocks`.
 
     Args:
         codes: (O,I,3,3) whole numbers in -127..127, of any type.
-        shifted: whether it reads codes whose zero is not byte 0.
-        geometry: of the convolution, which is not needed: see `fused_kernel`.
+        shifted: whether the input's code 0 is byte 128.
+        geometry: ignored; `fused_kernel` accepts one geometry only.
 
     Attributes:
-        address: of int8 numbers in the order of `cabm.engine.vnni`, which live as long as this.
-        starts: (O,) int32 that sums start from, against the shift.
+        address: of the int8 weights in the order of `cabm.engine.vnni`, valid as long as this object.
+        starts: (O,) int32 initial values of the sums, which cancel the shift of the input.
     """
 
     def __init__(self, codes: Tensor, *, shifted: bool, **geometry: object) -> None:
-        from cabm.engine import vnni
+        from cabm.engine import vnni_ir
 
         outputs, inputs, height, width = codes.shape
-        groups = codes.detach().view(outputs // vnni.GROUP, vnni.GROUP, inputs // 4, 4, height, width)
+        groups = codes.detach().view(outputs // vnni_ir.GROUP, vnni_ir.GROUP, inputs // 4, 4, height, width)
         self._packed = groups.permute(0, 4, 5, 2, 1, 3).to(torch.int8).contiguous()
         self.address = self._packed.data_ptr()
         shift = Storage.SHIFTED.value[1] if shifted else 0
@@ -141,7 +137,7 @@ class FusedWeights:
 
 
 def fused_kernel(convs: Sequence[QuantConv2d]) -> Loop | None:
-    """Return the compiled call for residual blocks of these convolutions, None where there is none."""
+    """Return the compiled call if it can run residual blocks of these convolutions, else None."""
     kernel = compiled()
     return kernel if kernel is not None and all(_fuses(conv) for conv in convs) else None
 
@@ -149,37 +145,40 @@ def fused_kernel(convs: Sequence[QuantConv2d]) -> Loop | None:
 @cache
 @where_it_works
 def compiled() -> Loop | None:
-    """Return the compiled call, or None where it cannot run, or oneDNN is faster; compiles at the first."""
+    """Return the compiled call, or None if it cannot run here or oneDNN is faster (AMX).
+
+    The first call compiles, or loads the code that an earlier process compiled.
+    """
     features = cpu_features()
     if features.get("amx_int8") or not (features.get("avx512_vnni") or features.get("avx_vnni")):
         return None
     import numba
     from llvmlite import binding
 
-    # LLVM ends the process where it is asked for what its target lacks
+    # LLVM aborts the process if its target lacks the instruction
     fixed = {numba.config.CPU_NAME, numba.config.CPU_FEATURES} - {None, "", "host"}
     host = binding.get_host_cpu_features()
     if fixed or not (host.get("avx512vnni") or host.get("avxvnni")):
         return None
     from cabm.engine import vnni
 
-    kernel = jit(vnni.residual_blocks)
+    kernel = jit(vnni.residual_blocks())
     return kernel if _tried(kernel) else None
 
 
 def _fuses(conv: QuantConv2d) -> bool:
-    from cabm.engine import vnni
+    from cabm.engine import vnni_ir
 
     plain = conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
-    square = conv.in_channels == conv.out_channels and conv.out_channels % vnni.GROUP == 0
+    square = conv.in_channels == conv.out_channels and conv.out_channels % vnni_ir.GROUP == 0
     return plain and square and conv.kernel_size == (3, 3)
 
 
 def _tried(kernel: Loop) -> bool:
-    """Try the call on sums of both ends, with factors that are powers of two: all is exact."""
-    from cabm.engine import vnni
+    """Run the call on extreme sums and compare; factors are powers of two, so all results are exact."""
+    from cabm.engine import vnni_ir
 
-    height, width, channels = 2, vnni.PIXELS + 1, vnni.GROUP
+    height, width, channels = 2, vnni_ir.PIXELS + 1, vnni_ir.GROUP
     generator = torch.Generator().manual_seed(0)
     convs = torch.randint(-127, 128, (2, channels, channels, 3, 3), generator=generator)
     convs[:, 0], convs[:, 1] = 127, -127

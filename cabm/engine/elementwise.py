@@ -1,25 +1,26 @@
-"""The steps between convolutions: sums and codes, in one pass each where numba is installed.
+"""The operations between convolutions: encode, add and encode, add and decode.
 
-Without numba the same float32 operations run one by one in PyTorch, with the same results.
+With numba each is one pass over memory (`cabm.engine.elementwise_loops`). Without numba PyTorch runs the
+same float32 operations one after another, with the same results.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.engine import elementwise_loops as kernels
+from cabm.engine import elementwise_loops
 from cabm.engine.grid import Grid, Storage
 from cabm.machine.compiled import Loop, jit, where_it_works
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The kernels, compiled."""
+    """The loops of `cabm.engine.elementwise_loops`, compiled."""
 
     encode: Loop
     add_encode: Loop
@@ -29,14 +30,13 @@ class Compiled:
 @cache
 @where_it_works
 def compiled() -> Compiled | None:
-    """Return the compiled kernels, or None without a numba that works; compiles at the first call."""
-    names = ("encode", "add_encode", "add_decode")
-    loops = Compiled(*(jit(getattr(kernels, name)) for name in names))
+    """Return the compiled loops, or None without a working numba; the first call compiles."""
+    loops = Compiled(*(jit(getattr(elementwise_loops, field.name)) for field in fields(Compiled)))
     return loops if _tried(loops) else None
 
 
 def _tried(loops: Compiled) -> bool:
-    """Try a kernel once, here and not in the threads that run tiles."""
+    """Run one loop now, so that a failure does not surface in the threads that run tiles."""
     grid = Grid(2.0, 2, Storage.SHIFTED)
     out = np.zeros(3, np.uint8)
     loops.encode(np.array([0.6, 5, -5], np.float32), np.float32(1), *_rounding(grid), out)
@@ -44,7 +44,7 @@ def _tried(loops: Compiled) -> bool:
 
 
 def encode(x: Tensor, grid: Grid, *, slope: float = 1.0) -> Tensor:
-    """Return the codes of float32 values (N,C,H,W), negative ones first multiplied by ``slope``."""
+    """Return the codes of float32 values (N,C,H,W); negative values are first multiplied by ``slope``."""
     loops = compiled()
     if loops is None:
         values = x if slope == 1 else torch.where(x < 0, x * np.float32(slope), x)
@@ -60,9 +60,9 @@ def add_encode(a: Tensor, a_scale: np.float32, b: Tensor, b_grid: Grid, out_grid
 
     Args:
         a: (N,C,H,W) int8 codes, or float32 with scale 1.
-        a_scale: its step.
-        b: (N,C,H,W) codes on ``b_grid``, uint8.
-        out_grid: of the result.
+        a_scale: the step of ``a``.
+        b: (N,C,H,W) uint8 codes of ``b_grid``.
+        b_grid, out_grid: of ``b`` and of the result.
     """
     loops = compiled()
     if loops is None:
@@ -86,12 +86,12 @@ def add_decode(a: Tensor, a_scale: np.float32, b: Tensor, b_grid: Grid) -> Tenso
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return ``x`` (N,C,H,W) laid out channels last, the layout of all byte tensors."""
+    """Return ``x`` (N,C,H,W) in channels-last layout, as all byte tensors are."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """Return the memory of a dense tensor (N,C,H,W) as it lies there."""
+    """Return the memory of a dense tensor (N,C,H,W) as a flat array that shares it."""
     return x.permute(0, 2, 3, 1).view(-1).numpy()
 
 
@@ -100,5 +100,5 @@ def _rounding(grid: Grid) -> tuple[np.float32, np.float32, np.float32, np.int32]
 
 
 def _codes(scaled: Tensor, grid: Grid) -> Tensor:
-    """Round and clip values in units of the step; overwrites them."""
+    """Round and clip values given in units of the step; overwrites them."""
     return dense(scaled.round_().clamp_(grid.low, grid.levels).add_(grid.zero).to(grid.dtype))

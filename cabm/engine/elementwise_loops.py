@@ -1,9 +1,9 @@
-"""Elementwise steps between convolutions, as plain loops that numba compiles into one vectorised pass.
+"""The elementwise operations between convolutions as plain loops, each compiled by numba to one pass.
 
-Written for numba, but never compiled at import: see `cabm.engine.elementwise`. All arithmetic is
-float32, every operation rounded by itself, as in the simulation.
+`cabm.engine.elementwise` compiles them. All arithmetic is float32, and each operation is rounded by itself,
+as in the simulation.
 
-Adding and subtracting 1.5 * 2^23 rounds a float32 of magnitude below 2^22 to the nearest whole number, half
+Adding and subtracting 1.5 * 2^23 rounds a float32 of magnitude below 2^22 to the nearest whole number, ties
 to even.
 """
 
@@ -13,13 +13,13 @@ import numpy as np
 
 
 def encode(x, slope, inverse, low, high, zero, out):
-    """Write the codes of x, negative values times slope, to out.
+    """Write the codes of x to out; negative values are first multiplied by slope.
 
     Args:
         x, out: flat float32 and byte arrays of one length.
         slope, inverse: float32.
-        low, high: float32 smallest and largest code.
-        zero: int32 byte of code 0.
+        low, high: float32, the smallest and the largest code.
+        zero: int32, the byte of code 0.
     """
     magic = np.float32(12582912.0)
     for i in range(x.size):
@@ -34,7 +34,7 @@ def add_encode(a, a_scale, b, b_scale, b_zero, inverse, low, high, zero, out):
     """Write the codes of a * a_scale + (b - b_zero) * b_scale to out.
 
     Args:
-        a, b, out: flat arrays of one length: int8 or float32, uint8, bytes.
+        a, b, out: flat arrays of one length, of int8 or float32, uint8, and bytes.
         a_scale, b_scale, inverse, low, high: float32.
         b_zero, zero: int32.
     """

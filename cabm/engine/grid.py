@@ -1,4 +1,4 @@
-"""How the whole numbers of a quantizer stand in bytes."""
+"""How a quantizer's integer codes are stored in bytes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from cabm.quant.functional import num_levels
 
 
 class Storage(Enum):
-    """A byte form of codes: the type, the byte of code 0, and whether codes have both signs."""
+    """How codes are stored: type, byte of code 0, and whether codes can be negative."""
 
-    POSITIVE = (torch.uint8, 0, False)  # after a ReLU; convolutions read it fastest
-    SHIFTED = (torch.uint8, 128, True)  # convolutions read unsigned bytes only
-    SIGNED = (torch.int8, 0, True)  # convolutions write it exactly: the shift would be rounded too
+    POSITIVE = (torch.uint8, 0, False)  # after a ReLU; the fastest input of a convolution
+    SHIFTED = (torch.uint8, 128, True)  # for negative inputs: convolutions read unsigned bytes only
+    SIGNED = (torch.int8, 0, True)  # for negative outputs: oneDNN would round the shift, too
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes of a quantizer as bytes: value = (byte - zero) * scale.
+    """The codes of one quantizer at one width, as bytes: value = (byte - zero) * scale (PAMS, eq. 2).
 
-    All factors are the float32 numbers that the simulation computes with (`cabm.quant`), so that the
-    same sums round to the same codes.
+    All factors are the float32 numbers of the simulation (`cabm.quant`), so equal sums round to equal
+    codes.
 
     Attributes:
         alpha: clip value, > 0.
-        bits: width; fewer than 8 bits use a part of the byte's range.
-        storage: the byte form.
+        bits: width, 2..8; below 8 bits a part of the byte's range is used.
+        storage: how the codes are stored.
     """
 
     alpha: float
@@ -39,39 +39,39 @@ class Grid:
 
     @cached_property
     def levels(self) -> int:
-        """n, the largest code."""
+        """The largest code, n = 2^(bits-1) - 1."""
         return num_levels(self.bits)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Type of the bytes."""
+        """Type of the bytes, uint8 or int8."""
         return self.storage.value[0]
 
     @cached_property
     def zero(self) -> int:
-        """Byte of code 0."""
+        """The byte of code 0."""
         return self.storage.value[1]
 
     @cached_property
     def low(self) -> int:
-        """Smallest code: -n, or 0."""
+        """The smallest code: -n, or 0 for POSITIVE."""
         return -self.levels if self.storage.value[2] else 0
 
     @cached_property
     def scale(self) -> np.float32:
-        """Step alpha / n."""
+        """The step, alpha / n."""
         return np.float32(self.alpha) / np.float32(self.levels)
 
     @cached_property
     def inverse(self) -> np.float32:
-        """n / alpha, by which a value is multiplied to be rounded to its code."""
+        """n / alpha; a value times this, rounded, is its code."""
         return np.float32(self.levels) / np.float32(self.alpha)
 
     @cached_property
     def divisor(self) -> np.float32 | None:
-        """The float32 number whose reciprocal is `inverse`; None where there is none.
+        """The float32 number whose reciprocal is exactly `inverse`; None if there is none.
 
-        Convolutions that write codes multiply by the reciprocal of what they are given.
+        oneDNN's convolutions that write codes are given a step, and multiply by its reciprocal.
         """
         candidates = (self.scale, np.nextafter(self.scale, np.float32(0)), np.nextafter(self.scale, np.inf))
         exact = (candidate for candidate in candidates if np.float32(1) / candidate == self.inverse)

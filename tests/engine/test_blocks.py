@@ -180,12 +180,12 @@ host = binding.get_host_cpu_features()
 host["avx512vnni"] = False
 binding.get_host_cpu_features = lambda: host
 import numba
-from cabm.engine import blocks, vnni
+from cabm.engine import blocks, vnni, vnni_ir
 
-kernel = numba.njit(vnni.residual_blocks)
+kernel = numba.njit(vnni.residual_blocks())
 assert blocks._tried(kernel), "wrong results"
 (code,) = kernel.inspect_asm().values()
-print(vnni.LANES, code.count("vpdpbusd") > 0, "zmm" in code)
+print(vnni_ir.LANES, code.count("vpdpbusd") > 0, "zmm" in code)
 """
 
 
