@@ -1,2 +1,1 @@
-"""Photographs on disk: the layouts that datasets have, the packed stores that training reads, and
-the patches cut from them."""
+"""Photographs on disk: folder layouts of data sets, packed stores and training patches."""

@@ -1,4 +1,4 @@
-"""The folder layouts of super-resolution data sets, and reading a pair of images from them."""
+"""Folder layouts of super-resolution data sets."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from cabm.imaging.formats import READABLE, is_image
 from cabm.imaging.images import read_rgb8
 from cabm.imaging.resize import crop_to_multiple, downscale
 
-DIV2K_TREE = (
-    "expected {root}/DIV2K_train_HR/0001.png ... and, optional, DIV2K_train_LR_bicubic/X4/0001x4.png"
+_DIV2K_TREE = (
+    "expected {root}/DIV2K_train_HR/0001.png ... and, optionally, DIV2K_train_LR_bicubic/X4/0001x4.png"
 )
-BENCHMARK_TREE = "expected {root}/HR/baby.png ... and, optional, {root}/LR_bicubic/X4/babyx4.png"
-DIV8K_TREE = "expected {root}/HR/1201.png ... and, optional, {root}/LR/1201.png"
-FOLDER_TREE = f"expected image files ({READABLE}) in {{root}}"
+_BENCHMARK_TREE = "expected {root}/HR/baby.png ... and, optionally, {root}/LR_bicubic/X4/babyx4.png"
+_DIV8K_TREE = "expected {root}/HR/1201.png ... and, optionally, {root}/LR/1201.png"
+_FOLDER_TREE = f"expected image files ({READABLE}) in {{root}}"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image of a data set, not read yet.
+    """The files of an image of a data set.
 
     Attributes:
         name: unique within its set.
         high: file of the high-resolution image.
-        low: file of the low-resolution image; None: made by bicubic.
-        halve: halve the high-resolution image first.
+        low: file of the low-resolution image; None: computed with bicubic.
+        halve: whether to halve the high-resolution image first.
     """
 
     name: str
@@ -39,17 +39,24 @@ class Pair:
     halve: bool = False
 
     def read(self, scale: int, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode the pair: hr (H,W,3) cropped to a multiple of the scale, lr (H/scale,W/scale,3), uint8.
+        """Decode the pair.
+
+        Args:
+            scale: high-resolution pixels per low-resolution pixel.
+            max_pixels: largest width times height of a file.
+
+        Returns:
+            hr (H, W, 3), cropped to a multiple of the scale, and lr (H / scale, W / scale, 3), both uint8.
 
         Raises:
-            InputError: a file cannot be read, or the sizes do not fit.
+            InputError: a file cannot be read, or the sizes do not match.
         """
         high = read_rgb8(self.high, max_pixels)
         if min(high.shape[:2]) < scale * (1 + self.halve):
             halved = " and halving" if self.halve else ""
             raise InputError(
                 f"{self.high}: {high.shape[1]}x{high.shape[0]} is too small for scale {scale}{halved}; "
-                "take it out"
+                "remove it"
             )
         if self.halve:
             high = downscale(crop_to_multiple(high, 2), 2)
@@ -61,7 +68,7 @@ class Pair:
         if low.shape[:2] != expected:
             raise InputError(
                 f"{self.low}: {low.shape[1]}x{low.shape[0]}, expected {expected[1]}x{expected[0]}, "
-                f"1/{scale} of {self.high}"
+                f"1/{scale} of {self.high}; replace it"
             )
         return high, low
 
@@ -69,30 +76,30 @@ class Pair:
 def folder_pairs(
     root: Path, scale: int, *, low: Path | None, recursive: bool, halve: bool
 ) -> Iterator[Pair]:
-    """Yield the images of a plain folder, sorted by name.
+    """Yield the images of a plain folder, sorted by path.
 
     Raises:
         InputError: the folder is missing or empty, or an image has no low-resolution partner.
     """
-    for path in _images(root, FOLDER_TREE.format(root=root), recursive=recursive):
+    for path in _images(root, _FOLDER_TREE.format(root=root), recursive=recursive):
         name = path.relative_to(root).with_suffix("").as_posix().replace("/", "_")
         partner = None
         if low is not None:
-            # Subfolders are mirrored: equal names in two of them are two images.
+            # Subfolders are mirrored, because two of them may contain the same name.
             folder = low / path.parent.relative_to(root)
-            partner = _partner(folder, path.stem, scale, FOLDER_TREE.format(root=folder))
+            partner = _partner(folder, path.stem, scale, _FOLDER_TREE.format(root=folder))
         yield Pair(name, path, partner, halve)
 
 
 def div2k_pairs(root: Path, scale: int, first: int, last: int) -> Iterator[Pair]:
-    """Yield images FIRST to LAST of DIV2K; validation ones may lie in DIV2K_valid_HR too.
+    """Yield images ``first`` to ``last`` of DIV2K, from DIV2K_train_HR or DIV2K_valid_HR.
 
     Raises:
-        InputError: an image or its low-resolution partner is missing, or FIRST is after LAST.
+        InputError: an image or its low-resolution partner is missing, or ``first`` is after ``last``.
     """
-    tree = DIV2K_TREE.format(root=root)
+    tree = _DIV2K_TREE.format(root=root)
     if first > last:
-        raise InputError(f"{root}: there are no DIV2K images from {first} to {last}; give first and last")
+        raise InputError(f"{root}: no DIV2K images from {first} to {last}; set first and last")
     for number in range(first, last + 1):
         name = f"{number:04d}"
         parts = [
@@ -106,15 +113,15 @@ def div2k_pairs(root: Path, scale: int, first: int, last: int) -> Iterator[Pair]
 
 
 def benchmark_pairs(root: Path, scale: int) -> Iterator[Pair]:
-    """Yield the images of Set5, Set14, B100, Urban100 and their like."""
+    """Yield the images of Set5, Set14, B100, Urban100 or a set with the same layout."""
     yield from _high_and_low(
-        root, root / "LR_bicubic" / f"X{scale}", scale, BENCHMARK_TREE.format(root=root)
+        root, root / "LR_bicubic" / f"X{scale}", scale, _BENCHMARK_TREE.format(root=root)
     )
 
 
 def div8k_pairs(root: Path, scale: int) -> Iterator[Pair]:
     """Yield the images of Test2K, Test4K or Test8K."""
-    yield from _high_and_low(root, root / "LR", scale, DIV8K_TREE.format(root=root))
+    yield from _high_and_low(root, root / "LR", scale, _DIV8K_TREE.format(root=root))
 
 
 def _high_and_low(root: Path, low: Path, scale: int, tree: str) -> Iterator[Pair]:
@@ -134,7 +141,7 @@ def _images(folder: Path, tree: str, *, recursive: bool) -> list[Path]:
 
 
 def _partner(folder: Path, stem: str, scale: int, tree: str) -> Path:
-    """Find the low-resolution image of a name: ``NAMEx4`` as DIV2K has it, or ``NAME``."""
+    """Find the low-resolution image of a name: ``NAMEx4``, as in DIV2K, or ``NAME``."""
     for name in (f"{stem}x{scale}", stem):
         found = sorted(path for path in folder.glob(f"{escape(name)}.*") if is_image(path))
         found = [path for path in found if path.stem == name]  # not NAME.old.png

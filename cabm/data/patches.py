@@ -15,22 +15,21 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Sampler(Protocol):
-    """Batches as a pure function of the step, so that resuming needs no sampler state."""
+    """Yields batches as a pure function of the step, so that resuming needs no sampler state."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return low resolution (B,3,p,p) and high resolution (B,3,p*s,p*s), uint8."""
+        """Return lr (B, 3, p, p) and hr (B, 3, p * scale, p * scale), uint8."""
         ...
 
 
 class PatchSampler:
     """Draws batches of aligned low- and high-resolution patches.
 
-    Every patch position of every image is equally likely (so an image is drawn in proportion to its
-    number of positions), or every row of ``positions`` when given. With ``augment`` each pair is
-    flipped or turned by one of the eight symmetries of the square, all equally likely.
+    All patch positions of all images are equally likely, or all rows of ``positions`` if given. With
+    ``augment``, each pair is transformed by one of the eight symmetries of the square, all equally likely.
 
-    A batch depends on nothing but the seed and the step (a counter-based generator), so training
-    resumes exactly, and processes share a batch without talking.
+    A batch depends only on the seed and the step (a counter-based generator), so training resumes exactly,
+    and processes share a batch without communication.
     """
 
     def __init__(
@@ -45,26 +44,27 @@ class PatchSampler:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Plan the positions; reads no pixels.
+        """Count the positions, without reading pixels.
 
         Args:
             store: the image pairs.
-            batch_size: patches in the batch of all processes together.
+            batch_size: patches per batch, over all processes.
             lr_patch: side of a low-resolution patch in pixels.
             seed: 0 or more.
-            augment: flip and turn at random.
+            augment: apply random flips and rotations.
             positions: (N, 3) integers: image, top row, left column in low-resolution pixels.
-            rank: which share of the batch to draw, 0..world - 1.
-            world: number of equal shares that the batch is cut into.
+            rank: share of the batch to return, 0..world - 1.
+            world: number of equal shares of a batch.
 
         Raises:
-            InputError: no image is as large as a patch, a position is outside its image, or the
-                batch cannot be shared equally.
+            InputError: all images are smaller than a patch, a position is outside its image, or the batch
+                size is not a multiple of ``world``.
         """
         assert batch_size >= 1 and lr_patch >= 1 and seed >= 0 and 0 <= rank < world
         if batch_size % world:
             raise InputError(
-                f"a batch of {batch_size} patches cannot be shared by {world} processes; make it a multiple"
+                f"a batch of {batch_size} patches cannot be shared by {world} processes;"
+                f" use a multiple of {world}"
             )
         self.store = store
         self.batch_size = batch_size
@@ -88,7 +88,7 @@ class PatchSampler:
 
     @property
     def num_positions(self) -> int:
-        """How many different patches there are to draw, before augmentation."""
+        """Number of different patches, without augmentation."""
         return int(self._ends[-1]) if self._positions is None else len(self._positions)
 
     def batch(self, step: int) -> Batch:
@@ -98,8 +98,8 @@ class PatchSampler:
             step: 0 or more.
 
         Returns:
-            lr (B, 3, p, p) and hr (B, 3, p * scale, p * scale), uint8 RGB, 0..255; B is the batch
-            size divided by ``world``.
+            lr (B, 3, p, p) and hr (B, 3, p * scale, p * scale), uint8 RGB in 0..255; B is the batch size
+            divided by ``world``.
         """
         images, tops, lefts, symmetries = (a[self._shard] for a in self.draw(step))
         scale, patch = self.store.scale, self.lr_patch
@@ -115,7 +115,7 @@ class PatchSampler:
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return image, top, left (low-resolution pixels) and symmetry (0..7) of the whole batch."""
         generator = np.random.Philox(key=self.seed, counter=[0, 0, 0, step])
-        # Raw words: unlike Generator's methods their stream is guaranteed by NumPy. The modulo is
+        # NumPy guarantees the stream of raw words, but not that of Generator's methods. The modulo is
         # biased by less than 2**-30 for any data set that fits on a disk.
         raw = generator.random_raw(2 * self.batch_size)
         chosen = (raw[: self.batch_size] % np.uint64(self.num_positions)).astype(np.int64)
@@ -133,24 +133,26 @@ class PatchSampler:
     def _check_positions(self, positions: np.ndarray) -> None:
         if positions.ndim != 2 or positions.shape[1] != 3 or positions.dtype.kind not in "iu":
             raise InputError(
-                f"positions of shape {positions.shape} and type {positions.dtype} cannot be used;"
-                " (N, 3) integers are needed: run the prepare stage again"
+                f"positions have shape {positions.shape} and type {positions.dtype}, not (N, 3) integers;"
+                " run the prepare stage again"
             )
         if len(positions) == 0:
-            raise InputError(f"{self.store.directory}: no positions to sample from")
+            raise InputError(
+                f"{self.store.directory}: no positions to sample from; run the prepare stage again"
+            )
         for first in range(0, len(positions), 1 << 20):
             image, top, left = positions[first : first + (1 << 20)].T.astype(np.int64)
             inside = (image >= 0) & (image < len(self.store)) & (top >= 0) & (left >= 0)
             rows, columns = self._grid[np.where(inside, image, 0)].T
             if not (inside & (top < rows) & (left < columns)).all():
                 raise InputError(
-                    f"{self.store.directory}: a sampling position lies outside its image for"
-                    f" patches of {self.lr_patch}: run the prepare stage again"
+                    f"{self.store.directory}: a sampling position is outside its image for"
+                    f" patches of {self.lr_patch}; run the prepare stage again"
                 )
 
 
 def _copy(target: np.ndarray, image: np.ndarray, top: int, left: int, symmetry: int) -> None:
-    """Copy a patch of (H, W, 3) into the (3, p, p) target, turned by one of the 8 symmetries."""
+    """Copy a patch of (H, W, 3) to the (3, p, p) target, transformed by one of the 8 symmetries."""
     size = target.shape[1]
     patch = image[top : top + size, left : left + size].transpose(2, 0, 1)
     if symmetry & 1:

@@ -1,9 +1,9 @@
-"""The prepare stage: sources to packed stores, and ranked patch positions."""
+"""Pack all photographs into stores, and rank patch positions of the training images."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from cabm.data.layout import Pair
 from cabm.data.sampling import rank_positions
-from cabm.data.sources import HoldOut, PrepareSettings, read_pairs, test_name
+from cabm.data.sources import HoldOut, PrepareSettings, test_name
 from cabm.data.store import PackedStore, check_measurable_size, pack
 from cabm.errors import InputError
 from cabm.files import atomic_write
@@ -22,22 +22,24 @@ from cabm.files import atomic_write
 POSITIONS_FILE = "positions.npy"
 
 Report = Callable[[str, int, int], None]
+"""Called with the part, the number of finished images and the number of all images."""
 
 
 def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Report) -> dict[str, Any]:
-    """Pack all images and rank patch positions where informative sampling is asked for.
+    """Pack all images, and rank patch positions for informative sampling.
 
     Args:
-        settings: sources.
-        scale: upscaling.
-        directory: gets ``train``, ``validation`` and ``test/NAME``.
-        report: called with what is packed, images done and images in all.
+        settings: sources and sampling.
+        scale: factor of upscaling.
+        directory: parent of the stores ``train``, ``validation`` and ``test/NAME``.
+        report: called after each image.
 
     Returns:
-        Images and megapixels by set; seconds per megapixel of the ranking, if done.
+        Number of images and megapixels of each store; number of positions and seconds per megapixel of the
+        ranking, if there is one.
 
     Raises:
-        InputError: a source is missing, empty or damaged, or an image to measure on is too small; the
+        InputError: a source is missing, empty or damaged, or a validation or test image is too small. The
             message names the path.
     """
     train = [pair for source in settings.train for pair in source.pairs("train", scale)]
@@ -50,11 +52,8 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
 
     summary: dict[str, Any] = {}
     for name, pairs in parts.items():
-        named = _with_unique_names(pairs)
-        images = read_pairs(named, scale, settings.max_pixels)
-        if name != "train":
-            images = _measurable(images, name, scale)
-        store = pack(_reported(images, name, len(named), report), directory / name, scale)
+        images = _read(_with_unique_names(pairs), name, scale, settings.max_pixels, report)
+        store = pack(images, directory / name, scale)
         summary[name.replace("/", "_")] = {
             "images": len(store),
             "megapixels": round(_pixels(store) / 1e6, 3),
@@ -65,21 +64,31 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
 
 
 def load_positions(directory: Path, settings: PrepareSettings, patch: int) -> np.ndarray | None:
-    """Return the ranked positions (N,3) of training patches, None for uniform sampling.
+    """Read the ranked positions of training patches.
+
+    Args:
+        directory: parent of the store ``train``.
+        settings: as given to `prepare`.
+        patch: side of the training patches in low-resolution pixels.
+
+    Returns:
+        (N, 3) memory-mapped integers: image, top row, left column in low-resolution pixels. None for
+        uniform sampling.
 
     Raises:
-        InputError: they were ranked for another patch, or are missing.
+        InputError: the positions were ranked for another patch size, or are missing or damaged.
     """
     if settings.sampling.kind == "uniform":
         return None
     if settings.sampling.patch != patch:
         raise InputError(
-            f"prepare.sampling.patch is {settings.sampling.patch}, a step trains on {patch}: set both alike"
+            f"prepare.sampling.patch is {settings.sampling.patch}, but a stage trains on {patch};"
+            " use the same value"
         )
     path = directory / "train" / POSITIONS_FILE
     try:
         positions = np.load(path, mmap_mode="r", allow_pickle=False)
-    # numpy parses a header, and multiplies its shape before it looks for the values
+    # damaged headers fail while NumPy parses them, or while it computes the size from the shape
     except (OSError, ValueError, EOFError, SyntaxError, TokenError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: no ranked positions ({reason}); run the prepare stage again") from None
@@ -108,7 +117,8 @@ def _rank(settings: PrepareSettings, directory: Path, report: Report) -> dict[st
     positions = np.concatenate(ranked).astype(np.int32)
     if not len(positions):
         raise InputError(
-            f"prepare.sampling: no training image holds a patch of {sampling.patch}; use a smaller one"
+            f"prepare.sampling: all training images are smaller than a patch of {sampling.patch};"
+            " use a smaller patch"
         )
     with atomic_write(directory / "train" / POSITIONS_FILE) as temporary, temporary.open("wb") as file:
         np.save(file, positions, allow_pickle=False)
@@ -117,7 +127,7 @@ def _rank(settings: PrepareSettings, directory: Path, report: Report) -> dict[st
 
 
 def _hold_out(pairs: list[Pair], number: int) -> tuple[list[Pair], list[Pair]]:
-    """Split off ``number`` pairs spread evenly over all."""
+    """Split ``pairs`` into the rest and ``number`` evenly spread ones."""
     if number >= len(pairs):
         raise InputError(
             f"prepare.validation.hold_out: {number} of {len(pairs)} training images leaves none; lower it"
@@ -128,7 +138,7 @@ def _hold_out(pairs: list[Pair], number: int) -> tuple[list[Pair], list[Pair]]:
 
 
 def _with_unique_names(pairs: list[Pair]) -> list[Pair]:
-    """Number the names that several sources share."""
+    """Add a number to names that occur in several sources."""
     taken: set[str] = set()
     named = []
     for pair in pairs:
@@ -142,21 +152,16 @@ def _with_unique_names(pairs: list[Pair]) -> list[Pair]:
     return named
 
 
-def _measurable(
-    images: Iterable[tuple[str, np.ndarray, np.ndarray]], part: str, scale: int
+def _read(
+    pairs: list[Pair], part: str, scale: int, max_pixels: int, report: Report
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Refuse images that are too small to be measured, before they cost hours of training."""
-    for name, high, low in images:
-        check_measurable_size(f"prepare.{part}", name, *high.shape[:2], scale)
-        yield name, high, low
-
-
-def _reported(
-    images: Iterable[tuple[str, np.ndarray, np.ndarray]], part: str, total: int, report: Report
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    for done, image in enumerate(images, start=1):
-        yield image
-        report(part, done, total)
+    """Decode pairs one by one: name, hr, lr."""
+    for done, pair in enumerate(pairs, start=1):
+        high, low = pair.read(scale, max_pixels)
+        if part != "train":  # the evaluation would refuse small images after hours of training
+            check_measurable_size(f"prepare.{part}", pair.name, *high.shape[:2], scale)
+        yield pair.name, high, low
+        report(part, done, len(pairs))
 
 
 def _pixels(store: PackedStore) -> int:

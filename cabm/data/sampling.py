@@ -1,12 +1,11 @@
-"""Informative patch positions: where bilinear upscaling fails, a network has most to learn.
+"""Informative patch positions: training on patches that bilinear upscaling gets most wrong.
 
-SamplingAug (BMVC 2021, arXiv 2111.15185): every patch position of an image is ranked by the PSNR of
-its bilinearly upscaled low-resolution image against the original, all positions at once by integral
-images, and training draws from the hardest portion.
+SamplingAug (BMVC 2021, arXiv 2111.15185) ranks every patch position of an image by the PSNR of the
+bilinearly upscaled low-resolution patch. Training draws from the hardest portion.
 
-Patches lie on whole low-resolution pixels, so the squared error is summed over each such pixel first;
-the rest works on an array that is scale^2 smaller. Bilinear weights of a whole factor are fractions
-over 2 scale: all sums are exact integers, and positions of equal error keep the order of reading.
+Patches start at whole low-resolution pixels, so the squared error is first summed over each such pixel, and
+the windows are summed on an array that is smaller by scale^2. For a whole factor, bilinear weights are
+fractions over 2 * scale, so all sums are exact integers, and equal errors keep their order in the image.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import numpy as np
 Variant = Literal["greedy", "nms", "darts"]
 
 BAND_PIXELS = 1 << 15
-"""Errors are made in bands of about this many low-resolution pixels, which stay in the cache."""
+"""Approximate low-resolution pixels whose errors are computed at a time, to stay in the cache."""
 
 CHUNK = 1 << 12
-"""Candidates that are sifted at once when overlaps are rejected."""
+"""Candidates that are checked for overlap at a time."""
 
 
 def rank_positions(
@@ -36,10 +35,10 @@ def rank_positions(
 ) -> np.ndarray:
     """Return the patch positions of an image that bilinear upscaling gets most wrong.
 
-    The candidates of all variants are the hardest ``portion`` of all positions (at least one). ``greedy``
-    keeps them all. ``nms`` goes through them from the hardest and drops what overlaps one already kept;
-    ``darts`` does the same in random order. The two keep far fewer positions, of which none can be added.
-    (The paper's code fixes the number of sparse positions instead and throws darts over easy ones too.)
+    The candidates are the hardest ``portion`` of all positions, at least one. ``greedy`` keeps all of them.
+    ``nms`` visits them from the hardest and drops those that overlap a kept one; ``darts`` visits them in
+    random order. Both keep far fewer positions, but no candidate could be added without overlap. (The
+    paper's code fixes the number of sparse positions instead, and also throws darts at easy ones.)
 
     Args:
         hr: (h * scale, w * scale, 3) uint8, 0..255.
@@ -47,12 +46,12 @@ def rank_positions(
         scale: 1 to 8.
         lr_patch: side of a patch in low-resolution pixels.
         portion: share of the positions that are candidates, above 0 up to 1.
-        variant: how candidates are chosen.
-        seed: order of the darts.
+        variant: ``greedy``, ``nms`` or ``darts``.
+        seed: for the order of ``darts``.
 
     Returns:
         (N, 2) int64: top and left of patches in low-resolution pixels, the hardest first (``darts``: in
-        the order of throwing); no rows if the image is smaller than a patch.
+        random order); no rows if the image is smaller than a patch.
     """
     assert 0 < portion <= 1 and lr_patch >= 1 and seed >= 0
     if min(lr.shape[:2]) < lr_patch:
@@ -60,7 +59,7 @@ def rank_positions(
     errors = patch_errors(hr, lr, scale, lr_patch)
     candidates = _hardest(errors.ravel(), max(1, round(portion * errors.size)))
     if variant == "darts":
-        # Raw words, as in PatchSampler: their stream is guaranteed by NumPy.
+        # NumPy guarantees the stream of raw words; see PatchSampler.
         raw = np.random.Philox(key=seed).random_raw(len(candidates))
         candidates = candidates[np.argsort(raw, kind="stable")]
     if variant != "greedy":
@@ -78,8 +77,8 @@ def patch_errors(hr: np.ndarray, lr: np.ndarray, scale: int, lr_patch: int) -> n
         lr_patch: side p of a patch in low-resolution pixels.
 
     Returns:
-        (h - p + 1, w - p + 1) int64, over R, G and B, in levels^2 / (2 scale)^4. The greater, the lower
-        the PSNR.
+        (h - p + 1, w - p + 1) int64, over R, G and B, in levels^2 / (2 scale)^4. A larger error
+        means a lower PSNR.
     """
     return _window_sums(_window_sums(pixel_errors(hr, lr, scale), lr_patch).T, lr_patch).T
 
@@ -87,7 +86,7 @@ def patch_errors(hr: np.ndarray, lr: np.ndarray, scale: int, lr_patch: int) -> n
 def pixel_errors(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
     """Sum the squared error of bilinear upscaling over every low-resolution pixel.
 
-    Pixel centres are aligned as in `cabm.imaging.resize`; the border repeats its pixels.
+    Pixel centres are aligned as in `cabm.imaging.resize`; border pixels are repeated.
 
     Args:
         hr: (h * scale, w * scale, 3) uint8, 0..255.
@@ -101,7 +100,7 @@ def pixel_errors(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
     assert 1 <= scale <= 8 and hr.dtype == lr.dtype == np.uint8 and lr.shape == (height, width, 3)
     assert hr.shape == (height * scale, width * scale, 3)
     unit = (2 * scale) ** 2
-    # The square of the largest difference has to fit; sums of squares are taken in 64 bits.
+    # The square of the largest difference must fit; sums of squares use 64 bits.
     dtype = np.int32 if (255 * unit) ** 2 < 2**31 else np.int64
     total = np.zeros((height, width), np.int64)
     band = max(1, BAND_PIXELS // width)
@@ -125,14 +124,14 @@ def pixel_errors(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _between(rows: np.ndarray, phase: int, scale: int) -> np.ndarray:
-    """Interpolate (N + 2, W) rows at one of ``scale`` phases of the inner N, times 2 scale."""
+    """Interpolate (N + 2, W) rows at one of ``scale`` phases of the inner N, times 2 * scale."""
     offset = 2 * phase + 1 - scale
     neighbour = rows[2:] if offset > 0 else rows[:-2]
     return rows[1:-1] * rows.dtype.type(2 * scale - abs(offset)) + neighbour * rows.dtype.type(abs(offset))
 
 
 def _window_sums(x: np.ndarray, size: int) -> np.ndarray:
-    """Sum every ``size`` neighbouring rows of (N, W): the difference of two running sums."""
+    """Sum all windows of ``size`` rows of (N, W), as differences of running sums."""
     running = np.cumsum(x, axis=0)
     sums = running[size - 1 :].copy()
     sums[1:] -= running[:-size]
@@ -140,14 +139,14 @@ def _window_sums(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def _hardest(errors: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the ``count`` greatest errors, the greatest first, equals in order."""
+    """Return the indices of the ``count`` largest errors, the largest first, equal ones in order."""
     least = np.partition(errors, errors.size - count)[errors.size - count]
     found = np.flatnonzero(errors >= least)
     return found[np.argsort(-errors[found], kind="stable")][:count]
 
 
 def _without_overlap(candidates: np.ndarray, shape: tuple[int, int], patch: int) -> np.ndarray:
-    """Keep the candidates (flat indices of positions) that overlap none kept before them."""
+    """Return the candidates (flat indices of positions) that overlap no earlier one that is kept."""
     blocked = np.zeros(shape, bool)
     kept = []
     for first in range(0, len(candidates), CHUNK):

@@ -1,4 +1,4 @@
-"""Where photographs come from: folders in the layouts that people have, and what ships with libraries."""
+"""The ``prepare`` section of params.yaml: sources of photographs, and which patches to draw."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from cabm.data.layout import Pair, benchmark_pairs, div2k_pairs, div8k_pairs, folder_pairs
 
 Count = Annotated[int, Field(ge=1)]
 
-# Natural photographs inside the wheels of scikit-image and scikit-learn; nothing is downloaded.
-# The motorcycles are a stereo pair, so both are in one part.
+# Photographs inside the wheels of scikit-image and scikit-learn, so that nothing is downloaded.
+# The motorcycles are a stereo pair and stay in one part.
 SAMPLE = {
     "train": (
         "sklearn/datasets/images/china.jpg",
@@ -41,7 +40,7 @@ class _Source(BaseModel):
 
 
 class SampleSource(_Source):
-    """Photographs that ship inside the wheels of scikit-image and scikit-learn."""
+    """Photographs inside the wheels of scikit-image and scikit-learn."""
 
     source: Literal["sample"]
 
@@ -49,7 +48,7 @@ class SampleSource(_Source):
     """Name of the set in results."""
 
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
-        """Yield the photographs of a part."""
+        """Yield the photographs of one part."""
         for entry in SAMPLE[part]:
             package, _, inside = entry.partition("/")
             spec = find_spec(package)
@@ -59,7 +58,7 @@ class SampleSource(_Source):
 
 
 class FolderSource(_Source):
-    """A folder of high-resolution images, with low-resolution ones beside it or made by us."""
+    """A folder of high-resolution images, with or without a folder of low-resolution ones."""
 
     source: Literal["folder"]
 
@@ -67,46 +66,46 @@ class FolderSource(_Source):
     """Folder of high-resolution images."""
 
     name: str | None = None
-    """Name of the set in results; the folder's by default."""
+    """Name of the set in results. Default: the name of the folder."""
 
     low_resolution: Path | None = None
-    """Folder of low-resolution images of the same names; made by MATLAB-exact bicubic if not given."""
+    """Folder of low-resolution images with the same names. Default: computed with MATLAB-exact bicubic."""
 
     recursive: bool = False
-    """Take subfolders too."""
+    """Include subfolders."""
 
     halve: bool = False
-    """Halve the images first (bicubic), which cleans compressed or noisy photographs."""
+    """Halve the images first (bicubic), to reduce noise and compression artefacts."""
 
     @model_validator(mode="after")
     def _halved_images_have_no_other_low_resolution(self) -> FolderSource:
         if self.halve and self.low_resolution is not None:
-            raise ValueError("halve changes the originals, so that low_resolution would not fit them")
+            raise ValueError("halve changes the originals, so low_resolution would not match them")
         return self
 
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
-        """Yield the folder's images in the order of their names."""
+        """Yield the images of the folder, sorted by path."""
         yield from folder_pairs(
             self.path, scale, low=self.low_resolution, recursive=self.recursive, halve=self.halve
         )
 
 
 class Div2kSource(_Source):
-    """DIV2K as it is distributed: 0001-0800 for training, 0801-0900 for validation and test."""
+    """DIV2K as distributed: images 1 to 800 for training, 801 to 900 for validation and test."""
 
     source: Literal["div2k"]
 
     root: Path
-    """Folder that holds DIV2K_train_HR and, if there, DIV2K_train_LR_bicubic."""
+    """Folder with DIV2K_train_HR and, optionally, DIV2K_train_LR_bicubic."""
 
     name: str = "DIV2K"
     """Name of the set in results."""
 
     first: Count | None = None
-    """First image number, to take fewer."""
+    """First image number. Default: that of the part."""
 
     last: Count | None = None
-    """Last image number."""
+    """Last image number. Default: that of the part."""
 
     @model_validator(mode="after")
     def _last_is_not_before_first(self) -> Div2kSource:
@@ -115,34 +114,34 @@ class Div2kSource(_Source):
         return self
 
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
-        """Yield the part's images."""
+        """Yield the images of one part."""
         start, end = (1, 800) if part == "train" else (801, 900)
         yield from div2k_pairs(self.root, scale, self.first or start, self.last or end)
 
 
 class BenchmarkSource(_Source):
-    """Set5, Set14, B100, Urban100 and their like: ROOT/NAME/HR and, if there, LR_bicubic/X4/NAMEx4.png."""
+    """Set5, Set14, B100, Urban100 and similar: ROOT/NAME/HR and, optionally, ROOT/NAME/LR_bicubic/X4."""
 
     source: Literal["benchmark"]
 
     root: Path
-    """Folder that holds the sets."""
+    """Folder of the sets."""
 
     name: str
-    """The set's folder."""
+    """Folder of the set inside ``root``, and its name in results."""
 
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
-        """Yield the set's images."""
+        """Yield the images of the set."""
         yield from benchmark_pairs(self.root / self.name, scale)
 
 
 class Div8kSource(_Source):
-    """Test2K, Test4K, Test8K: ROOT/HR and, if there, ROOT/LR."""
+    """Test2K, Test4K and Test8K, cut from DIV8K: ROOT/HR and, optionally, ROOT/LR."""
 
     source: Literal["test2k", "test4k", "test8k"]
 
     root: Path
-    """Folder that holds HR and LR."""
+    """Folder of HR and LR."""
 
     @property
     def name(self) -> str:
@@ -150,7 +149,7 @@ class Div8kSource(_Source):
         return self.source
 
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
-        """Yield the set's images."""
+        """Yield the images of the set."""
         yield from div8k_pairs(self.root, scale)
 
 
@@ -162,10 +161,10 @@ TestSource = Annotated[
 
 
 class HoldOut(_Source):
-    """Validation images taken out of the training images."""
+    """Validation images held out of the training images."""
 
     hold_out: Count
-    """How many, spread evenly over the training images."""
+    """Number of images, spread evenly over the training images."""
 
 
 def _kind_of_validation(value: Any) -> str:
@@ -174,19 +173,19 @@ def _kind_of_validation(value: Any) -> str:
 
 
 class Sampling(_Source):
-    """Which training patches are drawn."""
+    """How training patches are drawn."""
 
     kind: Literal["uniform", "informative"] = "uniform"
-    """All positions alike, or only those that bilinear upscaling gets most wrong (SamplingAug)."""
+    """All positions with equal probability, or only those with the largest error of bilinear upscaling."""
 
     patch: Annotated[int, Field(ge=8)] = 24
-    """Side of the ranked patches in low-resolution pixels; the patch of the steps that train on them."""
+    """Side of the ranked patches in low-resolution pixels; must equal the patch of the training stages."""
 
     portion: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the positions that is kept."""
+    """Share of the positions to keep."""
 
     variant: Literal["greedy", "nms", "darts"] = "greedy"
-    """The hardest ones; the hardest that do not overlap; a random choice among the hard (dart throwing)."""
+    """Keep all of them, drop overlapping ones in order of error, or drop them in random order."""
 
 
 class PrepareSettings(_Source):
@@ -199,25 +198,25 @@ class PrepareSettings(_Source):
         Annotated[TrainSource, Tag("a source")] | Annotated[HoldOut, Tag("held out")],
         Discriminator(_kind_of_validation),
     ]
-    """A source, or how many training images are held out."""
+    """A source, or the number of training images to hold out."""
 
     test: Annotated[tuple[TestSource, ...], Field(min_length=1)]
     """Test sets."""
 
     sampling: Sampling = Sampling()
-    """Which training patches are drawn."""
+    """How training patches are drawn."""
 
     max_pixels: Count = 200_000_000
-    """Largest image that is decoded."""
+    """Largest image to decode, width times height."""
 
     @model_validator(mode="after")
-    def _test_sets_have_names_of_their_own(self) -> PrepareSettings:
+    def _test_sets_have_different_names(self) -> PrepareSettings:
         names = [test_name(source) for source in self.test]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"test: two sets are called {name!r}; give one a name")
+                raise ValueError(f"test: two sets are named {name!r}; rename one")
             if name in ("", ".", "..") or set(name) & set("/\\") or not name.isprintable():
-                raise ValueError(f"test: {name!r} cannot name a set")
+                raise ValueError(f"test: {name!r} cannot be the name of a set")
         return self
 
 
@@ -226,15 +225,3 @@ def test_name(source: TestSource) -> str:
     if isinstance(source, FolderSource):
         return source.name if source.name is not None else source.path.name
     return source.name
-
-
-def read_pairs(
-    pairs: list[Pair], scale: int, max_pixels: int
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Decode pairs one by one: (name, hr (H,W,3) uint8, lr (H/scale,W/scale,3) uint8).
-
-    Raises:
-        InputError: an image cannot be read, or a low-resolution one has the wrong size.
-    """
-    for pair in pairs:
-        yield pair.name, *pair.read(scale, max_pixels)

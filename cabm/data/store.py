@@ -1,9 +1,9 @@
-"""The packed store: image pairs as flat uint8 files with an index, read by memory map.
+"""The packed store: image pairs in flat uint8 files with an index, which are memory-mapped.
 
-A training patch then costs a copy of its own bytes. A store is a directory of three files:
+Reading a training patch only copies the bytes of the patch. A store is a directory of three files:
 
-    index.json   format, scale, and per image: name, shapes, offsets; sizes and SHA-256 of the others
-    hr.bin       the high-resolution images, (H, W, 3) uint8 one after the other
+    index.json   format and scale; name, size and offsets of each image; size and SHA-256 of the other files
+    hr.bin       the high-resolution images, (H, W, 3) uint8, one after another
     lr.bin       the low-resolution images, (H / scale, W / scale, 3) uint8
 
 The same pairs give the same bytes.
@@ -20,14 +20,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cabm.errors import InputError
+from cabm.errors import InputError, describe
 from cabm.files import atomic_directory, read_json
 
 FORMAT = "cabm.packed/1"
 HR_FILE, LR_FILE, INDEX_FILE = "hr.bin", "lr.bin", "index.json"
 
 SSIM_WINDOW = 11
-"""Side in pixels of the window of SSIM; images to be measured must hold one inside the shaved border."""
+"""Side of the SSIM window in pixels; it must fit into a measured image inside the shaved border."""
 
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
 Offset = Annotated[int, Field(ge=0)]
@@ -59,7 +59,7 @@ class _Index(_Strict):
 
 
 class PackedStore:
-    """Pairs of images in a directory that :func:`pack` wrote. Images are memory-mapped views."""
+    """Pairs of images in a directory that `pack` wrote, as memory-mapped views."""
 
     def __init__(self, directory: Path, index: _Index) -> None:
         self.directory = directory
@@ -71,10 +71,10 @@ class PackedStore:
 
     @classmethod
     def open(cls, directory: str | Path) -> PackedStore:
-        """Open a store after checking every value of its index against the files.
+        """Open a store and check its index against the files.
 
         Raises:
-            InputError: a file is missing, or the index is not what :func:`pack` writes.
+            InputError: a file is missing, or the index is not one that `pack` writes.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -83,10 +83,8 @@ class PackedStore:
         try:
             index = _Index.model_validate(read_json(path))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
             raise InputError(
-                f"{path}: not an index of {FORMAT}: {where}: {first['msg']}; run the prepare stage again"
+                f"{path}: not an index of {FORMAT}: {describe(error)}; run the prepare stage again"
             ) from None
         _check_index(directory, index)
         return cls(directory, index)
@@ -106,28 +104,28 @@ class PackedStore:
         return _view(self._lr, entry.lr_offset, height, width)
 
     def lr_shape(self, image: int) -> tuple[int, int]:
-        """Return height and width of one low-resolution image without touching its pixels."""
+        """Return height and width of one low-resolution image without reading its pixels."""
         entry = self._index.images[image]
         return entry.height // self.scale, entry.width // self.scale
 
     @property
     def sha256(self) -> str:
-        """A hash of all pixels and names, as the index records it: the identity of the data set."""
+        """Hash of the index, which contains all names and the hashes of all pixels."""
         return hashlib.sha256(self._index.model_dump_json().encode()).hexdigest()
 
 
 def pack(
     pairs: Iterable[tuple[str, np.ndarray, np.ndarray]], directory: str | Path, scale: int
 ) -> PackedStore:
-    """Write pairs of images as a store that replaces ``directory``, one pair in memory at a time.
+    """Write pairs of images as a store, with one pair in memory at a time.
 
     Args:
         pairs: (name, hr (H, W, 3) uint8, lr (H / scale, W / scale, 3) uint8).
-        directory: the store to write; what is there is replaced when all is written.
-        scale: the factor between the two images of each pair.
+        directory: the store; replaced when all pairs are written.
+        scale: high-resolution pixels per low-resolution pixel.
 
     Raises:
-        InputError: there are no pairs, a name comes twice or is not plain.
+        InputError: there are no pairs, or a name occurs twice or is not plain.
     """
     directory = Path(directory)
     images: list[_Image] = []
@@ -187,7 +185,7 @@ def check_measurable_size(where: str | Path, name: str, height: int, width: int,
 
 
 def _view(flat: np.ndarray, offset: int, height: int, width: int) -> np.ndarray:
-    # A plain array: every slice of np.memmap would pay for its subclass.
+    # A plain array, because slicing the subclass np.memmap is slow.
     return np.asarray(flat)[offset : offset + height * width * 3].reshape(height, width, 3)
 
 
@@ -208,17 +206,17 @@ def _check_index(directory: Path, index: _Index) -> None:
             raise InputError(f"{path}: no such file; run the prepare stage again")
         if path.stat().st_size != entry.size:
             raise InputError(
-                f"{path}: has {path.stat().st_size} bytes, its index says {entry.size};"
+                f"{path}: has {path.stat().st_size} bytes, but {entry.size} in the index;"
                 " run the prepare stage again"
             )
         end = 0
-        # pack() leaves no gaps, so anything else (overlap, gap, past the end) is damage.
+        # pack() leaves no gaps, so a gap or an overlap is damage.
         for image in index.images:
             offset = image.hr_offset if name == HR_FILE else image.lr_offset
             if offset != end:
                 raise InputError(
                     f"{directory / INDEX_FILE}: {image.name}: starts at byte {offset} of {name},"
-                    f" {end} expected; run the prepare stage again"
+                    f" not at {end}; run the prepare stage again"
                 )
             end += (image.height // shrink) * (image.width // shrink) * 3
         if end != entry.size:
@@ -229,7 +227,7 @@ def _check_index(directory: Path, index: _Index) -> None:
 
 
 def _check_name(name: str, seen: set[str], where: Path) -> None:
-    """Names become file names of figures and crops: one plain path component each, all different."""
+    """Check that a name is a plain and new path component: figures and crops are named after images."""
     plain = name.isprintable() and name not in ("", ".", "..") and not set(name) & set('/\\:*?"<>|')
     if not plain or len(name) > 200:
         raise InputError(f"{where}: {name!r} is not a plain image name; rename the image")
@@ -239,7 +237,7 @@ def _check_name(name: str, seen: set[str], where: Path) -> None:
 
 
 def data_hash(directory: Path) -> str | None:
-    """Return one hash of all packed stores under a directory; None where there are none.
+    """Return one hash of all packed stores in a directory; None if there are none.
 
     Raises:
         InputError: a store is damaged.

@@ -203,7 +203,7 @@ def test_uniform_sampling_ranks_nothing(photos, tmp_path):
 def test_positions_for_another_patch_are_refused(photos, tmp_path):
     params = make_settings(photos, sampling=INFORMATIVE)
     run(params, tmp_path / "out")
-    with pytest.raises(InputError, match="patch is 8, a step trains on 12: set both alike"):
+    with pytest.raises(InputError, match="patch is 8, but a stage trains on 12; use the same value"):
         load_positions(tmp_path / "out", params, 12)
 
 
@@ -228,7 +228,9 @@ def test_positions_that_are_missing_or_damaged_are_refused(photos, tmp_path):
 
 def test_images_without_a_patch_are_refused_when_ranking(photos, tmp_path):
     params = make_settings(photos, sampling=INFORMATIVE | {"patch": 30})
-    with pytest.raises(InputError, match="no training image holds a patch of 30; use a smaller one"):
+    with pytest.raises(
+        InputError, match="all training images are smaller than a patch of 30; use a smaller"
+    ):
         run(params, tmp_path / "out")
 
 
