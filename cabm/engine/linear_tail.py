@@ -1,13 +1,14 @@
-"""EDSR's linear tail as one convolution, right up to the border.
+"""EDSR's linear tail as one convolution, exact up to the border.
 
-`cabm.models.tail.collapse` composes the tail into one kernel that holds inside the image. At its border the
-intermediate layers pad with zeros what the one kernel takes for real, so the pixels of the outermost ring
-(`scale` output pixels) have kernels of their own: the same composition without the taps outside. They are
-eight: four sides and four corners.
+`cabm.models.tail.collapse` composes the tail into one kernel. It is exact inside the image, but not at the
+border: the tail's own layers pad their inputs with zeros, where the one kernel would use values that it
+computes beyond the border. The outermost ring of low-resolution pixels therefore has eight kernels of its
+own, for four sides and four corners: the same composition without the taps beyond the border.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.elementwise import dense
+from cabm.engine.float_conv import minus_image
 from cabm.models.tail import compose_kernels
 
 
 class Edge(NamedTuple):
-    """On which sides of the image a low-resolution pixel lies."""
+    """The sides of the image that a low-resolution pixel touches."""
 
     top: bool = False
     bottom: bool = False
@@ -31,27 +33,23 @@ class Edge(NamedTuple):
 
 
 def collapse_at(convs: Sequence[nn.Conv2d], factors: Sequence[int], edge: Edge) -> tuple[Tensor, Tensor]:
-    """Return the one convolution that a linear tail equals at a pixel that lies on ``edge``.
+    """Return the convolution that equals a linear tail at a pixel on ``edge``.
 
     Args:
-        convs: the convolutions, first to last, with biases, kernels odd.
-        factors: r of the PixelShuffle after each but the last; R is their product.
-        edge: the sides beyond which there is nothing. The pixel is further from the others than the
-            kernel reaches.
+        convs: the convolutions, first to last, with biases and odd kernels.
+        factors: r of the PixelShuffle after each convolution but the last; R is their product.
+        edge: the sides that the pixel touches. Its distance to the others exceeds the kernel's reach.
 
     Returns:
         weight (3 R^2, n, k, k) and bias (3 R^2,), to be followed by PixelShuffle(R).
     """
-    scale = 1
-    for factor in factors:
-        scale *= factor
+    scale = math.prod(factors)
     outputs = convs[-1].out_channels
-    # one kernel per output pixel (phase) of the low-resolution pixel, on ever coarser grids
-    phases = outputs * scale * scale
+    # one kernel per output pixel (phase) of the low-resolution pixel, moved to coarser and coarser grids
     weight = convs[-1].weight.detach().repeat_interleave(scale**2, dim=0)
     bias = convs[-1].bias.detach().repeat_interleave(scale**2)
     rows, columns = (part.reshape(-1) for part in torch.meshgrid(*[torch.arange(scale)] * 2, indexing="ij"))
-    rows, columns = rows.repeat(outputs), columns.repeat(outputs)  # of each phase, on the current grid
+    rows, columns = rows.repeat(outputs), columns.repeat(outputs)  # each phase's place on the current grid
     side = scale
     weight = _drop_outside(weight, rows, columns, side, edge)
     for conv, factor in zip(reversed(convs[:-1]), reversed(factors), strict=True):
@@ -59,20 +57,19 @@ def collapse_at(convs: Sequence[nn.Conv2d], factors: Sequence[int], edge: Edge) 
         rows, columns, side = rows // factor, columns // factor, side // factor
         bias = bias + weight.sum(dim=(2, 3)) @ conv.bias.detach()
         weight = _drop_outside(compose_kernels(weight, conv.weight.detach()), rows, columns, side, edge)
-    assert weight.shape[0] == phases
     return weight, bias
 
 
 def _onto_coarse_grid(weight: Tensor, rows: Tensor, columns: Tensor, factor: int) -> Tensor:
-    """Move each kernel from behind PixelShuffle(factor) to before it.
+    """Move kernels, each of one fine pixel, from after PixelShuffle(factor) to before it.
 
     Args:
-        weight: (P,I,k,k) kernels about fine pixels.
-        rows, columns: (P,) place of that fine pixel in its coarse one, 0..factor-1.
+        weight: (P,I,k,k), centred on the fine pixels.
+        rows, columns: (P,) place of the fine pixel in its coarse pixel, 0..factor-1.
         factor: r.
 
     Returns:
-        (P,I factor^2,j,j) about the coarse pixel.
+        (P,I factor^2,j,j), centred on the coarse pixel.
     """
     size = weight.shape[-1]
     reach = size // 2
@@ -86,7 +83,7 @@ def _onto_coarse_grid(weight: Tensor, rows: Tensor, columns: Tensor, factor: int
 
 
 def _drop_outside(weight: Tensor, rows: Tensor, columns: Tensor, side: int, edge: Edge) -> Tensor:
-    """Clear the taps of (P,I,k,k) kernels that lie beyond ``edge``; ``side`` pixels make a coarse one."""
+    """Zero the taps of (P,I,k,k) kernels beyond ``edge``; ``side`` fine pixels make a coarse one."""
     reach = weight.shape[-1] // 2
     taps = torch.arange(-reach, reach + 1)
     y, x = rows[:, None] + taps, columns[:, None] + taps
@@ -96,17 +93,16 @@ def _drop_outside(weight: Tensor, rows: Tensor, columns: Tensor, side: int, edge
 
 
 class CollapsedTail:
-    """A linear tail on features (N,n,h,w): one convolution inside, ring pixels by their own kernels.
+    """A linear tail on features (N,n,h,w): one convolution, and other kernels for the outermost ring.
 
-    In bfloat16 the convolution also subtracts the low-resolution pixel, which is added again in float32:
-    what is rounded to 8 bits of mantissa is a small difference then, not the whole value, and costs an
-    error of 0.02 levels instead of 0.15.
+    In bfloat16 the convolution subtracts the low-resolution pixel, which is added again in float32 (see
+    `minus_image`): the error is 0.02 levels instead of 0.15.
 
     Args:
         convs: the convolutions, first to last, with biases.
-        factors: r of the PixelShuffle after each but the last.
-        dtype: what the inner convolution computes in; the ring is float32.
-        replicate: the features go on beyond the border as its pixels do (`EDSR.replicate_tail`): no ring.
+        factors: r of the PixelShuffle after each convolution but the last.
+        dtype: type that the convolution computes in; the ring is computed in float32.
+        replicate: features are replicated beyond the border (`EDSR.replicate_tail`), so there is no ring.
     """
 
     def __init__(
@@ -119,13 +115,11 @@ class CollapsedTail:
     ) -> None:
         self._replicate = replicate
         self._convs, self._factors, self._dtype = list(convs), list(factors), dtype
-        self._scale = 1
-        for factor in factors:
-            self._scale *= factor
+        self._scale = math.prod(factors)
         weight, bias = collapse_at(self._convs, self._factors, Edge())
         self._reach = weight.shape[-1] // 2
         if dtype != torch.float32:
-            weight = torch.cat([weight, self._minus_pixel(weight)], dim=1)
+            weight = minus_image(weight, self._scale**2)
         self._inner = dense(weight.to(dtype)), bias.to(dtype)
         self._remainder = (bias - bias.to(dtype).float()).view(1, -1, 1, 1)
         edges = [] if replicate else [edge for edge in _edges() if any(edge)]
@@ -136,13 +130,13 @@ class CollapsedTail:
 
         Args:
             feature: (N,n,h,w) float32.
-            image: (N,3,h,w) float32, the low-resolution image about the mean; only an aid to precision.
+            image: (N,3,h,w) float32, the low-resolution image minus the mean; used in bfloat16 only.
         """
         padding = self._reach
         if self._replicate:
             feature = F.pad(feature, [self._reach] * 4, mode="replicate")
             padding = 0
-        elif min(feature.shape[2:]) <= self._reach:  # opposite sides come together
+        elif min(feature.shape[2:]) <= self._reach:  # a pixel may touch opposite sides
             return self._by_layers(feature)
         weight, bias = self._inner
         if self._dtype == torch.float32:
@@ -156,16 +150,8 @@ class CollapsedTail:
             pixels = pixels.float()
             phases.view(-1, image.shape[1], self._scale**2, *image.shape[2:]).add_(pixels[:, :, None])
         for part in self._ring:
-            part.mend(phases, feature)
+            part.overwrite(phases, feature)
         return F.pixel_shuffle(phases, self._scale)
-
-    def _minus_pixel(self, weight: Tensor) -> Tensor:
-        """Kernels (3R^2,3,k,k) that subtract the low-resolution pixel from all of its phases."""
-        colours = self._convs[-1].out_channels
-        minus = weight.new_zeros(weight.shape[0], colours, *weight.shape[2:])
-        phases = torch.arange(weight.shape[0])
-        minus[phases, phases // self._scale**2, self._reach, self._reach] = -1
-        return minus
 
     def _by_layers(self, feature: Tensor) -> Tensor:
         for conv, factor in zip(self._convs, self._factors, strict=False):
@@ -182,22 +168,22 @@ class CollapsedTail:
 
 @dataclass(frozen=True)
 class _RingPart:
-    """A side or a corner: its kernel, the pixels that it reads and those that it makes."""
+    """A side or a corner: its kernel, the pixels it reads and the pixels it writes."""
 
     weight: Tensor
     bias: Tensor
     reads: tuple[slice, slice]
-    makes: tuple[slice, slice]
+    writes: tuple[slice, slice]
     padding: tuple[int, int]
 
-    def mend(self, phases: Tensor, feature: Tensor) -> None:
-        """Overwrite its pixels in ``phases`` (N,3R^2,h,w)."""
+    def overwrite(self, phases: Tensor, feature: Tensor) -> None:
+        """Compute the part's pixels in ``phases`` (N,3R^2,h,w) anew from ``feature`` (N,n,h,w)."""
         region = feature[:, :, *self.reads]
-        phases[:, :, *self.makes] = F.conv2d(region, self.weight, self.bias, padding=self.padding)
+        phases[:, :, *self.writes] = F.conv2d(region, self.weight, self.bias, padding=self.padding)
 
 
 def _span(first: bool, last: bool, reach: int) -> tuple[slice, slice, slice, int]:
-    """Along one axis: pixels to write, pixels to read, taps that meet them, padding."""
+    """Return, along one axis, pixels to write, pixels to read, the kernel taps for these, and padding."""
     if first:
         return slice(0, 1), slice(0, reach + 1), slice(reach, None), 0
     if last:
@@ -206,7 +192,7 @@ def _span(first: bool, last: bool, reach: int) -> tuple[slice, slice, slice, int
 
 
 def _edges() -> list[Edge]:
-    """Inside, the sides, then the corners, which lie on two sides."""
+    """Return the inside, the sides, and the corners, which touch two sides."""
     ends = ((False, False), (True, False), (False, True))
     edges = [Edge(*vertical, *horizontal) for vertical, horizontal in product(ends, ends)]
     return sorted(edges, key=sum)

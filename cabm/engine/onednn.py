@@ -1,8 +1,8 @@
-"""Convolutions on bytes by oneDNN: the only user of PyTorch's private quantized operators.
+"""Convolutions on bytes with oneDNN; the only module that uses PyTorch's private quantized operators.
 
-`torch.ops.onednn.qconv2d_pointwise` multiplies uint8 activations by int8 weights, accumulates in int32
-and writes bytes again, in one pass. The operator is private to PyTorch and leans on units that not every
-CPU has, so `available` tries it once on a problem of known result before anyone relies on it.
+`torch.ops.onednn.qconv2d_pointwise` multiplies uint8 activations by int8 weights, accumulates in int32 and
+writes bytes or floats, in one pass. The operator is private to PyTorch and needs units that not every CPU
+has, so `available` first tests it on a small problem with a known result.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from cabm.engine.grid import Grid, Storage
 from cabm.machine.cpu import cpu_features
 
-_SOME_SIDE = 64  # of a tile
+_ANY_SIDE = 64  # pixels
 _BYTES = torch.iinfo(torch.int8)
 
 
 class IntegerConv:
-    """A convolution with prepacked int8 weights on uint8 activations.
+    """A convolution of uint8 activations by prepacked int8 weights.
 
-    The packed weights know nothing of the activations: one pack serves all bit rows.
+    The packed weights do not depend on the activations' bit-width, so all bit rows share them.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class IntegerConv:
         Args:
             codes: (O,I/groups,k,k) whole numbers in -127..127, of any type.
             stride, padding, dilation, groups: as in `torch.nn.Conv2d`; padding counts as code 0.
-            shifted: whether it will read codes whose zero is not byte 0. It reads others too, but each call
-                that is not as foretold packs the weights again, which takes as long as 200 pixels do.
+            shifted: whether the input's code 0 is not byte 0. Other inputs work, too, but then each call
+                packs the weights again, which takes as long as 200 pixels.
         """
         self._geometry = (list(stride), list(padding), list(dilation), groups)
-        # given the shape of an input, whichever, oneDNN also packs the sums that a shift subtracts
-        shape = [1, codes.shape[1] * groups, _SOME_SIDE, _SOME_SIDE] if shifted else None
+        # only if given an input shape (any will do) does oneDNN pack the sums that correct for the shift
+        shape = [1, codes.shape[1] * groups, _ANY_SIDE, _ANY_SIDE] if shifted else None
         self._packed = torch.ops.onednn.qconv_prepack.default(
             codes.detach().to(torch.int8).contiguous(), torch.ones(1), 1.0, 0, *self._geometry, shape
         )
@@ -56,13 +56,12 @@ class IntegerConv:
     def to_codes(self, x: Tensor, grid: Grid, scaling: Scaling, out: Grid) -> Tensor:
         """Convolve the codes ``x`` (N,I,H,W) of ``grid`` and quantize the result to ``out``.
 
-        Clips to the grid, which for positive codes is a ReLU too. ``out`` has a divisor.
+        Clips to the range of ``out``, which for positive codes is also a ReLU. ``out`` must have a divisor.
         """
-        # with a shift, value / step + 128 would be rounded twice
-        assert out.zero == 0, "convolutions write codes without a shift"
+        assert out.zero == 0, "with a shift, oneDNN would round value / step + 128 twice"
         assert out.divisor is not None
-        # oneDNN builds a kernel per clip value, which would be one per layer and width for every shape of
-        # tiles. Signed bytes end where 8 bits do, so that what is left to clip takes a pass over few bytes
+        # Clip afterwards, in a pass over bytes: oneDNN would build a kernel per clip value, so one per
+        # layer, width and tile shape. int8 saturates where 8-bit codes end
         post_op = "relu" if out.low == 0 else "none"
         codes = self._run(x, grid, scaling, float(out.divisor), torch.int8, post_op)
         if out.levels < _BYTES.max or _BYTES.min < out.low < 0:
@@ -70,7 +69,7 @@ class IntegerConv:
         return codes.view(out.dtype)
 
     def to_float(self, x: Tensor, grid: Grid, scaling: Scaling) -> Tensor:
-        """Convolve the codes ``x`` (N,I,H,W) of ``grid``; the result is float32."""
+        """Convolve the codes ``x`` (N,I,H,W) of ``grid`` to float32 values."""
         return self._run(x, grid, scaling, 1.0, torch.float32, "none")
 
     def _run(
@@ -101,12 +100,12 @@ class IntegerConv:
 
 
 class Scaling:
-    """From a convolution's whole numbers to values: (sum * common) * factors + bias, in float32.
+    """How a convolution's integer sums become values: (sum * common) * factors + bias, in float32.
 
     Args:
-        factors: (1,) or per output channel (O,), > 0.
+        factors: (1,), or (O,) for a factor per output channel; > 0.
         bias: (O,) or None.
-        common: a factor that is applied, and rounded, first.
+        common: a factor that is applied first, and rounded.
     """
 
     def __init__(self, factors: Tensor, bias: Tensor | None, common: float = 1.0) -> None:
@@ -117,7 +116,7 @@ class Scaling:
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Factors, the common one in them, and biases: one number, or one per output channel."""
+        """Factors, including the common one, and biases; each one number, or one per output channel."""
         bias = torch.zeros(1) if self.bias is None else self.bias
         return (self.factors * self.common).numpy(), bias.numpy()
 
@@ -125,14 +124,14 @@ class Scaling:
 def pointwise_float_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve (N,I,H,W) float32 by (O,I,1,1) with oneDNN.
 
-    PyTorch gives these to a matrix product of another library, which takes twice the time on some CPUs.
+    PyTorch itself would call another library's matrix product, which takes twice the time on some CPUs.
     """
     return torch.mkldnn_convolution(x, weight, bias, [0, 0], [1, 1], [1, 1], 1)
 
 
 @cache
 def available() -> tuple[bool, str]:
-    """Whether this machine computes integer convolutions fast and right, and if not, why (one line)."""
+    """Return whether this machine runs integer convolutions fast and correctly, and a one-line reason."""
     reason = _missing_units() or _failed_self_test()
     return reason is None, reason or "integer units found and tested"
 
@@ -150,10 +149,10 @@ def _missing_units() -> str | None:
 
 
 def _failed_self_test() -> str | None:
-    """Try the operators on extremes, where units of 16-bit sums would saturate."""
+    """Run the operators on extreme values, where units with 16-bit sums would saturate."""
     try:
         wrong = [name for name, ok in _self_test() if not ok]
-    except Exception as error:  # a private operator may fail in any way, and must not take us along
+    except Exception as error:  # a private operator may raise anything
         line = (str(error).splitlines() or [""])[0]
         return f"integer convolutions of torch {torch.__version__} fail ({type(error).__name__}: {line})"
     if wrong:
@@ -187,6 +186,6 @@ def _self_test() -> list[tuple[str, bool]]:
 
 
 def _same(found: Tensor, wanted: Tensor) -> bool:
-    """Whether codes are right but for single steps at rounding ties."""
+    """Whether codes agree, except for single steps at rounding ties."""
     difference = (found.double() - wanted).abs()
     return bool(difference.max() <= 1) and float((difference > 0).double().mean()) <= 1e-3

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.engine.active_tail import ActiveTail, FloatConv
+from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import encode
+from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
 from cabm.engine.packing import PackedConv, Row, Step, grid_of, is_skipped
 from cabm.models.carn import CARN, Cascade, ResidualBlock

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.active_tail import ActiveTail, FloatConv
+from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import add_decode, add_encode, encode
+from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
 from cabm.engine.packing import PackedConv, Row, Step, grid_of, is_skipped
 from cabm.models.srresnet import SRResNet
