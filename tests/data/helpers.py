@@ -1,4 +1,4 @@
-"""Small images, and folders of them."""
+"""Small images, and files and stores of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def make_pairs(*low_sizes: tuple[int, int], scale: int = 2) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Pairs of noise, named a, b, ..., of the given low-resolution heights and widths."""
+    """Return pairs of noise, named a, b, ..., with these low-resolution heights and widths."""
     pairs = []
     for index, (height, width) in enumerate(low_sizes):
         high = noise(height * scale, width * scale, index)
@@ -30,7 +30,7 @@ def make_store(directory: Path, *low_sizes: tuple[int, int], scale: int = 2) -> 
 
 
 def save_image(path: Path, height: int = 17, width: int = 26, seed: int = 0) -> np.ndarray:
-    """Write noise of a size that no scale divides."""
+    """Write noise; by default, no scale divides its size."""
     image = noise(height, width, seed)
     write_image(path, image)
     return image

@@ -1,4 +1,4 @@
-"""Sources and folder layouts: what is found, what it is called, and what is refused."""
+"""Sources and folder layouts: files, names and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pairs(part: str = "train", scale: int = 2, **source: Any) -> list[Pair]:
 
 
 def refused(file: Path, part: str = "train", scale: int = 2, **source: Any) -> str:
-    """The error of listing or reading, which has to be one line that names the file."""
+    """Return the error of listing or reading, which must be one line that names the file."""
     with pytest.raises(InputError) as caught:
         for pair in pairs(part, scale, **source):
             pair.read(scale, LIMIT)
@@ -36,14 +36,14 @@ def refused(file: Path, part: str = "train", scale: int = 2, **source: Any) -> s
 
 
 def save_low(path: Path, high: np.ndarray, scale: int) -> np.ndarray:
-    """Write a low-resolution partner that bicubic would not make."""
+    """Write a low-resolution partner that differs from a bicubic one."""
     image = noise(high.shape[0] // scale, high.shape[1] // scale, 99)
     save_image(path, *image.shape[:2], 99)
     return image
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_samples_are_photographs_that_can_be_read(scale):
+def test_samples_can_be_read(scale):
     for part in ("train", "validation", "test"):
         for pair in SampleSource(source="sample").pairs(part, scale):
             high, low = pair.read(scale, LIMIT)
@@ -52,14 +52,14 @@ def test_samples_are_photographs_that_can_be_read(scale):
             assert low.shape == (high.shape[0] // scale, high.shape[1] // scale, 3)
 
 
-def test_parts_of_the_samples_share_nothing():
+def test_parts_of_the_samples_share_no_image():
     files = [pair.high for part in SAMPLE for pair in SampleSource(source="sample").pairs(part, 4)]
     assert len({sha256_file(file) for file in files}) == len(files) == sum(map(len, SAMPLE.values()))
     assert len({file.stem for file in files}) == len(files)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_low_resolution_is_made_by_bicubic(tmp_path, scale):
+def test_low_resolution_is_computed_with_bicubic(tmp_path, scale):
     image = save_image(tmp_path / "a.png")
     (pair,) = pairs(source="folder", path=tmp_path, scale=scale)
     high, low = pair.read(scale, LIMIT)
@@ -67,7 +67,7 @@ def test_low_resolution_is_made_by_bicubic(tmp_path, scale):
     assert_array_equal(low, downscale(high, scale))
 
 
-def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+def test_images_of_a_folder_are_sorted_by_name(tmp_path):
     for name in ("b.png", "A.PNG", "c.bmp", "10.jpg", "9.webp", "d.tif"):
         save_image(tmp_path / name)
     for name in ("notes.txt", ".hidden.png", "a.png.part"):
@@ -79,7 +79,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     assert [pair.name for pair in found][-1] == "sub_e" and len(found) == 7
 
 
-def test_halving_makes_the_original_smaller(tmp_path):
+def test_halving_shrinks_the_original(tmp_path):
     image = save_image(tmp_path / "a.png")
     (pair,) = pairs(source="folder", path=tmp_path, halve=True)
     high, low = pair.read(2, LIMIT)
@@ -88,7 +88,7 @@ def test_halving_makes_the_original_smaller(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ax2.png", "a.png", "ax2.bmp"])
-def test_given_low_resolution_is_taken(tmp_path, name):
+def test_given_low_resolution_is_used(tmp_path, name):
     image = save_image(tmp_path / "high" / "a.png")
     low = save_low(tmp_path / "low" / name, image, 2)
     (pair,) = pairs(source="folder", path=tmp_path / "high", low_resolution=tmp_path / "low")
@@ -178,7 +178,7 @@ def div2k(tmp_path: Path) -> dict[str, Any]:
     return {"source": "div2k", "root": tmp_path}
 
 
-def test_div2k_training_images_come_with_their_partners(div2k):
+def test_div2k_training_images_have_their_partners(div2k):
     found = pairs(last=3, **div2k)
     assert [pair.name for pair in found] == ["0001", "0002", "0003"]
     assert [pair.low.name for pair in found] == ["0001x2.png", "0002x2.png", "0003x2.png"]
@@ -189,7 +189,7 @@ def test_div2k_training_images_come_with_their_partners(div2k):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_div2k_validation_images_may_lie_in_a_folder_of_their_own(div2k, part):
+def test_div2k_validation_images_may_be_in_their_own_folder(div2k, part):
     (pair,) = pairs(part, last=801, **div2k)
     assert pair.high == div2k["root"] / "DIV2K_valid_HR" / "0801.png" and pair.low is None
     save_image(div2k["root"] / "DIV2K_train_HR" / "0801.png")
@@ -223,7 +223,7 @@ def test_benchmark_sets(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test2k", "test4k", "test8k"])
-def test_sets_made_of_div8k(tmp_path, name):
+def test_sets_cut_from_div8k(tmp_path, name):
     image = save_image(tmp_path / "HR" / "1201.png")
     (pair,) = pairs("test", source=name, root=tmp_path)
     assert (pair.name, pair.low) == ("1201", None)

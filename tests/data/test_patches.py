@@ -1,4 +1,4 @@
-"""Training patches: aligned, evenly drawn, a function of seed and step alone."""
+"""Training patches: aligned, evenly drawn, a function of seed and step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def labelled(image: int, height: int, width: int) -> tuple[str, np.ndarray, np.n
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> PackedStore:
     directory = tmp_path_factory.mktemp("packed") / "train"
-    shapes = [(9, 12), (4, 30), (8, 8), (20, 5)]  # the second is too low for a patch of 5
+    shapes = [(9, 12), (4, 30), (8, 8), (20, 5)]  # the second has too few rows for a patch of 5
     return pack((labelled(i, *shape) for i, shape in enumerate(shapes)), directory, SCALE)
 
 
@@ -34,7 +34,7 @@ def sampler(store: PackedStore, **changes) -> PatchSampler:
     return PatchSampler(store, **{"batch_size": 8, "lr_patch": 5, "seed": 3} | changes)
 
 
-def test_patches_are_contiguous_bytes_of_the_stated_shape(store):
+def test_patches_are_contiguous_uint8(store):
     lr, hr = sampler(store).batch(0)
     assert lr.shape == (8, 3, 5, 5) and hr.shape == (8, 3, 10, 10)
     assert lr.dtype == hr.dtype == torch.uint8
@@ -42,13 +42,13 @@ def test_patches_are_contiguous_bytes_of_the_stated_shape(store):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_both_sides_show_the_same_place_turned_alike(store, augment):
+def test_low_and_high_resolution_are_aligned(store, augment):
     for step in range(10):
         lr, hr = sampler(store, augment=augment).batch(step)
         assert torch.equal(hr, lr.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3))
 
 
-def test_without_augmentation_patches_are_cut_out_upright(store):
+def test_without_augmentation_patches_are_crops(store):
     draws = sampler(store, augment=False)
     images, tops, lefts, symmetries = draws.draw(4)
     assert not symmetries.any()
@@ -57,7 +57,7 @@ def test_without_augmentation_patches_are_cut_out_upright(store):
         assert np.array_equal(patch.numpy(), expected)
 
 
-def test_augmentation_makes_the_eight_symmetries_of_the_square(store):
+def test_augmentation_uses_the_eight_symmetries_of_the_square(store):
     upright, turned = sampler(store, augment=False, batch_size=400), sampler(store, batch_size=400)
     found = Counter()
     for before, after in zip(upright.batch(0)[0].numpy(), turned.batch(0)[0].numpy(), strict=True):
@@ -80,17 +80,17 @@ def test_every_position_of_every_image_is_equally_likely(store):
     assert chi_squared < 2 * draws.num_positions
 
 
-def test_a_batch_depends_on_seed_and_step_alone(store):
+def test_a_batch_depends_only_on_seed_and_step(store):
     first = sampler(store)
     batches = [first.batch(step) for step in range(4)]
-    again = sampler(store).batch(3)  # as after a resume: nothing was drawn before
+    again = sampler(store).batch(3)  # as after a resume, without earlier draws
     assert torch.equal(batches[3][0], again[0]) and torch.equal(batches[3][1], again[1])
     assert not torch.equal(batches[2][0], batches[3][0])
     assert not torch.equal(sampler(store, seed=4).batch(3)[0], again[0])
 
 
 def test_the_stream_of_positions_never_changes(store):
-    """Pinned: a new version of NumPy or of this package must not change what a seed means."""
+    """Pinned: new versions of NumPy or of this package must draw the same patches."""
     images, tops, lefts, symmetries = sampler(store, seed=0).draw(7)
     raw = np.random.Philox(key=0, counter=[0, 0, 0, 7]).random_raw(16)
     grids = [(5, 8), (0, 26), (4, 4), (16, 1)]
@@ -107,7 +107,7 @@ def test_the_stream_of_positions_never_changes(store):
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_shards_put_together_are_the_batch_of_one_process(store, world):
+def test_shards_together_are_the_batch_of_one_process(store, world):
     whole = sampler(store).batch(6)
     shards = [sampler(store, rank=rank, world=world).batch(6) for rank in range(world)]
     for side in (0, 1):
@@ -119,7 +119,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(store):
         sampler(store, rank=0, world=3)
 
 
-def test_given_positions_are_drawn_evenly_and_nothing_else(store):
+def test_only_given_positions_are_drawn_and_evenly(store):
     positions = np.array([(0, 1, 2), (2, 3, 0), (3, 15, 0)], np.int32)
     draws = sampler(store, batch_size=3000, positions=positions)
     assert draws.num_positions == 3
@@ -153,7 +153,7 @@ def test_a_position_outside_its_image_is_refused(store, row):
         (np.zeros((0, 3), np.int64), "no positions"),
     ],
 )
-def test_positions_of_another_form_are_refused(store, positions, message):
+def test_positions_of_another_shape_or_type_are_refused(store, positions, message):
     with pytest.raises(InputError, match=message):
         sampler(store, positions=positions)
 

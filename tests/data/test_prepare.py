@@ -1,4 +1,4 @@
-"""The prepare stage: parts, names, held-out images and ranked positions."""
+"""Packing the parts: names, held-out images and ranked positions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INFORMATIVE = {"kind": "informative", "patch": 8, "portion": 0.2}
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Folders of images that differ in size and content."""
+    """Folders of images with different sizes and content."""
     for index in range(5):
         save_image(tmp_path / "photos" / "train" / f"t{index}.png", 40 + index, 50, index)
     save_image(tmp_path / "photos" / "validation" / "v.png", 30, 30, 7)
@@ -84,7 +84,7 @@ def test_progress_is_reported_image_by_image(photos, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["greedy", "nms", "darts"])
-def test_running_twice_gives_equal_bytes(photos, tmp_path, variant):
+def test_running_twice_gives_the_same_bytes(photos, tmp_path, variant):
     params = make_settings(photos, sampling=INFORMATIVE | {"variant": variant})
     run(params, tmp_path / "one")
     run(params, tmp_path / "two")
@@ -137,7 +137,7 @@ def test_holding_out_all_images_is_refused(photos, tmp_path, number):
         run(make_settings(photos, validation={"hold_out": number}), tmp_path / "out")
 
 
-def test_a_bad_image_is_named_and_leaves_the_store_before(photos, tmp_path):
+def test_a_damaged_image_is_named_and_the_old_store_kept(photos, tmp_path):
     run(make_settings(photos), tmp_path / "out")
     before = contents(tmp_path / "out")
     (photos / "train" / "t3.png").write_bytes(b"nonsense")
@@ -156,19 +156,19 @@ def test_a_missing_source_is_found_before_anything_is_written(photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_limit_of_pixels_is_passed_on(photos, tmp_path):
+def test_images_above_the_pixel_limit_are_refused(photos, tmp_path):
     with pytest.raises(InputError, match=r"t0\.png: 50x40 pixels are more than the limit of 1999"):
         run(make_settings(photos, max_pixels=1999), tmp_path / "out")
 
 
-def test_an_image_name_that_is_no_file_name_is_refused(photos, tmp_path):
+def test_an_image_name_that_cannot_be_a_file_name_is_refused(photos, tmp_path):
     (photos / "train" / "t0.png").rename(photos / "train" / "t:0.png")
     with pytest.raises(InputError, match="'t:0' is not a plain image name"):
         run(make_settings(photos), tmp_path / "out")
 
 
 def test_positions_of_all_images_are_ranked(photos, tmp_path):
-    save_image(photos / "train" / "t1.png", 15, 90)  # too low for a patch of 8
+    save_image(photos / "train" / "t1.png", 15, 90)  # too few rows for a patch of 8
     params = make_settings(photos, sampling=INFORMATIVE)
     summary = run(params, tmp_path / "out")
     positions = load_positions(tmp_path / "out", params, 8)

@@ -1,4 +1,4 @@
-"""Informative positions against brute force: torch's bilinear upscaling, one patch at a time."""
+"""Informative positions against brute force with PyTorch's bilinear upscaling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VARIANTS = ("greedy", "nms", "darts")
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noise whose strength grows to the right and to the bottom."""
+    """Return noise that grows stronger to the right and to the bottom."""
     noise = np.random.default_rng(seed).normal(0, 1, (height, width, 3))
     strength = (
         10 * (1 + np.arange(height)[:, None, None] + np.arange(width)[None, :, None]) / (height + width)
@@ -32,7 +32,7 @@ def pair(height: int, width: int, scale: int, seed: int = 0) -> tuple[np.ndarray
 
 
 def brute_force(hr: np.ndarray, lr: np.ndarray, scale: int, patch: int) -> np.ndarray:
-    """Mean squared error of every position, each summed by itself."""
+    """Return the mean squared error of every position, computed patch by patch."""
     low = torch.from_numpy(lr).double().permute(2, 0, 1)[None]
     high = interpolate(low, scale_factor=scale, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
     square = (high.numpy() - hr) ** 2
@@ -58,7 +58,7 @@ def test_errors_equal_brute_force(scale):
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 4), st.integers(1, 4), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_greedy_is_the_hardest_positions_in_order(height, width, scale, patch, seed):
+def test_greedy_keeps_the_hardest_positions_in_order(height, width, scale, patch, seed):
     hr, lr = pair(height + patch - 1, width + patch - 1, scale, seed)
     expected = brute_force(hr, lr, scale, patch).ravel()
     found = rank_positions(hr, lr, scale, lr_patch=patch, portion=0.3)
@@ -67,7 +67,7 @@ def test_greedy_is_the_hardest_positions_in_order(height, width, scale, patch, s
     np.testing.assert_allclose(errors, np.sort(expected)[::-1][: len(found)], rtol=1e-9, atol=1e-9)
 
 
-def test_bands_do_not_show(monkeypatch):
+def test_bands_do_not_change_the_result(monkeypatch):
     hr, lr = pair(40, 21, 3)
     whole = patch_errors(hr, lr, 3, 6)
     monkeypatch.setattr(sampling, "BAND_PIXELS", 7 * 21)
@@ -83,7 +83,7 @@ def test_largest_errors_do_not_overflow():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equal_errors_keep_the_order_of_reading(variant):
+def test_equal_errors_keep_their_order(variant):
     flat = np.full((24, 32, 3), 90, np.uint8)
     found = rank_positions(flat, downscale(flat, 2), 2, lr_patch=4, portion=1, variant=variant)
     if variant == "greedy":
@@ -106,7 +106,7 @@ def test_positions_do_not_overlap_and_none_can_be_added(variant, portion):
     assert all(covered[top : top + 7, left : left + 7].any() for top, left in hard)
 
 
-def test_nms_goes_from_the_hardest():
+def test_nms_starts_from_the_hardest():
     hr, lr = pair(30, 30, 2)
     hard = rank_positions(hr, lr, 2, lr_patch=6, portion=0.4).tolist()
     expected = []
@@ -117,14 +117,14 @@ def test_nms_goes_from_the_hardest():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_chunks_do_not_show(variant, monkeypatch):
+def test_chunks_do_not_change_the_result(variant, monkeypatch):
     hr, lr = pair(30, 30, 2)
     whole = rank_positions(hr, lr, 2, lr_patch=6, portion=0.7, variant=variant)
     monkeypatch.setattr(sampling, "CHUNK", 11)
     assert_array_equal(rank_positions(hr, lr, 2, lr_patch=6, portion=0.7, variant=variant), whole)
 
 
-def test_darts_depend_on_the_seed_alone():
+def test_darts_depend_only_on_the_seed():
     hr, lr = pair(40, 50, 2)
     throws = [
         rank_positions(hr, lr, 2, lr_patch=6, portion=0.5, variant="darts", seed=seed).tolist()

@@ -1,4 +1,4 @@
-"""The packed store: what is packed comes back, and whatever was tampered with is refused."""
+"""The packed store: a round trip, and refusal of every kind of damage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def packed(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def directory(packed: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """Return a copy to damage."""
     return Path(shutil.copytree(packed, tmp_path / "store"))
 
 
@@ -48,7 +48,7 @@ def change(directory: Path, edit: Callable[[Index], object]) -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_what_is_packed_comes_back(tmp_path, scale):
+def test_round_trip(tmp_path, scale):
     pairs = make_pairs((3, 4), (5, 2), (1, 1), scale=scale)
     for store in (pack(iter(pairs), tmp_path / "s", scale), PackedStore.open(str(tmp_path / "s"))):
         assert (len(store), store.names, store.scale) == (3, ("a", "b", "c"), scale)
@@ -62,7 +62,7 @@ def test_what_is_packed_comes_back(tmp_path, scale):
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5), st.integers(1, 4))
 @settings(deadline=None, max_examples=15)
-def test_sizes_of_any_kind_come_back(tmp_path_factory, sizes, scale):
+def test_round_trip_of_any_sizes(tmp_path_factory, sizes, scale):
     directory = tmp_path_factory.mktemp("any") / "store"
     pairs = make_pairs(*sizes, scale=scale)
     store = pack(pairs, directory, scale)
@@ -71,7 +71,7 @@ def test_sizes_of_any_kind_come_back(tmp_path_factory, sizes, scale):
         assert_array_equal(store.lr(index), low)
 
 
-def test_images_are_views_that_cannot_be_written(packed):
+def test_images_are_read_only_views(packed):
     store = PackedStore.open(packed)
     for image in (store.hr(0), store.lr(0)):
         assert type(image) is np.ndarray and not image.flags.owndata
@@ -79,7 +79,7 @@ def test_images_are_views_that_cannot_be_written(packed):
             image[0, 0, 0] = 1
 
 
-def test_crops_and_transposed_images_are_packed_as_seen(tmp_path):
+def test_transposed_images_are_packed_in_their_order(tmp_path):
     (name, high, low), *_ = make_pairs((6, 6))
     turned = (name, high.transpose(1, 0, 2), low.transpose(1, 0, 2))
     store = pack([turned], tmp_path / "s", 2)
@@ -101,7 +101,7 @@ def test_packing_again_replaces_the_store(tmp_path):
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["hr.bin", "index.json", "lr.bin"]
 
 
-def test_a_failure_while_packing_leaves_the_store_before(tmp_path):
+def test_a_failure_while_packing_keeps_the_old_store(tmp_path):
     before = make_store(tmp_path / "s", (3, 4))
 
     def pairs():
@@ -114,7 +114,7 @@ def test_a_failure_while_packing_leaves_the_store_before(tmp_path):
     assert PackedStore.open(tmp_path / "s").sha256 == before.sha256
 
 
-def test_no_pairs_are_refused(tmp_path):
+def test_an_empty_set_is_refused(tmp_path):
     with pytest.raises(InputError, match="no images to pack"):
         pack([], tmp_path / "s", 2)
     assert not list(tmp_path.iterdir())
@@ -124,7 +124,7 @@ def test_no_pairs_are_refused(tmp_path):
     "name",
     ["", ".", "..", "a/b", "a\\b", "../a", "/etc/passwd", "a\nb", "a\x00", "c:", 'a"b', "a*", "a" * 201],
 )
-def test_names_that_are_no_file_names_are_refused(tmp_path, directory, name):
+def test_names_that_cannot_be_file_names_are_refused(tmp_path, directory, name):
     (_, high, low), *_ = make_pairs((2, 2))
     with pytest.raises(InputError, match="not a plain image name") as caught:
         pack([(name, high, low)], tmp_path / "s", 2)
@@ -201,13 +201,13 @@ def test_numbers_of_another_type_are_refused(directory, key, value):
         lambda index: index.update(lr=[]),
     ],
 )
-def test_an_index_of_another_shape_is_refused(directory, edit):
+def test_a_changed_index_is_refused(directory, edit):
     change(directory, edit)
     refused(directory)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", "\x00", "[" * 100_000])
-def test_an_index_that_is_no_object_is_refused(directory, text):
+def test_an_index_that_is_not_an_object_is_refused(directory, text):
     (directory / "index.json").write_text(text)
     refused(directory)
 
@@ -223,7 +223,7 @@ def test_pixel_files_of_another_length_are_refused(directory, file):
     assert "no such file" in refused(directory, file)
 
 
-def test_a_store_without_index_or_folder_is_refused(directory):
+def test_a_missing_index_or_folder_is_refused(directory):
     (directory / "index.json").unlink()
     assert "no such file" in refused(directory)
     shutil.rmtree(directory)
@@ -231,7 +231,7 @@ def test_a_store_without_index_or_folder_is_refused(directory):
         PackedStore.open(directory)
 
 
-def test_the_identity_follows_the_recorded_hash(directory):
+def test_the_hash_depends_on_the_recorded_hashes(directory):
     before = PackedStore.open(directory).sha256
     change(directory, lambda index: index["hr"].update(sha256="0" * 64))
     assert PackedStore.open(directory).sha256 != before

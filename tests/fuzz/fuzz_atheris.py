@@ -1,9 +1,9 @@
-"""Fuzz one reader with atheris, guided by the branches of the package that an input reaches.
+"""Fuzz one reader with atheris, guided by branch coverage.
 
     pip install -e ".[fuzz]"
     python -m tests.fuzz.fuzz_atheris table -runs=100000
 
-What follows the name goes to libFuzzer, such as ``-max_total_time=60``. An input that brings
+Options after the name, such as ``-max_total_time=60``, are passed to libFuzzer. An input that raises
 anything but `InputError` is written to ``crash-*`` in the working directory, and the process fails.
 """
 
@@ -21,9 +21,9 @@ with atheris.instrument_imports(include=["cabm"]):
 
 
 def main() -> None:
-    """Fuzz the target that the command line names."""
+    """Fuzz the target named on the command line."""
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        sys.exit(f"name one of: {', '.join(NAMES)}")
+        sys.exit(f"name a target: {', '.join(NAMES)}")
     target = targets()[sys.argv.pop(1)]
     warnings.simplefilter("ignore")
     shared_memory = Path("/dev/shm")

@@ -1,4 +1,4 @@
-"""Files that are nearly right: whole ones with a few changes, as bytes or as what they hold."""
+"""Damaged files: valid ones with a few changes to their bytes or their content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import Target, join_safetensors, split_safetensors
 
-# numbers at which something gives way: signs, 32 and 64 bits, floats, shapes
+# limits of signs, 32 and 64 bits, floats and shapes
 _NUMBERS = (-1, 0, 1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30)
 _FLOATS = (-0.0, 0.5, 1e-320, 1e308, float("inf"), float("-inf"), float("nan"))
 _TEXTS = (
@@ -33,7 +33,7 @@ _LONE_SURROGATE = "\ud800"
 
 
 def values(*, surrogates: bool) -> st.SearchStrategy[Any]:
-    """Values that take the place of another in a document."""
+    """Return values that replace another in a document."""
     texts = (*_TEXTS, _LONE_SURROGATE, "x" * 5000) if surrogates else (*_TEXTS, "x" * 5000)
     plain = st.one_of(
         st.none(),
@@ -55,7 +55,7 @@ def values(*, surrogates: bool) -> st.SearchStrategy[Any]:
 
 @st.composite
 def documents(draw: st.DrawFn, seed: Any, *, surrogates: bool = True) -> Any:
-    """A document with one to three of its places changed, dropped, doubled or added to."""
+    """Draw a document with one to three places changed, dropped, doubled or extended."""
     root = [copy.deepcopy(seed)]
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(root))
@@ -86,12 +86,12 @@ def _places(container: Any) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes with one to four of: bits flipped, a cut, an insertion, a run of one byte, a number swapped."""
+    """Draw bytes with one to four changes: flipped bits, cuts, insertions, runs of a byte or numbers."""
     changed = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         if not changed:
             break
-        # headers are where the decisions are
+        # readers decide by headers
         last = len(changed) - 1
         at = draw(st.one_of(st.integers(0, min(200, last)), st.integers(0, last)))
         match draw(st.sampled_from(("flip", "flip", "byte", "cut", "drop", "insert", "fill", "number"))):
@@ -117,7 +117,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 def inputs(target: Target) -> st.SearchStrategy[bytes]:
-    """Files for a target: three in four near to a whole one, the others anything."""
+    """Return files for a target: three in four are damaged versions of a valid file, others are random."""
     near = [damaged(seed) for seed in target.seeds]
     for seed in target.seeds:
         match target.kind:

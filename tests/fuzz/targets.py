@@ -1,7 +1,7 @@
-"""What reads a file that a user hands over, each as a function of a folder and some bytes.
+"""Fuzz targets: the readers of all files that a user can provide, as functions of a folder and bytes.
 
-A target writes the bytes where the reader expects them, reads them as the commands do, and uses what was
-read. It returns normally or raises `InputError` with one line; whatever else comes out is a bug.
+A target writes the bytes to the path that the reader expects, reads them as the commands do, and uses the
+result. It returns or raises `InputError` with one line. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and whole files that mutations start from.
+    """A reader, and valid files to mutate.
 
     Attributes:
-        read: writes the bytes into a folder of its own and reads them.
-        seeds: files that are read without complaint.
-        kind: how they are taken apart: ``json``, ``yaml``, ``safetensors`` or ``bytes``.
-        share: of the usual number of tries, for what takes long.
+        read: writes the bytes to a folder and reads them.
+        seeds: valid files.
+        kind: how the files are mutated: ``json``, ``yaml``, ``safetensors`` or ``bytes``.
+        share: share of the usual number of examples, below 1 for slow readers.
     """
 
     read: Read
@@ -83,11 +83,11 @@ class Target:
 
 
 def outcome(target: Target, folder: Path, data: bytes) -> bool:
-    """Read bytes; whether they were accepted.
+    """Read bytes and return whether they were accepted.
 
     Raises:
-        AssertionError: a refusal of several lines or of none.
-        Exception: whatever a user should never see.
+        AssertionError: the message of a refusal is empty, long, or not one line.
+        Exception: a bug in the reader.
     """
     try:
         with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
@@ -103,7 +103,7 @@ def outcome(target: Target, folder: Path, data: bytes) -> bool:
 
 @cache
 def targets() -> Mapping[str, Target]:
-    """Every target by name. Slow the first time: the seeds are made."""
+    """Return all targets by name. The first call is slow, because it makes the seeds."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -171,12 +171,12 @@ def _read_table(folder: Path, data: bytes) -> None:
 
 
 def _model_with(files: Mapping[str, bytes], replaced: str) -> Read:
-    """Read a model directory of which one file is replaced, and upscale an image with it."""
+    """Return a reader of a model directory with one replaced file, which also upscales an image."""
 
     def read(folder: Path, data: bytes) -> None:
         for name, content in files.items():
             (folder / name).write_bytes(data if name == replaced else content)
-        if replaced == "model.safetensors":  # past the hash, which only tells of damage
+        if replaced == "model.safetensors":  # update the hash, which would reject the file first
             config = json.loads(files["config.json"])
             config["weights_sha256"] = sha256_file(folder / replaced)
             (folder / "config.json").write_text(json.dumps(config))
@@ -197,7 +197,7 @@ def _store_with(files: Mapping[str, bytes]) -> Read:
             assert store.hr(image).shape[:2] == tuple(side * store.scale for side in store.lr_shape(image))
             assert store.lr(image).shape[:2] == store.lr_shape(image)
             store.lr(image).sum()
-            # names become names of figures and crops
+            # figures and crops are named after images
             assert (folder / store.names[image]).parent == folder
 
     return read
@@ -271,7 +271,7 @@ def _read_released(folder: Path, data: bytes) -> None:
 
 
 def _released(folder: Path) -> tuple[bytes, ...]:
-    """An EDSR of 4 features and 1 block, as both formats of torch.save."""
+    """Return an EDSR with 4 features and 1 block in both formats of torch.save."""
     names = ["head.0", "body.0.body.0", "body.0.body.2", "body.1", "tail.0.0", "tail.1"]
     shapes = [(4, 3), (4, 4), (4, 4), (4, 4), (16, 4), (3, 4)]
     state = {}
@@ -286,10 +286,10 @@ def _released(folder: Path) -> tuple[bytes, ...]:
 
 
 def _read_image(folder: Path, data: bytes) -> None:
-    """Both decoders; one of them may refuse what the other reads."""
+    """Try both decoders. One of them may refuse a file that the other reads."""
     refused = []
     for reader in (_through_vips, _through_pillow):
-        path = folder / "image.png"  # whatever it is: names lie
+        path = folder / "image.png"  # decoders go by the content
         path.write_bytes(data)
         try:
             reader(path)
@@ -360,9 +360,9 @@ def _quality() -> bytes:
 
 
 def _read_resume_state(folder: Path, data: bytes) -> None:
-    """Go on from a damaged state: it starts over, goes on, or stops at weights that are not finite.
+    """Resume from a damaged state: training starts over, resumes, or stops at weights that are not finite.
 
-    Other numbers in their place are a state like any other; a stage says in one line that they diverged.
+    Finite numbers are a valid state, even if wrong. A stage reports divergence in one line.
     """
     from cabm.errors import TrainingDiverged
     from cabm.project.schedule import Schedule
@@ -405,13 +405,13 @@ def _resume_state(folder: Path) -> bytes:
 
 
 def split_safetensors(data: bytes) -> tuple[bytes, bytes]:
-    """Return the header (JSON) and the tensors' bytes of a safetensors file."""
+    """Split a safetensors file into its header (JSON) and the bytes of its tensors."""
     (length,) = struct.unpack("<Q", data[:8])
     return data[8 : 8 + length], data[8 + length :]
 
 
 def join_safetensors(header: bytes, body: bytes) -> bytes:
-    """Put them together again."""
+    """Return a safetensors file of a header and the bytes of its tensors."""
     return struct.pack("<Q", len(header)) + header + body
 
 

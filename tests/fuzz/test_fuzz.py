@@ -1,4 +1,4 @@
-"""Readers against thousands of nearly right files: they read them, or refuse them in one line."""
+"""Readers of damaged files: they read them or refuse them in one line."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def attack(name: str, examples: int) -> None:
     run()
 
 
-def test_every_target_is_tried() -> None:
+def test_names_lists_every_target() -> None:
     assert set(NAMES) == set(targets())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_whole_files_are_accepted(name: str, tmp_path: Path) -> None:
-    """Else nothing behind the first check would ever be reached."""
+def test_valid_files_are_accepted(name: str, tmp_path: Path) -> None:
+    """Otherwise the mutations would never get past the first check."""
     target = targets()[name]
     for number, seed in enumerate(target.seeds):
         folder = tmp_path / str(number)
@@ -58,7 +58,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("side", [10**12, 10**18, 10**40])
 def test_arrays_larger_than_any_memory_are_refused_in_one_line(side: int, tmp_path: Path) -> None:
-    """Found by atheris: numpy counts a header's shape before it looks for the values."""
+    """Found by atheris: NumPy computes the size from the header before it reads values."""
     positions, observations = (targets()[name] for name in ("positions", "observations"))
     seed = positions.seeds[0]
     length = int.from_bytes(seed[8:10], "little")

@@ -11,25 +11,53 @@ from cabm.imaging.bicubic import surround, upscale_bicubic_batch, upscale_surrou
 from cabm.imaging.resize import upscale_bicubic
 from cabm.tiling.plan import plan, split
 from cabm.upscaling.tiles import surrounded_tile
+from tests.imaging.helpers import naive, noise, smooth
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 3)])
+def test_a_batch_equals_the_naive_version_without_rounding(scale, shape):
+    low = noise(2, 3, *shape, seed=5)
+    batch = upscale_bicubic_batch(torch.from_numpy(low).double(), scale)
+    assert batch.shape == (2, 3, shape[0] * scale, shape[1] * scale)
+    expected = naive(low[1, 2], shape[0] * scale, shape[1] * scale, rounded=False)
+    np.testing.assert_allclose(batch[1, 2], expected, rtol=0, atol=1e-9)
+    single = upscale_bicubic_batch(torch.from_numpy(low).float(), scale)
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single, batch, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_batch_differs_from_the_exact_resize_by_its_two_roundings(scale):
+    low = smooth(21, 26)
+    batch = upscale_bicubic_batch(torch.from_numpy(low).double()[None, None], scale)[0, 0].numpy()
+    assert np.abs(batch - upscale_bicubic(low, scale)).max() < 1.5
+
+
+def test_a_scale_of_one_copies_a_batch():
+    batch = torch.rand(1, 3, 4, 5)
+    copy = upscale_bicubic_batch(batch, 1)
+    assert torch.equal(copy, batch)
+    assert copy.data_ptr() != batch.data_ptr()
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5), (24, 31)])
-def test_a_surrounded_image_is_upscaled_as_the_projects_resize_does(size, scale):
+def test_a_surrounded_image_equals_the_batch(size, scale):
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 255
     ours = upscale_surrounded(surround(x), scale)
     torch.testing.assert_close(ours, upscale_bicubic_batch(x, scale), rtol=0, atol=1e-3)
 
 
-def test_eight_bit_results_are_those_of_the_exact_resize_but_for_its_two_roundings():
-    # in a range that no cubic leaves: between its two passes the exact resize also clips
+def test_a_surrounded_image_differs_from_the_exact_resize_by_its_two_roundings():
+    # in a range without overshoots: between its two passes the exact resize also clips
     image = np.random.default_rng(0).integers(80, 176, (20, 30, 3), np.uint8)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     ours = upscale_surrounded(surround(x), 4).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
     assert np.abs(ours - upscale_bicubic(image, 4)).max() <= 1.5
 
 
-def test_tiles_with_their_surroundings_are_cut_out_of_the_upscaled_image():
+def test_surrounded_tiles_equal_cuts_of_the_upscaled_image():
     image = torch.rand(3, 40, 31, generator=torch.Generator().manual_seed(0)) * 255
     tile_plan = plan(40, 31, 16, 13)
     surrounded = surround(image)
@@ -39,14 +67,14 @@ def test_tiles_with_their_surroundings_are_cut_out_of_the_upscaled_image():
         torch.testing.assert_close(tile, whole[:, 2 * y0 : 2 * y1, 2 * x0 : 2 * x1], rtol=0, atol=1e-3)
 
 
-def test_an_image_below_the_networks_size_multiple_has_tiles_of_the_padded_size():
+def test_tiles_of_a_small_image_have_the_padded_size():
     image = torch.rand(3, 5, 7)
     tile_plan = plan(5, 7, 16, 16, size_multiple=4)
     tile = surrounded_tile(surround(image), tile_plan, 0)
     assert tile.shape[1:] == tuple(side + 4 for side in split(image, tile_plan).shape[2:])
 
 
-def laid(tile: torch.Tensor, scale: int, dtype: type) -> np.ndarray:
+def written(tile: torch.Tensor, scale: int, dtype: type) -> np.ndarray:
     height, width = (scale * (side - 4) for side in tile.shape[1:])
     out = np.full((height, width, len(tile)), 7, dtype).transpose(2, 0, 1)
     write_upscaled(out, tile, scale)
@@ -55,7 +83,7 @@ def laid(tile: torch.Tensor, scale: int, dtype: type) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("size", [(3, 5, 5), (3, 11, 36), (1, 30, 9)])
-def test_tiles_are_rounded_and_clipped_into_their_place(size, scale):
+def test_tiles_are_rounded_and_clipped(size, scale):
     numbers = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     numbers[:, :, :4] = numbers[:, :, :4] // 128 * 255  # overshoots on both sides
     exact = upscale_bicubic_batch(numbers[None].double(), scale)[
@@ -63,7 +91,7 @@ def test_tiles_are_rounded_and_clipped_into_their_place(size, scale):
     ]
     for dtype, gain in ((np.uint8, 1), (np.uint16, 257)):
         for tile in (numbers, numbers.float()):
-            found = laid(tile, scale, dtype)
+            found = written(tile, scale, dtype)
             assert found.dtype == dtype
             wanted = (exact * gain).clamp(0, np.iinfo(dtype).max).numpy()
             assert np.abs(found - wanted).max() <= 0.51
@@ -71,13 +99,13 @@ def test_tiles_are_rounded_and_clipped_into_their_place(size, scale):
 
 
 @pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
-def test_without_a_numba_that_works_the_result_is_the_same(fault, monkeypatch):
+def test_the_pytorch_path_gives_the_same_result(fault, monkeypatch):
     pytest.importorskip("numba")
     generator = torch.Generator().manual_seed(2)
-    # large, as sums that lie at the middle between two numbers are rare
+    # large, because sums halfway between two integers are rare
     tiles = {scale: torch.randint(0, 256, (3, 900, 900), generator=generator) for scale in (2, 4)}
-    wanted = {scale: laid(tile, scale, np.uint8) for scale, tile in tiles.items()}
-    deep = laid(tiles[4].float() + 0.3, 4, np.uint16)
+    wanted = {scale: written(tile, scale, np.uint8) for scale, tile in tiles.items()}
+    deep = written(tiles[4].float() + 0.3, 4, np.uint16)
 
     def compile_loop(loop, **options):
         if fault == "fails":
@@ -92,7 +120,7 @@ def test_without_a_numba_that_works_the_result_is_the_same(fault, monkeypatch):
     try:
         assert bicubic._loop() is None
         for scale, tile in tiles.items():
-            assert np.array_equal(laid(tile, scale, np.uint8), wanted[scale])
-        assert np.abs(laid(tiles[4].float() + 0.3, 4, np.uint16).astype(int) - deep).max() <= 1
+            assert np.array_equal(written(tile, scale, np.uint8), wanted[scale])
+        assert np.abs(written(tiles[4].float() + 0.3, 4, np.uint16).astype(int) - deep).max() <= 1
     finally:
         bicubic._loop.cache_clear()

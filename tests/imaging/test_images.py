@@ -1,4 +1,4 @@
-"""Image files of every kind, and broken ones."""
+"""Image files of every kind, and damaged ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from cabm.errors import InputError
-from cabm.imaging.formats import SUFFIXES, is_image
 from cabm.imaging.images import read_rgb8, write_image
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
@@ -34,7 +33,7 @@ def smooth(height: int = 40, width: int = 56) -> np.ndarray:
 
 
 def refused(path: Path, max_pixels: int = 10**6) -> str:
-    """The message of the error, which has to be one line that names the file."""
+    """Return the error message, which must be one line that names the file."""
     with pytest.raises(InputError) as caught:
         read_rgb8(path, max_pixels)
     message = str(caught.value)
@@ -43,7 +42,7 @@ def refused(path: Path, max_pixels: int = 10**6) -> str:
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG file whose header is true to its checksum, whatever follows."""
+    """Return a PNG file whose chunks have valid checksums, whatever their content."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -69,7 +68,7 @@ def test_lossless_formats_round_trip(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG", ".webp"])
-def test_lossy_formats_come_close(tmp_path, suffix):
+def test_lossy_formats_are_close(tmp_path, suffix):
     write_image(tmp_path / f"a{suffix}", smooth())
     found = read_rgb8(tmp_path / f"a{suffix}")
     assert np.abs(found.astype(int) - smooth()).mean() < 4
@@ -116,7 +115,7 @@ def test_gray_of_16_bits_is_rounded(tmp_path, suffix):
     assert_array_equal(found, np.stack([[[0, 0, 1, 1], [1, 2, 254, 255]]] * 3, axis=2))
 
 
-def test_gray_of_16_bits_in_either_byte_order(tmp_path):
+def test_gray_of_16_bits_has_either_byte_order(tmp_path):
     deep = np.array([[0, 1000], [30000, 65535]], np.uint16)
     expected = np.stack([np.rint(deep / 257)] * 3, axis=2)
     for order in "<>":
@@ -134,7 +133,7 @@ def test_colours_of_16_bits_become_8(tmp_path, suffix):
     assert (read_rgb8(tmp_path / f"a{suffix}") == 0x12).all()
 
 
-def test_tiff_colours_in_planes_are_read_or_refused_but_never_garbled(tmp_path):
+def test_tiff_colours_in_planes_are_read_correctly_or_refused(tmp_path):
     image = picture(6, 9, 3)
     planes = {"photometric": "rgb", "planarconfig": "separate"}
     tifffile.imwrite(tmp_path / "8.tif", image.transpose(2, 0, 1), **planes)
@@ -187,11 +186,6 @@ def test_the_first_of_several_frames_is_read(tmp_path):
     assert (read_rgb8(tmp_path / "a.tif") == 10).all()
 
 
-def test_names_of_images():
-    assert all(is_image(Path(f"a{suffix}")) and is_image(Path(f"A{suffix.upper()}")) for suffix in SUFFIXES)
-    assert not any(is_image(Path(name)) for name in ("a", "a.txt", "png", "a.png.part", ".hidden.png"))
-
-
 def test_missing_files_and_folders_are_refused(tmp_path):
     assert "no such file" in refused(tmp_path / "absent.png")
     assert "is a folder" in refused(tmp_path)
@@ -219,7 +213,7 @@ def test_truncated_files_are_refused(tmp_path, suffix):
         refused(cut)
 
 
-def test_bombs_are_refused_by_their_header(tmp_path):
+def test_decompression_bombs_are_refused_by_their_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(60_000, 60_000, bytes(1000)))
     assert "60000x60000 pixels are more than the limit of 256000000" in refused(path, 256_000_000)
@@ -251,7 +245,7 @@ def encoded(tmp_path_factory) -> dict[str, bytes]:
 )
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_bytes_give_an_image_or_one_line(tmp_path, encoded, suffix, damage):
+def test_damaged_bytes_are_read_or_refused_in_one_line(tmp_path, encoded, suffix, damage):
     content = bytearray(encoded[suffix])
     for place, value in damage:
         content[int(place * len(content))] = value
@@ -272,7 +266,7 @@ def test_unknown_suffixes_are_refused_when_writing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_writing_replaces_whole_files_only(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "a.png"
     write_image(path, picture())
     before = path.read_bytes()
@@ -288,7 +282,7 @@ def test_writing_replaces_whole_files_only(tmp_path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_is_written_is_an_ordinary_file(tmp_path):
+def test_written_files_have_ordinary_permissions(tmp_path):
     write_image(tmp_path / "a.png", picture())
     (tmp_path / "other").touch()
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "other").stat().st_mode

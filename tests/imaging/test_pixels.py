@@ -11,7 +11,7 @@ from tests.upscaling.helpers import photo
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_the_network_sees_three_channels_of_the_same_range(channels):
+def test_network_input_has_three_channels_in_one_range(channels):
     eight, sixteen = photo(9, 11, channels), photo(9, 11, channels, np.uint16)
     seen = network_input(eight)
     assert seen.shape == (3, 9, 11)
@@ -22,7 +22,7 @@ def test_the_network_sees_three_channels_of_the_same_range(channels):
     assert (precise - seen.float()).abs().max() <= 0.6
 
 
-def test_visible_pixels_keep_their_colours_and_invisible_ones_take_the_nearest():
+def test_visible_pixels_keep_their_colours_and_transparent_ones_take_the_nearest():
     random = np.random.default_rng(0)
     colour = random.integers(100, 200, (40, 50, 3), np.uint8)
     alpha = np.zeros((40, 50), np.uint8)
@@ -41,28 +41,27 @@ def test_visible_pixels_keep_their_colours_and_invisible_ones_take_the_nearest()
     np.testing.assert_array_equal(filled[14, 19], next_to_corner)
 
 
-def test_an_invisible_image_is_black_and_a_visible_one_untouched():
+def test_a_transparent_image_is_black_and_a_visible_one_unchanged():
     colour = photo(5, 6)
     assert not fill_transparent(colour, np.zeros((5, 6), np.uint8)).any()
     assert fill_transparent(colour, np.full((5, 6), 3, np.uint8)) is colour
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_alpha_is_upscaled_by_bicubic(dtype):
+def test_alpha_is_upscaled_with_bicubic(dtype):
     alpha = photo(12, 15, 2, dtype)[..., 1]
     upscaled = upscale_alpha(alpha, 3)
     assert upscaled.dtype == dtype
     assert {int(upscaled.min()), int(upscaled.max())} == {0, np.iinfo(dtype).max}
-    soft = (
-        photo(12, 15, 1)[..., 0] // 2 + 60
-    )  # so soft that the exact resize does not clip between its passes
+    # low contrast, so that the exact resize does not clip between its passes
+    soft = photo(12, 15, 1)[..., 0] // 2 + 60
     assert np.abs(upscale_alpha(soft, 3).astype(int) - upscale_bicubic(soft, 3)).max() <= 1
     opaque = np.full((4, 5), np.iinfo(dtype).max, dtype)
     np.testing.assert_array_equal(upscale_alpha(opaque, 2), np.full((8, 10), np.iinfo(dtype).max))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_neutral_colours_come_out_as_the_gray_they_are(dtype):
+def test_neutral_colours_become_the_same_gray(dtype):
     gray = np.arange(0, np.iinfo(dtype).max + 1, np.iinfo(dtype).max // 255).astype(dtype)[None, :, None]
     np.testing.assert_array_equal(image_output(gray.repeat(3, axis=2), 1, None), gray)
     alpha = gray[..., 0]

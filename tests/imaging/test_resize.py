@@ -1,14 +1,11 @@
-"""Bicubic resizing against MATLAB's files, weights written by hand and a naive rational version."""
+"""Bicubic resizing against files made with MATLAB, weights by hand and a naive version with fractions."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import floor
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -16,7 +13,6 @@ from PIL import Image
 
 from cabm.errors import InputError
 from cabm.imaging import resize
-from cabm.imaging.bicubic import upscale_bicubic_batch
 from cabm.imaging.resize import (
     crop_to_multiple,
     downscale,
@@ -24,62 +20,9 @@ from cabm.imaging.resize import (
     upscale_bicubic,
     upscale_kernel,
 )
+from tests.imaging.helpers import naive, noise
 
 SCALES = (2, 3, 4)
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    """A wave that never overshoots black or white."""
-    y, x = np.mgrid[:height, :width]
-    return np.rint(128 + 50 * np.sin(y / 3) * np.cos(x / 4)).astype(np.uint8)
-
-
-def keys(x: Fraction) -> Fraction:
-    x = abs(x)
-    if x <= 1:
-        return Fraction(3, 2) * x**3 - Fraction(5, 2) * x**2 + 1
-    if x <= 2:
-        return Fraction(-1, 2) * x**3 + Fraction(5, 2) * x**2 - 4 * x + 2
-    return Fraction(0)
-
-
-def naive_pass(column: list[Fraction], length: int) -> list[Fraction]:
-    """One dimension as MATLAB's imresize documents it: 1-based, weights normalised, border mirrored."""
-    size = len(column)
-    factor = Fraction(length, size)
-    stretch = min(factor, Fraction(1))
-    width = Fraction(4) / stretch
-    mirrored = [*range(size), *reversed(range(size))]
-    out = []
-    for x in range(1, length + 1):
-        centre = x / factor + (1 - 1 / factor) / 2
-        left = floor(centre - width / 2)
-        taps = range(left, left + floor(width) + 2)
-        weights = [stretch * keys(stretch * (centre - tap)) for tap in taps]
-        total = sum(weights)
-        out.append(
-            sum(
-                weight / total * column[mirrored[(tap - 1) % (2 * size)]]
-                for tap, weight in zip(taps, weights, strict=True)
-            )
-        )
-    return out
-
-
-def naive(image: np.ndarray, height: int, width: int, *, rounded: bool = True) -> np.ndarray:
-    """Rows first, then columns; every pass rounded half up and clipped, or neither."""
-
-    def finished(value: Fraction) -> Fraction:
-        return Fraction(min(max(floor(value + Fraction(1, 2)), 0), 255)) if rounded else value
-
-    columns = [[Fraction(int(value)) for value in column] for column in image.T]
-    tall = [[finished(value) for value in naive_pass(column, height)] for column in columns]
-    rows = [[finished(value) for value in naive_pass(list(row), width)] for row in zip(*tall, strict=True)]
-    return np.array(rows, np.float64)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -106,7 +49,7 @@ def test_weights_for_two_written_by_hand():
 
 def test_a_step_shrunk_by_two_by_hand():
     row = np.array([[0] * 8 + [200] * 8] * 2, np.uint8)
-    # Outputs 2 to 5 see the last 1, the last 3, all but the first 3, all but the first 1 taps white:
+    # White taps of outputs 2 to 5: the last one, the last 3, all but the first 3, all but the first one.
     # 200 (-3) / 256 < 0, 200 (29 - 9 - 3) / 256 = 13.3, 200 - 13.3 and 200 (256 + 3) / 256 = 202.3.
     assert_array_equal(downscale(row, 2), [[0, 0, 0, 13, 187, 202, 200, 200]])
 
@@ -148,7 +91,7 @@ def test_mirrored_images_give_mirrored_results(height, width, scale, seed):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_channels_do_not_mix_and_bands_do_not_show(scale, monkeypatch):
+def test_channels_and_bands_are_independent(scale, monkeypatch):
     image = noise(24, 36, 3)
     small, large = downscale(image, scale), upscale_bicubic(image, scale)
     for channel in range(3):
@@ -159,33 +102,11 @@ def test_channels_do_not_mix_and_bands_do_not_show(scale, monkeypatch):
     assert_array_equal(upscale_bicubic(image, scale), large)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 3)])
-def test_a_batch_is_upscaled_as_before_rounding(scale, shape):
-    low = noise(2, 3, *shape, seed=5)
-    batch = upscale_bicubic_batch(torch.from_numpy(low).double(), scale)
-    assert batch.shape == (2, 3, shape[0] * scale, shape[1] * scale)
-    expected = naive(low[1, 2], shape[0] * scale, shape[1] * scale, rounded=False)
-    np.testing.assert_allclose(batch[1, 2], expected, rtol=0, atol=1e-9)
-    single = upscale_bicubic_batch(torch.from_numpy(low).float(), scale)
-    assert single.dtype == torch.float32
-    np.testing.assert_allclose(single, batch, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_a_batch_differs_from_an_image_by_two_roundings(scale):
-    low = smooth(21, 26)
-    batch = upscale_bicubic_batch(torch.from_numpy(low).double()[None, None], scale)[0, 0].numpy()
-    assert np.abs(batch - upscale_bicubic(low, scale)).max() < 1.5
-
-
 def test_a_scale_of_one_copies():
     image = noise(5, 7, 3)
     for copy in (downscale(image, 1), upscale_bicubic(image, 1)):
         assert_array_equal(copy, image)
         assert not np.shares_memory(copy, image)
-    batch = torch.rand(1, 3, 4, 5)
-    assert torch.equal(upscale_bicubic_batch(batch, 1), batch)
 
 
 def test_cropping_keeps_the_top_left():
@@ -208,6 +129,6 @@ def test_cropping_keeps_the_top_left():
         (np.zeros((2, 2, 2, 2), np.uint8), 2, "not an image"),
     ],
 )
-def test_what_cannot_be_resized_is_refused(image, scale, message):
+def test_images_and_scales_that_cannot_be_resized_are_refused(image, scale, message):
     with pytest.raises(InputError, match=message):
         downscale(image, scale)

@@ -31,7 +31,7 @@ def write(path, array, **fields):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("file_format", ["png", "tiff"])
-def test_what_is_written_is_read_again(tmp_path, file_format, channels, dtype):
+def test_written_files_are_read_exactly(tmp_path, file_format, channels, dtype):
     array = photo(31, 45, channels, dtype)
     path = tmp_path / f"ä{OUTPUT_FORMATS[file_format].suffix}"
     assert write(path, array, format=file_format).notes == ()
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_again(tmp_path, file_format, channels, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_lossy_formats_come_close_and_say_what_they_cannot_hold(tmp_path, dtype):
+def test_lossy_formats_are_close_and_note_what_they_cannot_store(tmp_path, dtype):
     array = photo(32, 48, 3, dtype)
     eight = array if dtype == np.uint8 else np.round(array / 257).astype(np.uint8)
     for file_format in ("jpeg", "webp"):
@@ -54,7 +54,7 @@ def test_lossy_formats_come_close_and_say_what_they_cannot_hold(tmp_path, dtype)
         assert bool(spec.notes) == (dtype == np.uint16)
 
 
-def test_jpeg_has_no_transparency(tmp_path):
+def test_jpeg_blends_transparency_with_white(tmp_path):
     array = photo(32, 48, 4)
     spec = write(tmp_path / "a.jpg", array, format="jpeg")
     assert spec.notes == ("jpeg has no transparency: blended with white",)
@@ -91,14 +91,14 @@ def test_profile_resolution_and_exif_are_kept(tmp_path, file_format):
             assert written.getexif()[0x010F] == "Maker"
 
 
-def test_tiffs_beyond_four_gigabytes_are_big_tiffs(tmp_path, monkeypatch):
+def test_tiff_files_above_four_gigabytes_are_bigtiff(tmp_path, monkeypatch):
     monkeypatch.setattr("cabm.imaging.writer._BIG_TIFF_BYTES", 1000)
     write(tmp_path / "a.tif", photo(40, 30), format="tiff")
     assert (tmp_path / "a.tif").read_bytes()[:4] == b"II+\0"
     np.testing.assert_array_equal(in_memory(open_raster(tmp_path / "a.tif")).array, photo(40, 30))
 
 
-def test_an_image_that_is_not_finished_leaves_nothing(tmp_path):
+def test_an_unfinished_image_leaves_no_file(tmp_path):
     spec = OutputSpec(30, 20, 3)
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error), image_writer(tmp_path / "a.png", spec) as push:
@@ -108,7 +108,7 @@ def test_an_image_that_is_not_finished_leaves_nothing(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name == "encode"]
 
 
-def test_an_interrupted_image_leaves_the_old_one(tmp_path):
+def test_an_interrupted_image_keeps_the_old_file(tmp_path):
     write(tmp_path / "a.png", photo(8, 8))
     before = (tmp_path / "a.png").read_bytes()
     with pytest.raises(RuntimeError), image_writer(tmp_path / "a.png", OutputSpec(9, 9, 3)):
@@ -116,7 +116,7 @@ def test_an_interrupted_image_leaves_the_old_one(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == before
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line_that_names_the_file(tmp_path, monkeypatch):
     import pyvips
 
     def full(*_, **__):
@@ -140,7 +140,7 @@ def test_a_failed_image_is_not_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("cabm.imaging.writer._saver", full)
     array = np.zeros((2000, 2000, 3), np.uint8)
     kept = weakref.ref(array)
-    gc.disable()  # nothing but the collector would find a cycle
+    gc.disable()  # only the garbage collector would free a cycle
     try:
         with suppress(InputError):
             write(tmp_path / "a.png", array, format="png")
@@ -150,7 +150,7 @@ def test_a_failed_image_is_not_kept_in_memory(tmp_path, monkeypatch):
         gc.enable()
 
 
-def test_sides_that_a_format_cannot_have_are_refused_beforehand(tmp_path):
+def test_sides_that_are_too_long_for_a_format_are_refused(tmp_path):
     for file_format, side in (("webp", 16384), ("jpeg", 65501)):
         spec = OutputSpec(10, side, 3, format=file_format)
         with pytest.raises(InputError, match="use --format png or tiff"):

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cabm.errors import InputError
+from cabm.imaging.formats import OUTPUT_FORMATS, SUFFIXES, is_image, output_format
+
+
+def test_names_of_images():
+    assert all(is_image(Path(f"a{suffix}")) and is_image(Path(f"A{suffix.upper()}")) for suffix in SUFFIXES)
+    assert not any(is_image(Path(name)) for name in ("a", "a.txt", "png", "a.png.part", ".hidden.png"))
+
+
+def test_a_suffix_in_any_case_names_the_output_format():
+    for name, entry in OUTPUT_FORMATS.items():
+        assert all(output_format(Path(f"a{suffix.upper()}")).name == name for suffix in entry.suffixes)
+    assert output_format(Path("folder")) is None
+    assert output_format(Path("folder.v2")) is None
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.gif", "a.AVIF"])
+def test_image_formats_that_are_not_written_are_refused(name):
+    with pytest.raises(InputError, match=r"cannot write .*; use one of png, tiff, webp, jpeg"):
+        output_format(Path(name))
