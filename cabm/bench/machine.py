@@ -1,4 +1,4 @@
-"""What this machine is, and how fast its integer units are at best."""
+"""The machine that timings were taken on, and the peak speed of its integer units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cabm.machine.threads import torch_threads
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """Return, JSON-ready, what a timing on this machine depends on."""
+    """Return processor, threads, load and PyTorch version as JSON values."""
     features = cpu_features()
     units = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
     return {
@@ -27,9 +27,9 @@ def describe_machine(threads: int) -> dict[str, Any]:
 
 
 def int8_peak(repeats: int = 10) -> float:
-    """Return the operations per second of oneDNN on one thread, at best of some convolutions.
+    """Return oneDNN's integer operations per second on one thread, the best of three convolutions.
 
-    Which one is best depends on the processor: large products stream weights, small ones stay in caches.
+    Which one is fastest depends on the processor: large ones stream weights, small ones stay in caches.
     """
     with torch_threads(1):
         return max(_rate(*shape, repeats) for shape in ((1024, 1, 64), (256, 3, 48), (64, 3, 96)))

@@ -1,4 +1,4 @@
-"""OpenVINO's own int8 of the float model, as a measure of what post-training quantization gives."""
+"""OpenVINO on the float model, quantized to int8 after training: a peer for the integer engine."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class _SrOnly(nn.Module):
 
 
 def installed() -> bool:
-    """Whether ``openvino`` and ``nncf`` are there (extra ``bench``)."""
+    """Return whether ``openvino`` and ``nncf`` are installed (extra ``bench``)."""
     return find_spec("openvino") is not None and find_spec("nncf") is not None
 
 
 def int8_runner(
     model: Backbone, calibration: Tensor, threads: int, hint: str
 ) -> Callable[[Tensor], list[np.ndarray]]:
-    """Quantize a float model with NNCF's defaults and return what upscales tiles with it.
+    """Quantize a float model with NNCF's defaults and return a function that upscales tiles.
 
     Args:
         model: a float backbone.
-        calibration: (N,3,h,w) float32 tiles; their shape is what the runner takes.
+        calibration: (N,3,h,w) float32 tiles in 0..255; the runner takes tiles of this size.
         threads: CPU threads.
         hint: OpenVINO's performance hint, ``LATENCY`` or ``THROUGHPUT``.
     """

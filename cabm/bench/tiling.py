@@ -1,4 +1,4 @@
-"""`cabm bench upscale IMAGE`: what grouping tiles by bits gains, and what tiling costs, in one run."""
+"""`cabm bench upscale IMAGE`: time tiles grouped by bits against one by one, and tiling itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cabm.upscaling.tiles import super_resolve, touches_border
 from cabm.upscaling.upscaler import DEFAULT_OVERLAP
 
 WHOLE_SIDE = 480
-"""Side of the square that is also computed whole: activations of more would not fit small machines."""
+"""Side in pixels of the square that is also computed whole; a larger one may not fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class TilingBench:
     """Medians over rounds; ratios are taken within rounds.
 
     Attributes:
-        tiles: tiles of the image; all are computed, as a whole.
-        grouped: seconds of all tiles scored at once, grouped by bits and run in batches.
-        one_by_one: seconds of scoring, looking up and running tile after tile, with the same model.
-        speedup: one by one over grouped.
-        scoring_share: share of the grouped time that scoring and look-up took.
-        largest_difference: of the two results, in levels.
-        overlap_share: pixels of the tiles over pixels of the square that is also computed whole.
-        tiling_cost: how much longer that square takes in tiles than whole, beyond its overlapped pixels
-            (float model): 0.1 is ten percent.
+        tiles: number of tiles of the image; none is bypassed.
+        grouped: seconds to score all tiles at once, group them by bits and run them in batches.
+        one_by_one: seconds to score, look up and run one tile after another with the same model.
+        speedup: one_by_one / grouped.
+        scoring_share: share of the grouped time spent on scores and look-up, 0..1.
+        largest_difference: between the two results, in levels of 0..255.
+        overlap_share: pixels in tiles / pixels of the square of side `WHOLE_SIDE`.
+        tiling_cost: extra time of that square in tiles over whole, beyond the overlapped pixels, with the
+            float model; 0.1 is 10 %.
     """
 
     tiles: int
@@ -59,16 +59,16 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     """Time the simulated model with tiles grouped and one by one, and the float model in tiles and whole.
 
     Args:
-        image_file: the image, upscaled as it is.
-        model: a CABM model directory or packaged model.
-        rounds: timings of each; at least 1.
+        image_file: the image to upscale.
+        model: a CABM model, as for `cabm.checkpoints.find.find_model`.
+        rounds: timings of each, at least 1.
 
     Raises:
         InputError: no such image or model, or a model without a table.
     """
     loaded = load_model(find_model(model))
     if loaded.table is None:
-        raise InputError(f"{model}: a {loaded.model.precision.kind} model has no table to group tiles by")
+        raise InputError(f"{model}: a {loaded.model.precision.kind} model has no table; give a cabm model")
     table = loaded.table.with_bypass(0)  # what bypassing saves is another matter
     image = read_rgb8(image_file)
     chosen = choose_runner(loaded.model, engine="float", device="cpu")
@@ -122,12 +122,12 @@ def format_tiling(result: TilingBench) -> str:
     return "\n".join(
         [
             f"{result.tiles} tiles, simulated model:",
-            f"  grouped by bits {result.grouped:8.2f} s, of which scoring and look-up"
-            f" {100 * result.scoring_share:.2f} %",
-            f"  one by one      {result.one_by_one:8.2f} s: {result.speedup:.2f} times as long;"
+            f"  grouped by bits {result.grouped:8.2f} s; scores and look-up take"
+            f" {100 * result.scoring_share:.2f} % of it",
+            f"  one by one      {result.one_by_one:8.2f} s: {result.speedup:.2f} times as long,"
             f" largest difference {result.largest_difference} levels",
-            f"float model on a square of {WHOLE_SIDE}: in tiles {100 * result.tiling_cost:+.1f} %"
-            f" against whole, beyond the {100 * (result.overlap_share - 1):.1f} % of overlapped pixels",
+            f"float model, {WHOLE_SIDE} x {WHOLE_SIDE}: {100 * result.tiling_cost:+.1f} % time in tiles"
+            f" over whole, beyond the {100 * (result.overlap_share - 1):.1f} % of overlapped pixels",
         ]
     )
 
@@ -136,7 +136,7 @@ def format_tiling(result: TilingBench) -> str:
 def _one_by_one(
     runner: TileRunner, image: np.ndarray, table: EdgeToBitTable, layout: TilePlan
 ) -> np.ndarray:
-    """Score, look up and run one tile after the other, as the published code does."""
+    """Score, look up and run one tile after another, as the released code does."""
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
     inner = getattr(runner, "inner", runner)
     upscaled = []

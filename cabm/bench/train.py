@@ -1,4 +1,4 @@
-"""How long training steps take, as ratios to one unit measured in the same run."""
+"""`cabm bench train`: time optimizer steps, as ratios to a plain float32 step of the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cabm.quant import KINDS, Kind, Precision
 from cabm.training.loop import TrainingPlan, calibrate, train
 from cabm.training.losses import LossWeights, Objective
 
-BATCH, PATCH = 16, 24  # the unit's (and the CADyQ release's LR patch at x4)
+BATCH, PATCH = 16, 24  # as in the CADyQ release at x4; the patch in low-resolution pixels
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Row:
     """One kind of training step.
 
     Attributes:
-        name: what was timed.
-        seconds: median of a step.
-        units: median over rounds of seconds over that round's unit.
+        name: the kind of step.
+        seconds: per step, median over rounds.
+        units: seconds divided by the plain step's seconds of the same round, median over rounds.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Row:
 
 
 class _FixedBatch:
-    """The same random patches at every step: data loading is not what is timed."""
+    """The same random patches at every step, so that data loading is not timed."""
 
     def __init__(self, scale: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -52,18 +52,20 @@ class _FixedBatch:
 
 
 def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) -> list[Row]:
-    """Time one optimizer step of every kind, teacher and losses included, as the training stages take it.
+    """Time one optimizer step of every kind, with teacher and losses, as the training stages run it.
 
-    The unit is a float32 eager step of the same float backbone with its tail as written, in a process of
-    its own whose memory is left to PyTorch and the C library. Here freed memory is kept, as in the stages;
-    the second row is the unit's step with that. Rounds interleave the kinds, so that a machine whose speed
-    drifts drifts under all of them.
+    The unit is a plain step: float32, eager, the float backbone with its tail layer by layer. It runs in a
+    process of its own with PyTorch's default handling of memory. This process keeps freed memory, as the
+    stages do; the second row is the plain step with that.
 
     Args:
         backbone: a key of `cabm.models.BACKBONES`.
-        scale: upscaling.
-        rounds: how often each kind is timed; at least 1.
+        scale: 2, 3 or 4.
+        rounds: timings of each kind, at least 1.
         steps: optimizer steps per timing.
+
+    Returns:
+        The rows, the plain step first.
     """
     keep_freed_memory()
     data = _FixedBatch(scale)
@@ -91,7 +93,7 @@ def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) ->
 
 
 def _eager(backbone: str, scale: int, steps: int) -> Callable[[], float]:
-    """Return what times float32 eager steps of the float backbone."""
+    """Return a function that times plain steps: float32, eager, the float backbone."""
     model = build_model(backbone, scale, Precision("float"))
     data = _FixedBatch(scale)
     return lambda: _time(model, Objective(LossWeights()), data, None, steps)
@@ -99,14 +101,14 @@ def _eager(backbone: str, scale: int, steps: int) -> Callable[[], float]:
 
 @contextmanager
 def _plain_step(backbone: str, scale: int, steps: int) -> Iterator[Callable[[], float]]:
-    """Give what times those steps in a process of its own; it sleeps between."""
+    """Yield a function that times plain steps in another process, which sleeps in between."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(
         target=_serve_timings, args=(there, backbone, scale, steps, torch.get_num_threads()), daemon=True
     )
     process.start()
-    there.close()  # or the end of the process would not be seen here
+    there.close()  # or the end of the process would not close the pipe
 
     def ask() -> float:
         here.send(True)

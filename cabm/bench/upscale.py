@@ -1,8 +1,4 @@
-"""`cabm bench upscale`: the integer engine beside float, simulation and OpenVINO, in one run.
-
-Absolute times say little on a shared machine. Every round times all contenders one after another, and
-ratios are taken within rounds.
-"""
+"""`cabm bench upscale`: time the float model, the simulated one, the integer engine and OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,22 +30,24 @@ from cabm.tiling.plan import plan
 FLOAT = "float (fp32, eager)"
 SIMULATED = "simulated (fake quantization)"
 INTEGER = "int8 engine"
+ONE_THREAD = "int8 engine, 1 thread"
+OPENVINO = "OpenVINO int8 (NNCF)"
 
 
 @dataclass(frozen=True)
 class UpscaleBench:
-    """What to time.
+    """Options of `bench_upscale`.
 
     Attributes:
         model: a quantized model directory; None: ``backbone`` with random weights, calibrated.
-        backbone, scale: used without ``model``.
-        height, width: input image that times are extrapolated to.
-        tile, stride: its tiles.
-        threads: CPU threads; 0: all that PyTorch uses.
+        backbone, scale: of the random model.
+        height, width: of the input image that times are extrapolated to, in pixels.
+        tile, stride: of its tiles, in pixels.
+        threads: CPU threads; 0: PyTorch's setting.
         rounds: timings of each contender.
-        tiles: tiles of a timing, and of a batch of the float models.
-        openvino: time OpenVINO's int8 too, where it is installed.
-        memory: measure the peak memory of engine and float model, each in a process of its own.
+        tiles: tiles per timing; the float models take them as one batch.
+        openvino: also time OpenVINO, if it is installed.
+        memory: also measure the peak memory of the engine and the float model.
     """
 
     model: Path | None = None
@@ -66,16 +65,17 @@ class UpscaleBench:
 
 
 def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
-    """Time one upscaling by every contender that this machine can run.
+    """Time upscaling by every contender that this machine can run.
 
     Returns:
-        JSON-ready: ``options``; ``machine``; ``tiles`` of the image; ``rows``, for each contender its
-        name, seconds per tile (median), seconds per image and the median ratio to float; ``skipped``, what
-        was not timed and why; and, where the engine runs, ``int8`` (operations per second of engine and
-        of oneDNN's best convolution alone, ratio), ``scaling`` from 1 to all threads, ``peak_rss_mb``.
+        JSON values: ``options``; ``machine``; ``tiles``, their number in the image; ``rows``, a contender
+        each with its name, median seconds per tile and per image, and median speedup over float;
+        ``skipped``, why contenders were not timed. If the engine runs, also ``int8``, the operations per
+        second of the engine and of oneDNN's best convolution, and their ratio; ``scaling``, the speedup
+        from 1 to all threads; and ``peak_rss_mb``.
 
     Raises:
-        InputError: no such model directory, or damaged files.
+        InputError: no such model directory, or a damaged one.
     """
     threads = options.threads or torch.get_num_threads()
     with torch_threads(threads):
@@ -85,21 +85,7 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
 def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
     model, table = _model(options)
     tiles, bits = _work(options, model, table)
-    runs: dict[str, Callable[[], object]] = {}
-    skipped: dict[str, str] = {}
-    plain = float_twin(model)
-    runs[FLOAT] = lambda: _forward(plain, tiles, None)
-    runs[SIMULATED] = lambda: _forward(model, tiles, bits)
-    reason = supports(model)
-    engine = None
-    if reason is None:
-        engine = compile_model(model)
-        runs[INTEGER] = lambda: engine.run(tiles, bits, threads=threads)
-        runs["int8 engine, 1 thread"] = lambda: engine.run(tiles, bits, threads=1)
-    else:
-        skipped[INTEGER] = reason
-    _add_openvino(options, plain, tiles, threads, runs, skipped)
-
+    runs, skipped = _contenders(options, model, tiles, bits, threads)
     seconds = _interleaved(runs, options.rounds)
     num_tiles = len(plan(options.height, options.width, options.tile, options.stride))
     result: dict[str, Any] = {
@@ -117,16 +103,41 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
         ],
         "skipped": skipped,
     }
-    if engine is not None:
+    if INTEGER in runs:
         operations = 2 * _quantized_macs(model) * options.tile**2 * len(tiles)
-        peak = int8_peak()
-        rate = operations / statistics.median(seconds["int8 engine, 1 thread"])
+        rate, peak = operations / statistics.median(seconds[ONE_THREAD]), int8_peak()
         result["int8"] = {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak}
-        speedups = _ratios(seconds["int8 engine, 1 thread"], seconds[INTEGER])
+        speedups = _ratios(seconds[ONE_THREAD], seconds[INTEGER])
         result["scaling"] = {"threads": threads, "speedup": statistics.median(speedups)}
         if options.memory:
             result["peak_rss_mb"] = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
     return result
+
+
+def _contenders(
+    options: UpscaleBench, model: Backbone, tiles: Tensor, bits: Tensor | None, threads: int
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Return the contenders by name, and why others cannot run."""
+    plain, skipped = float_twin(model), {}
+    runs: dict[str, Callable[[], object]] = {
+        FLOAT: lambda: _forward(plain, tiles, None),
+        SIMULATED: lambda: _forward(model, tiles, bits),
+    }
+    reason = supports(model)
+    if reason is None:
+        engine = compile_model(model)
+        runs[INTEGER] = lambda: engine.run(tiles, bits, threads=threads)
+        runs[ONE_THREAD] = lambda: engine.run(tiles, bits, threads=1)
+    else:
+        skipped[INTEGER] = reason
+    if options.openvino and openvino_int8.installed():
+        floats = tiles.float()
+        for hint in ("LATENCY", "THROUGHPUT"):
+            run = openvino_int8.int8_runner(plain, floats, threads, hint)
+            runs[f"{OPENVINO}, {hint.lower()}"] = lambda run=run: run(floats)
+    elif options.openvino:
+        skipped[OPENVINO] = "openvino or nncf is not installed; pip install cabm[bench]"
+    return runs, skipped
 
 
 def format_report(result: dict[str, Any]) -> str:
@@ -143,12 +154,12 @@ def format_report(result: dict[str, Any]) -> str:
             f"{row['name']:34} {1000 * row['seconds_per_tile']:9.1f}"
             f" {row['seconds_per_image']:9.1f} {row['speedup']:8.2f}"
         )
-    lines += [f"{name}: not timed, {reason}" for name, reason in result["skipped"].items()]
+    lines += [f"{name}: not timed: {reason}" for name, reason in result["skipped"].items()]
     if "int8" in result:
         int8, scaling = result["int8"], result["scaling"]
         lines.append(
             f"int8 on one thread: {int8['engine_tops']:.2f} TOPS, {100 * int8['share']:.0f} % of the"
-            f" {int8['peak_tops']:.2f} of the best convolution alone"
+            f" {int8['peak_tops']:.2f} of the best single convolution"
         )
         lines.append(f"1 to {scaling['threads']} threads: {scaling['speedup']:.2f} times")
     for name, megabytes in result.get("peak_rss_mb", {}).items():
@@ -175,7 +186,7 @@ def _model(options: UpscaleBench) -> tuple[Backbone, EdgeToBitTable | None]:
 def _work(
     options: UpscaleBench, model: Backbone, table: EdgeToBitTable | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return tiles and their bits; the time does not depend on the pixels."""
+    """Return tiles and their bits. The pixels are noise; times do not depend on them."""
     tiles = _noise(options.tiles, options.tile, torch.Generator().manual_seed(1)).to(torch.uint8)
     if model.precision.kind in ("float", "pams"):
         return tiles, None
@@ -196,7 +207,7 @@ def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 
 def float_twin(model: Backbone) -> Backbone:
-    """Return the float model of the same weights."""
+    """Return the float model with the same weights."""
     twin = build_model(model.name, model.scale, Precision("float"), model.options)
     given = model.state_dict()
     twin.load_state_dict({name: given[name] for name in twin.state_dict()})
@@ -207,26 +218,6 @@ def float_twin(model: Backbone) -> Backbone:
 def _forward(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
     takes = None if model.precision.kind in ("float", "pams", "cadyq") else bits
     return model(tiles.float().contiguous(memory_format=torch.channels_last), takes).sr
-
-
-def _add_openvino(
-    options: UpscaleBench,
-    plain: Backbone,
-    tiles: Tensor,
-    threads: int,
-    runs: dict[str, Callable[[], object]],
-    skipped: dict[str, str],
-) -> None:
-    name = "OpenVINO int8 (NNCF)"
-    if not options.openvino:
-        return
-    if not openvino_int8.installed():
-        skipped[name] = "openvino and nncf are not installed (pip install cabm[bench])"
-        return
-    floats = tiles.float()
-    for hint in ("LATENCY", "THROUGHPUT"):
-        run = openvino_int8.int8_runner(plain, floats, threads, hint)
-        runs[f"{name}, {hint.lower()}"] = lambda run=run: run(floats)
 
 
 def _interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -246,25 +237,23 @@ def _ratios(slow: list[float], fast: list[float]) -> list[float]:
 
 
 def _quantized_macs(model: Backbone) -> int:
-    """Multiply-accumulates per pixel in convolutions that read 8 bits or fewer."""
+    """Multiply-accumulates per input pixel of the quantized convolutions."""
     return sum(layer.macs_per_pixel for layer in model.layers if layer.adaptive or layer.fixed_bits <= 8)
 
 
 def _peak_memory(options: UpscaleBench, name: str) -> float:
+    """Return the peak resident memory in MB of a new process that runs a contender."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_memory_here, (options, name))
 
 
 def _peak_memory_here(options: UpscaleBench, name: str) -> float:
-    """Peak resident memory in MB of this process after some batches."""
     model, table = _model(options)
     tiles, bits = _work(options, model, table)
     if name == INTEGER:
-        engine = compile_model(model)
-        run = lambda: engine.run(tiles, bits)  # noqa: E731
+        run = compile_model(model).run
     else:
-        plain = float_twin(model)
-        run = lambda: _forward(plain, tiles, None)  # noqa: E731
+        run, bits = partial(_forward, float_twin(model)), None
     for _ in range(2):
-        run()
+        run(tiles, bits)
     return peak_memory() / 2**20

@@ -8,12 +8,12 @@ import typer
 
 
 def bench_train(
-    backbone: Annotated[str, typer.Option(help="Backbone, in its published size.")] = "edsr",
-    scale: Annotated[int, typer.Option(min=2, max=4, help="Upscaling.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each kind; the median counts.")] = 5,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
+    backbone: Annotated[str, typer.Option(help="edsr, srresnet, idn or carn, full size.")] = "edsr",
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Scale factor.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each step; the median is reported.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
 ) -> None:
-    """Time a training step of every precision, as ratios to a float32 step of the float model.
+    """Time a training step of the float, PAMS, CADyQ and CABM model, as ratios to a plain float32 step.
 
     Example: cabm bench train --backbone idn
     """

@@ -11,31 +11,30 @@ import typer
 def bench_upscale(
     image: Annotated[
         Path | None,
-        typer.Argument(help="Image to time grouping and tiling on, instead of the engines."),
+        typer.Argument(help="Time tiling on this image, instead of the engines."),
     ] = None,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-m",
             "--model",
-            help="Quantized model directory, or the name of a packaged model; default: random weights,"
-            " with an IMAGE the model that ships.",
+            help="Quantized model directory, or name of a packaged model. Default: random weights; with"
+            " IMAGE, edsr_x4.",
         ),
     ] = None,
-    backbone: Annotated[str, typer.Option(help="Backbone, where no model is given.")] = "edsr",
-    scale: Annotated[int, typer.Option(min=2, max=4, help="Its upscaling.")] = 4,
-    width: Annotated[int, typer.Option(min=1, help="Input width that times are extrapolated to.")] = 2048,
-    height: Annotated[int, typer.Option(min=1, help="Input height.")] = 1080,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each contender; the median counts.")] = 5,
-    openvino: Annotated[bool, typer.Option(help="Time OpenVINO's int8 too, where installed.")] = True,
+    backbone: Annotated[str, typer.Option(help="Backbone of the random weights.")] = "edsr",
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Scale factor of the random weights.")] = 4,
+    width: Annotated[int, typer.Option(min=1, help="Input width to extrapolate to, in pixels.")] = 2048,
+    height: Annotated[int, typer.Option(min=1, help="Input height to extrapolate to.")] = 1080,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each; the median is reported.")] = 5,
+    openvino: Annotated[bool, typer.Option(help="Also time OpenVINO int8, if it is installed.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time an upscaling by the float model, the simulated one, the integer engine and OpenVINO.
+    """Time upscaling by the float model, the simulated model, the integer engine and OpenVINO.
 
-    With an IMAGE: what grouping its tiles by their bits gains over one tile at a time, what share of the
-    time scores and look-up take, and what tiling costs. Then only --model, --rounds, --threads and --json
-    count.
+    With IMAGE: time tiles grouped by bits against one tile at a time, the edge scores, and tiling against
+    the whole image. Then only --model, --rounds, --threads and --json apply.
 
     Examples:
 
@@ -47,11 +46,12 @@ def bench_upscale(
     """
     import json
 
+    from cabm.checkpoints.find import DEFAULT_MODEL, find_model
+
     if image is not None:
         from dataclasses import asdict
 
         from cabm.bench.tiling import bench_tiling, format_tiling
-        from cabm.checkpoints.find import DEFAULT_MODEL
         from cabm.machine.threads import torch_threads
 
         with torch_threads(threads or None):
@@ -60,17 +60,11 @@ def bench_upscale(
         return
     from cabm.bench.upscale import UpscaleBench, format_report
     from cabm.bench.upscale import bench_upscale as run
-    from cabm.checkpoints.find import find_model
 
+    directory = None if model is None else find_model(model)
+    size = {"width": width, "height": height}
     options = UpscaleBench(
-        model=None if model is None else find_model(model),
-        backbone=backbone,
-        scale=scale,
-        width=width,
-        height=height,
-        threads=threads,
-        rounds=rounds,
-        openvino=openvino,
+        directory, backbone, scale, **size, threads=threads, rounds=rounds, openvino=openvino
     )
     result = run(options)
     typer.echo(json.dumps(result, indent=2) if as_json else format_report(result))

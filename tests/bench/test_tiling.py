@@ -1,4 +1,4 @@
-"""`cabm bench upscale IMAGE`: what is timed computes the same, and the figures add up."""
+"""`cabm bench upscale IMAGE`: the timed runs give equal images, and the figures add up."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_grouped_tiles_are_those_computed_one_by_one(
     bench_upscale(photo, model=None, rounds=1, threads=1, as_json=True)
     result = json.loads(capsys.readouterr().out)
     assert result["tiles"] == 4
-    assert result["largest_difference"] <= 1, "sums of floats in batches of other sizes round otherwise"
+    assert result["largest_difference"] <= 1, "float sums round differently in batches of other sizes"
     assert result["overlap_share"] == pytest.approx(4 * 96**2 / (150 * 170))
     assert 0 < result["scoring_share"] < 1
     assert result["speedup"] == pytest.approx(result["one_by_one"] / result["grouped"])
 
 
 def test_a_model_without_a_table_is_refused(photo: Path) -> None:
-    with pytest.raises(InputError, match="float model has no table"):
+    with pytest.raises(InputError, match="float model has no table; give a cabm model"):
         bench_tiling(photo, find_model("edsr_x4/float"), rounds=1)
