@@ -32,6 +32,7 @@ def show_model(model: ModelArgument, as_json: JsonOption = False) -> None:
     from cabm.checkpoints.find import find_model
     from cabm.checkpoints.model_directory import TABLE_FILE, WEIGHTS_FILE, load_model
     from cabm.files import sha256_file
+    from cabm.project.params import flatten
 
     loaded = load_model(find_model(model))
     network, config, directory = loaded.model, loaded.config, loaded.directory
@@ -74,7 +75,9 @@ def show_model(model: ModelArgument, as_json: JsonOption = False) -> None:
     if loaded.table is not None:
         _print({"table": f"sha256 {facts['table_sha256']}"})
         _print_table(loaded.table, _MOST_ROWS)
-    _print(_flat(config.provenance))
+    provenance = flatten(config.provenance)
+    # the table is printed above, and is part of the JSON
+    _print({name: value for name, value in provenance.items() if "table" not in name.split(".")})
 
 
 def show_table(
@@ -164,18 +167,6 @@ def _print_table(table: EdgeToBitTable, most: int) -> None:
         fab = "bicubic" if not row["fab"] else f"FAB {row['fab']:.2f}: {layers} bits"
         fab += f", {skipped} skipped" if skipped and row["fab"] else ""
         _print({"": f"score {row['from']:7.2f} and up  {fab}"})
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested facts as one level: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            # a table is shown above, and in the JSON
-            flat |= {} if key == "table" else _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _short(value: object) -> str:

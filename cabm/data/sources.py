@@ -7,11 +7,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    model_validator,
+)
 
 from cabm.data.layout import Pair, benchmark_pairs, div2k_pairs, div8k_pairs, folder_pairs
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=1)]
 
 # Photographs inside the wheels of scikit-image and scikit-learn, so that nothing is downloaded.
 # The motorcycles are a stereo pair and stay in one part.
@@ -178,10 +187,10 @@ class Sampling(_Source):
     kind: Literal["uniform", "informative"] = "uniform"
     """All positions with equal probability, or only those with the largest error of bilinear upscaling."""
 
-    patch: Annotated[int, Field(ge=8)] = 24
+    patch: Annotated[StrictInt, Field(ge=8)] = 24
     """Side of the ranked patches in low-resolution pixels; must equal the patch of the training stages."""
 
-    portion: Annotated[float, Field(gt=0, le=1)] = 0.1
+    portion: Annotated[StrictFloat, Field(gt=0, le=1)] = 0.1
     """Share of the positions to keep."""
 
     variant: Literal["greedy", "nms", "darts"] = "greedy"

@@ -1,1 +1,1 @@
-"""A project's params.yaml, typed; its folders; the presets it can start from."""
+"""A project: its params.yaml as typed settings, its folders, and the presets of params.yaml."""

@@ -1,4 +1,4 @@
-"""Where things lie in a project: the folders of outs, and the repository itself."""
+"""The folders of a project."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ RESULTS = Path("results")
 def project_root() -> Path:
     """Return the repository's directory.
 
-    Under DVC this is DVC_ROOT, which names the real repository also where ``dvc exp run --temp`` or
-    ``--queue`` works in a copy; else the nearest parent of the working directory that has
-    ``.dvc`` or ``.git``, else the working directory.
+    DVC sets DVC_ROOT to the real repository, even if ``dvc exp run --temp`` or ``--queue`` works in a
+    copy. Without it, the repository is the nearest parent of the working directory that has ``.dvc`` or
+    ``.git``, or else the working directory.
     """
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)

@@ -1,35 +1,32 @@
-"""Learning-rate schedules: the rate as a pure function of the step."""
+"""Learning-rate schedules: a factor that depends on the step alone."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat
 
 
 class Schedule(BaseModel):
-    """How the learning rates change over a training step.
-
-    The factor multiplies every learning rate (weights, alpha, selector) alike.
-    """
+    """A factor over the optimizer steps, common to all learning rates (weights, alpha, selector)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["constant", "halve", "cosine"] = "cosine"
-    """constant; halved at each of ``halve_at``; cosine to ``final`` after the warm-up."""
+    """constant, halve (at each of ``halve_at``) or cosine (down to ``final`` after the warm-up)."""
 
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps over which the rate rises linearly from zero."""
+    warmup: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps over which the factor rises linearly from 0 to 1, 0..1."""
 
-    halve_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5,)
-    """Shares of the steps at which ``halve`` halves."""
+    halve_at: tuple[Annotated[StrictFloat, Field(gt=0, lt=1)], ...] = (0.5,)
+    """Shares of the steps at which ``halve`` halves the factor, each between 0 and 1."""
 
-    final: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Factor that ``cosine`` ends at."""
+    final: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.01
+    """Last factor of ``cosine``, 0..1."""
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the factor for ``step`` (from 0) of ``steps``."""
+        """Return the factor of ``step``, 0..``steps`` - 1."""
         warm = round(self.warmup * steps)
         if step < warm:
             return (step + 1) / warm

@@ -1,4 +1,4 @@
-"""The sections of params.yaml, typed: every knob, its unit, its legal values and its default."""
+"""The sections of params.yaml: every setting with its unit, legal values and default."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from cabm.errors import InputError
 from cabm.machine.cpu import multiplies_bfloat16
 from cabm.project.schedule import Schedule
 
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveInt = Annotated[StrictInt, Field(ge=1)]
-PositiveNumber = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+# Strict types, because pydantic otherwise reads true as 1. YAML lists still become tuples.
+Count = Annotated[StrictInt, Field(ge=1)]
+CountOrZero = Annotated[StrictInt, Field(ge=0)]
+NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -25,16 +26,16 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """Which network."""
+    """The network."""
 
     name: str = "edsr"
-    """Backbone: a key of `cabm.models.BACKBONES`, which the first step checks."""
+    """Backbone: edsr, srresnet, idn or carn (a key of `cabm.models.BACKBONES`)."""
 
-    scale: Annotated[int, Field(ge=2, le=4)] = 4
-    """Upscaling: 2, 3 or 4."""
+    scale: Annotated[StrictInt, Field(ge=2, le=4)] = 4
+    """Upscaling factor: 2, 3 or 4."""
 
-    options: dict[str, dict[str, StrictBool | PositiveInt | PositiveNumber]] = {}
-    """Constructor arguments by backbone, as ``edsr: {num_features: 64}``; only the chosen one counts."""
+    options: dict[str, dict[str, StrictBool | Count | Positive]] = {}
+    """Constructor arguments by backbone: ``edsr: {num_features: 64}``; only those of `name` are used."""
 
     def chosen_options(self) -> dict[str, bool | int | float]:
         """Return the constructor arguments of the chosen backbone."""
@@ -42,16 +43,16 @@ class ModelSettings(Section):
 
 
 class QuantizationSettings(Section):
-    """What quantized positions compute at."""
+    """Bit widths of activations and weights."""
 
-    search_space: tuple[Annotated[int, Field(ge=0, le=8)], ...] = (4, 6, 8)
+    search_space: tuple[Annotated[StrictInt, Field(ge=0, le=8)], ...] = (4, 6, 8)
     """Ascending widths for adaptive positions, 2..8 bits; 0 in front: residual blocks can be skipped."""
 
-    weight_bits: Annotated[int, Field(ge=2, le=8)] | Literal["same"] = 8
-    """Width of the weights; ``same``: that of the activation they meet."""
+    weight_bits: Annotated[StrictInt, Field(ge=2, le=8)] | Literal["same"] = 8
+    """Width of the weights, 2..8 bits, or ``same`` as the activation they are multiplied with."""
 
     quantize_ends: bool = False
-    """8-bit head and tail too."""
+    """Quantize head and tail to 8 bits, too."""
 
     @field_validator("search_space")
     @classmethod
@@ -62,209 +63,210 @@ class QuantizationSettings(Section):
 
 
 class RuntimeSettings(Section):
-    """How a stage computes; none of it should change what a run means."""
+    """How a stage computes; apart from rounding, the results do not depend on it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where; auto takes a GPU if there is one."""
+    """Device: auto (a GPU if there is one), cpu or cuda."""
 
-    processes: PositiveInt | Literal["auto"] = 1
-    """Processes of this machine that train together; auto: one per visible GPU, without GPUs one."""
+    processes: Count | Literal["auto"] = 1
+    """Training processes on this machine, 1 or more; auto: one per visible GPU, or 1 without a GPU."""
 
-    threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of torch in a process; 0: as many as cores, shared by the processes."""
+    threads: CountOrZero = 0
+    """PyTorch threads per process; 0: the machine's cores divided by the processes."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the convolutions in training; auto: bf16 where the processor multiplies it."""
+    """Type of the convolutions in training: fp32, bf16 or auto (bf16 if the hardware multiplies it)."""
 
     checkpoint_seconds: NotNegative = 60.0
-    """How often training writes its resume state."""
+    """Seconds between two resume states, 0 or more; 0: one after every step."""
 
-    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
-    """How long a process waits for the others before the training ends, with an error."""
+    timeout_seconds: Positive = 600.0
+    """Seconds a training process waits for the others before it fails, more than 0."""
 
     def torch_device(self) -> torch.device:
-        """Return the device.
+        """Return the device to compute on.
 
         Raises:
-            InputError: cuda is asked for and absent.
+            InputError: ``cuda`` is set, but PyTorch finds no GPU.
         """
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("runtime.device: cuda is asked for, but torch sees no GPU; use auto or cpu")
+            raise InputError("runtime.device is cuda, but PyTorch finds no GPU; use auto or cpu")
         gpu = self.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if gpu else "cpu")
 
     def num_processes(self) -> int:
-        """Return how many processes of this machine train together."""
+        """Return the number of training processes on this machine."""
         if self.processes != "auto":
             return self.processes
         return torch.cuda.device_count() if self.torch_device().type == "cuda" else 1
 
     def autocast(self) -> torch.dtype | None:
-        """Return the type that convolutions compute in, None for float32."""
+        """Return the type of the convolutions in training, None for float32."""
         if self.precision == "auto":
             return torch.bfloat16 if multiplies_bfloat16(self.torch_device()) else None
         return torch.bfloat16 if self.precision == "bf16" else None
 
 
 class TrainingSettings(Section):
-    """What the training stages have in common."""
+    """Settings of every training stage."""
 
     init_from: str | None = None
-    """Model directory (or packaged model name) to start from, instead of the step before."""
+    """Model directory or packaged model to start from; null: the previous step's model."""
 
-    steps: Annotated[int, Field(ge=0)]
-    """Optimizer steps."""
+    steps: CountOrZero
+    """Optimizer steps, 0 or more."""
 
     batch_size: Count = 16
-    """Patches in a batch."""
+    """Patches per batch, 1 or more."""
 
-    patch: Annotated[int, Field(ge=8)] = 24
-    """Side of a patch in low-resolution pixels."""
+    patch: Annotated[StrictInt, Field(ge=8)] = 24
+    """Side of a patch in low-resolution pixels, 8 or more."""
 
     learning_rate: Rate
-    """Peak rate of the weights."""
+    """Peak learning rate of the weights, more than 0, at most 1."""
 
     schedule: Schedule = Schedule()
-    """Common factor on all rates over the steps."""
+    """Factor on all learning rates over the steps."""
 
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the running average of the weights that is kept; 0: the last weights are kept."""
+    ema_decay: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights, which becomes the result, 0..1; 0: no averaging."""
 
     collapse_tail: bool = True
-    """Run a linear tail as one convolution and leave the outermost output pixels out of L1."""
+    """Run a linear tail as one convolution, and leave the outermost output pixels out of the L1 loss."""
 
-    validate_every: Annotated[int, Field(ge=0)] = 500
-    """Steps between validations; 0: only at the end."""
+    validate_every: CountOrZero = 500
+    """Steps between two validations; 0: only one, at the end."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of initial weights and patches."""
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    """Seed of initial weights and patches, 0..2**63 - 1."""
 
 
 class QuantizedTrainingSettings(TrainingSettings):
-    """What the steps that learn clip values add."""
+    """Settings of the steps that train quantized models (2, 3 and 5)."""
 
     teacher_from: str | None = None
-    """Model directory of the teacher, instead of the step's own."""
+    """Model directory of the teacher; null: the float model in step 2, the 8-bit model in steps 3 and 5."""
 
     alpha_learning_rate: Rate
-    """Peak rate of the clip values."""
+    """Peak learning rate of the clip values, more than 0, at most 1."""
 
     kd_feature: NotNegative = 1000.0
-    """Weight of the distillation of the tail's input (w_kd)."""
+    """Weight of the distillation loss on the tail's input (w_kd), 0 or more."""
 
     kd_blocks: NotNegative = 100.0
-    """Weight of the distillation of block features (0.1 w_kd)."""
+    """Weight of the distillation loss on the blocks' outputs (0.1 w_kd), 0 or more."""
 
     calibration: Literal["peak", "error"] = "error"
-    """How clip values without a trained start are set: mean max|x| (the papers), or least squared error."""
+    """Initial clip values: peak (mean of max abs(x), as in the papers) or error (least squared error)."""
 
     calibration_batches: Count = 16
-    """Batches that clip values are calibrated on."""
+    """Batches to calibrate clip values on, 1 or more."""
 
 
 class CadyqSettings(QuantizedTrainingSettings):
-    """Step 3: bit selectors."""
+    """Step 3: train bit selectors."""
 
     recalibrate: bool = True
-    """Calibrate the clip values of every width anew, instead of starting all at the 8-bit model's."""
+    """Calibrate the clip value of every width; false: start all widths at the 8-bit model's clip value."""
 
     selector_learning_rate: Rate = 1e-4
-    """Peak rate of the selectors."""
+    """Peak learning rate of the selectors, more than 0, at most 1."""
 
     w_bit: NotNegative = 1e-4
-    """Weight of the bit loss at the first step (w0)."""
+    """Weight of the bit loss at the first step (w0), 0 or more."""
 
     w_bit_per_1000: NotNegative = 1e-6
-    """Growth of that weight over 1000 steps (w_inc; an epoch of the release)."""
+    """Increase of that weight per 1000 steps (w_inc; one epoch of the release), 0 or more."""
 
 
 class BypassSettings(Section):
-    """Which parts of tiles do not enter the network (bicubic instead)."""
+    """Which parts of a tile bypass the network and are upscaled by bicubic interpolation."""
 
     max_loss_db: NotNegative = 0.01
-    """PSNR over all validation tiles that may be lost; 0: everything is computed."""
+    """PSNR in dB that all validation tiles together may lose, 0 or more; 0: no bypass."""
 
     max_tile_loss_db: NotNegative = 0.3
-    """PSNR that any one validation tile may lose."""
+    """PSNR in dB that a single validation tile may lose, 0 or more."""
 
-    part: Annotated[int, Field(ge=8, multiple_of=8)] = 16
-    """Side of the parts in low-resolution pixels; of the tile's size: whole tiles."""
+    part: Annotated[StrictInt, Field(ge=8, multiple_of=8)] = 16
+    """Side of a part in low-resolution pixels, a multiple of 8; the tile's side: whole tiles."""
 
 
 class EdgeToBitSettings(Section):
-    """Step 4: the tables."""
+    """Step 4: build the edge-to-bit table."""
 
     tile: Count = 96
-    """Side of a tile in low-resolution pixels."""
+    """Side of a tile in low-resolution pixels, 1 or more."""
 
     stride: Count = 94
-    """Distance of neighbouring tiles, 1..tile."""
+    """Distance between neighbouring tiles in low-resolution pixels, 1..tile."""
 
     strategy: Literal["lowest", "majority", "monotone"] = "monotone"
-    """Which of the bit rows seen at a score is kept; the paper keeps the lowest."""
+    """Which bit row observed at an edge score is kept: lowest (the paper), majority or monotone."""
 
-    fab_cap: Annotated[float, Field(gt=0, le=8)] | None = None
-    """Drop observed rows whose FAB is not below this."""
+    fab_cap: Annotated[StrictFloat, Field(gt=0, le=8)] | None = None
+    """Drop observed rows whose FAB is not below this many bits, more than 0, at most 8; null: keep all."""
 
     bypass: BypassSettings = BypassSettings()
-    """What is not computed."""
+    """Parts of tiles that bypass the network."""
 
     cadyq_from: str | None = None
-    """Model directory to observe, instead of step 3's."""
+    """Model directory to observe; null: step 3's model."""
 
 
 class CabmSettings(QuantizedTrainingSettings):
-    """Step 5: fine-tuning with bits from the tables."""
+    """Step 5: fine-tune with bits from the table."""
 
     table_from: str | None = None
-    """Edge-to-bit table to use, instead of step 4's."""
+    """Edge-to-bit table; null: step 4's table."""
 
 
 class EvaluateSettings(Section):
-    """What is measured at the end."""
+    """Measurements on the test sets."""
 
     tile: Count = 96
-    """Side of a tile in low-resolution pixels."""
+    """Side of a tile in low-resolution pixels, 1 or more."""
 
     stride: Count = 94
-    """Distance of neighbouring tiles, 1..tile."""
+    """Distance between neighbouring tiles in low-resolution pixels, 1..tile."""
 
     whole_image: bool = True
-    """Measure each model on uncut images too, for comparison."""
+    """Measure every model on whole images, too."""
 
     max_whole_pixels: Count = 300_000
-    """Low-resolution pixels above which an image is not run uncut (memory)."""
+    """Largest image, in low-resolution pixels, that is run whole (memory), 1 or more."""
 
     controls: bool = False
-    """Measure CABM with shuffled rows and with one row for all too: is the edge score worth anything?"""
+    """Measure two controls of the edge score, too: shuffled table rows, and one row for all tiles."""
 
     picture: str | None = None
-    """``set/image`` that bit map and crops show; the first image of the last set by default."""
+    """``set/image`` of the bit map and the crops; null: the first image of the last set."""
 
 
-class TrackingSettings(BaseModel):
-    """Where runs are recorded, and how often."""
-
-    model_config = ConfigDict(extra="forbid")
+class TrackingSettings(Section):
+    """Recording of runs with MLflow."""
 
     enabled: bool = True
-    """Record runs at all."""
-    experiment: str = Field("cabm", min_length=1, max_length=500)
-    """The MLflow experiment that the runs belong to."""
-    log_every: int = Field(50, ge=1)
-    """Training steps between two records of the curves."""
+    """Record runs."""
+
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = "cabm"
+    """MLflow experiment of the runs, 1..500 characters."""
+
+    log_every: Count = 50
+    """Training steps between two points of a curve, 1 or more."""
+
     uri: str | None = None
-    """The store; null: MLFLOW_TRACKING_URI, else ``mlflow.db`` beside ``dvc.yaml``."""
+    """Tracking store; null: MLFLOW_TRACKING_URI, or the database ``mlflow.db`` beside ``dvc.yaml``."""
 
 
-class ServingSettings(BaseModel):
-    """Whether the finished model is registered, and when it becomes the champion."""
-
-    model_config = ConfigDict(extra="forbid")
+class ServingSettings(Section):
+    """Registration of the finished model, and the thresholds for a new champion."""
 
     enabled: bool = True
     """Log and register the model."""
-    min_psnr_gain: float = Field(0.01, gt=0, allow_inf_nan=False)
-    """dB by which PSNR must be higher, at no more FAB."""
-    min_fab_gain: float = Field(0.01, gt=0, allow_inf_nan=False)
-    """Bits by which FAB must be lower, at no lower PSNR."""
+
+    min_psnr_gain: Positive = 0.01
+    """PSNR gain in dB at no more FAB that makes a new champion, more than 0."""
+
+    min_fab_gain: Positive = 0.01
+    """FAB saved in bits at no lower PSNR that makes a new champion, more than 0."""

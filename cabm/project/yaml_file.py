@@ -1,10 +1,11 @@
-"""YAML files as checked sections: whatever is not understood is refused, in one line that names the key."""
+"""YAML files, read into pydantic models; an error is one line that names the key."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import re
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,19 +14,20 @@ from cabm.errors import InputError, describe
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
 
 def read_yaml(path: str | Path, model: type[Parsed], renamed: Mapping[str, str] | None = None) -> Parsed:
     """Read a YAML file into a pydantic model.
 
     Args:
         path: the file.
-        model: what it should hold.
-        renamed: old keys, as ``section.name``, and their new ones; an old key is refused by a line that
-            names the new one.
+        model: the model of the file's content.
+        renamed: old keys as ``section.name``, each with its new name, which the error names.
 
     Raises:
-        InputError: the file is missing, is not YAML, has a key twice, or has a key or value that is not
-            understood.
+        InputError: the file is missing, is not YAML, has a duplicate, old or unknown key, or has a value
+            that the model does not accept.
     """
     path = Path(path)
     try:
@@ -40,38 +42,26 @@ def read_yaml(path: str | Path, model: type[Parsed], renamed: Mapping[str, str] 
         raise InputError(f"{path}: expected sections such as {', '.join(list(model.model_fields)[:2])}")
     for old, new in (renamed or {}).items():
         section, _, key = old.rpartition(".")
-        if key in _section(content, section):
+        values = content.get(section)
+        if isinstance(values, dict) and key in values:
             raise InputError(f"{path}: {old} is now {new}; rename the key")
     try:
-        parsed = model.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {describe(error, content)}") from None
-    for key in _misplaced_switches(content, parsed):
-        raise InputError(f"{path}: {key}: true or false where a number or a name belongs")
-    return parsed
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which takes the last of several equal keys, made to refuse them."""
+    """A safe loader that refuses duplicate keys and reads ``2e-4`` as a number, as YAML 1.2 does."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [*resolvers, *([("tag:yaml.org,2002:float", _EXPONENT)] if first in "-+.0123456789" else [])]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} comes twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key}", node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
-    section = content.get(name)
-    return section if isinstance(section, dict) else {}
-
-
-def _misplaced_switches(raw: Any, parsed: Any) -> Iterator[str]:
-    """Yield the keys whose true or false pydantic took for 1 or 0."""
-    if isinstance(raw, bool) and not isinstance(parsed, bool):
-        yield ""
-    elif isinstance(raw, (dict, list)):
-        for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
-            inner = getattr(parsed, key) if isinstance(parsed, BaseModel) else parsed[key]
-            yield from (f"{key}.{rest}".rstrip(".") for rest in _misplaced_switches(value, inner))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cabm.checkpoints.model_directory import ModelConfig
-from cabm.project.params import Params
+from cabm.project.params import Params, flat_texts
 from cabm.reporting.inputs import STAGES, ImageRow, Measured, ReportData, StepMetrics, Timing
 
 MISSING = "–"
@@ -185,20 +184,13 @@ def param_sections(params: Params | None) -> list[dict[str, Any]]:
         return []
     dumped = params.model_dump(mode="json", exclude=NOT_SHOWN)
     dumped["model"]["options"] = params.model.chosen_options()
-    return [{"name": name, "values": _flat(values)} for name, values in dumped.items()]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for number, entry in enumerate(value):
-                found += _flat(entry, f"{prefix}{key}.{number}.")
-        elif value is not None:
-            found.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
-    return found
+    for name in ("train", "test"):  # lists of sources: train.0.source, train.0.path, ...
+        dumped["prepare"][name] = dict(enumerate(dumped["prepare"][name]))
+    sections = {name: flat_texts(values).items() for name, values in dumped.items()}
+    return [
+        {"name": name, "values": [(key, text) for key, text in texts if text not in ("null", "{}")]}
+        for name, texts in sections.items()
+    ]
 
 
 def model_rows(models: Mapping[str, ModelConfig]) -> list[dict[str, str]]:

@@ -41,18 +41,6 @@ def params_hash(params: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested params as ``section.name`` -> text; lists, numbers and booleans as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in params.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten_params(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
-
-
 def code_tags() -> dict[str, str]:
     """Return ``baseline`` (the commit that the code started from) and ``dirty`` (``true`` when
     code, params or pipeline differ from it, so that the commit alone does not name them).

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cabm.project.params import flat_texts
 from cabm.project.sections import TrackingSettings
 from cabm.tracking.outbox import Outbox
-from cabm.tracking.provenance import clone_id, code_tags, flatten_params, params_hash
+from cabm.tracking.provenance import clone_id, code_tags, params_hash
 from cabm.tracking.store import (
     database_path,
     describe_trouble,
@@ -154,7 +155,7 @@ def open_run(
             return
         outbox: Outbox[RunSession] = Outbox(
             connect=lambda: _connect(
-                uri, settings.experiment, name, key, stage, all_tags, flatten_params(pipeline_params or {})
+                uri, settings.experiment, name, key, stage, all_tags, flat_texts(pipeline_params or {})
             ),
             send=_Session.log_metrics,
             is_transient=is_transient,

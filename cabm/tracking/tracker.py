@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from cabm.project.params import flat_texts
 from cabm.tracking.outbox import RECORD_BYTES, Outbox
-from cabm.tracking.provenance import flatten_params
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record nested params under dotted names. The first value of a name stays."""
-        flat = flatten_params(values)
+        flat = flat_texts(values)
         self._put(lambda session: session.log_params(flat))
 
     def tags(self, values: Mapping[str, Any]) -> None:

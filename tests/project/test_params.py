@@ -1,4 +1,4 @@
-"""Params: every value that makes no sense is refused in one line that names its key."""
+"""Params: every illegal value is refused in one line that names its key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from cabm.errors import InputError
 from cabm.machine.cpu import cpu_threads
-from cabm.project.params import Params, load_params
+from cabm.project.params import Params, flat_texts, load_params
 from tests.conftest import REPOSITORY
 
 INTEGERS = (
@@ -117,13 +117,13 @@ BAD_VALUES = [
 
 @pytest.fixture(scope="module")
 def full() -> dict[str, Any]:
-    """What params.yaml says, the defaults written out."""
+    """The content of params.yaml with all defaults."""
     return load_params(REPOSITORY / "params.yaml").model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
 def content(full: dict[str, Any]) -> dict[str, Any]:
-    """The part of it that has no defaults: quicker to read some hundred times."""
+    """The settings without defaults alone, which are faster to read several hundred times."""
 
     def required(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
         fields = {name: field for name, field in model.model_fields.items() if field.is_required()}
@@ -161,7 +161,7 @@ def refused(folder: Path, content: Any) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-def test_written_out_defaults_mean_the_same(tmp_path, full):
+def test_defaults_may_be_written_out(tmp_path, full):
     assert load_params(save(tmp_path, full)) == load_params(REPOSITORY / "params.yaml")
 
 
@@ -196,7 +196,7 @@ def test_unknown_keys_are_refused_in_every_section(tmp_path, full, content):
 
 
 @pytest.mark.parametrize("key", ["full_precision", "pams", "cadyq", "cabm", "prepare", "cadyq.steps"])
-def test_what_has_no_default_has_to_be_there(tmp_path, content, key):
+def test_settings_without_a_default_are_required(tmp_path, content, key):
     *places, name = key.split(".")
     inner = incomplete = copy.deepcopy(content)
     for section in places:
@@ -236,13 +236,13 @@ def test_bad_sources_are_refused(tmp_path, content, source, where):
         ([{"source": "folder", "path": "a", "name": "x\ny"}], "cannot name a set"),
     ],
 )
-def test_test_sets_need_names_of_their_own(tmp_path, content, sources, message):
+def test_names_of_test_sets_are_unique_and_legal(tmp_path, content, sources, message):
     found = refused(tmp_path, changed(content, "prepare.test", sources))
     assert message in found and "test" in found
 
 
-def test_yaml_writes_small_numbers_in_two_ways(tmp_path, content):
-    for text in ("2e-4", "2.0e-4", "0.0002"):  # YAML 1.1 takes the first for a word
+def test_small_numbers_may_be_written_with_an_exponent(tmp_path, content):
+    for text in ("2e-4", "2.0e-4", "0.0002"):  # YAML 1.1 reads the first as text
         written = yaml.safe_dump(changed(content, "full_precision.learning_rate", 0.0625))
         params = written.replace("learning_rate: 0.0625", f"learning_rate: {text}")
         assert load_params(save(tmp_path, params)).full_precision.learning_rate == 2e-4
@@ -265,10 +265,10 @@ def test_other_files_are_refused(tmp_path, text, message):
     assert message in refused(tmp_path, text)
 
 
-def test_a_key_that_comes_twice_is_refused(tmp_path):
+def test_duplicate_keys_are_refused(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    assert "cadyq comes twice" in refused(tmp_path, text + "\ncadyq: {steps: 3}\n")
-    assert "name comes twice" in refused(
+    assert "duplicate key cadyq" in refused(tmp_path, text + "\ncadyq: {steps: 3}\n")
+    assert "duplicate key name" in refused(
         tmp_path, text.replace("  name: edsr", "  name: idn\n  name: edsr")
     )
 
@@ -283,7 +283,7 @@ def test_anchors_may_share_and_override(tmp_path, content):
 
 @pytest.mark.parametrize("section", ["edge_to_bit", "evaluate"])
 @pytest.mark.parametrize(("old", "new"), [("patch", "tile"), ("step", "stride")])
-def test_a_key_of_earlier_versions_is_refused_by_its_new_name(tmp_path, content, section, old, new):
+def test_an_old_key_is_refused_with_its_new_name(tmp_path, content, section, old, new):
     content = copy.deepcopy(content) | {section: {old: 48}}
     with pytest.raises(InputError, match=rf"{section}\.{old} is now {section}\.{new}"):
         load_params(save(tmp_path, yaml.safe_dump(content)))
@@ -307,13 +307,29 @@ def test_params_cannot_be_changed_later():
     assert isinstance(params, Params)
 
 
-def test_runtime_says_where_and_at_what(monkeypatch):
+def test_runtime_gives_device_and_type(monkeypatch):
     runtime = load_params(REPOSITORY / "params.yaml").runtime
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runtime.torch_device() == torch.device("cpu")
-    with pytest.raises(InputError, match=r"runtime\.device: cuda is asked for"):
+    with pytest.raises(InputError, match=r"runtime\.device is cuda"):
         runtime.model_copy(update={"device": "cuda"}).torch_device()
     assert runtime.model_copy(update={"precision": "fp32"}).autocast() is None
     assert runtime.model_copy(update={"precision": "bf16"}).autocast() is torch.bfloat16
     assert cpu_threads(runtime.threads) >= 1
     assert cpu_threads(3) == 3
+
+
+def test_params_get_readable_names_and_texts() -> None:
+    params = {"cadyq": {"lr": 1e-4, "search_space": [4, 6, 8], "loss": {"w_bit": 0.5}}, "seed": 1}
+    params |= {"name": "edsr", "init_from": None, "augment": True, "empty": {}, "path": Path("a/b")}
+    assert flat_texts(params) == {
+        "cadyq.lr": "0.0001",
+        "cadyq.search_space": "[4, 6, 8]",
+        "cadyq.loss.w_bit": "0.5",
+        "seed": "1",
+        "name": "edsr",
+        "init_from": "null",
+        "augment": "true",
+        "empty": "{}",
+        "path": '"a/b"',
+    }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cabm.project.paths import project_root
-from cabm.tracking.provenance import clone_id, code_tags, flatten_params, params_hash
+from cabm.tracking.provenance import clone_id, code_tags, params_hash
 
 
 @pytest.fixture()
@@ -32,22 +32,6 @@ def test_params_hash_ignores_the_order_of_keys_only() -> None:
     assert params_hash({"a": [4, 6]}) != params_hash({"a": [6, 4]})
     assert params_hash({"a": 1}) != params_hash({"a": "1"})
     assert len(params_hash({})) == 16
-
-
-def test_flatten_params_gives_readable_names_and_values() -> None:
-    params = {"cadyq": {"lr": 1e-4, "search_space": [4, 6, 8], "loss": {"w_bit": 0.5}}, "seed": 1}
-    params |= {"name": "edsr", "init_from": None, "augment": True, "empty": {}, "path": Path("a/b")}
-    assert flatten_params(params) == {
-        "cadyq.lr": "0.0001",
-        "cadyq.search_space": "[4, 6, 8]",
-        "cadyq.loss.w_bit": "0.5",
-        "seed": "1",
-        "name": "edsr",
-        "init_from": "null",
-        "augment": "true",
-        "empty": "{}",
-        "path": '"a/b"',
-    }
 
 
 def test_code_tags_name_the_commit_and_whether_the_code_differs(repository: Path) -> None:
