@@ -27,7 +27,7 @@ from cabm.project.sections import QuantizationSettings, QuantizedTrainingSetting
 from cabm.quant import Kind, Precision
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edge_score
-from cabm.tracking.service import Quality, log_and_register
+from cabm.tracking.registry import Quality, log_and_register
 from cabm.training.loop import TrainingPlan, calibrate, train
 from cabm.training.losses import LossWeights, Objective
 from cabm.training.recording import ProgressBar, Recorder, Validation, write_curves

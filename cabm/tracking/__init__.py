@@ -1,1 +1,1 @@
-"""Experiment tracking and model registry. The only importer of MLflow."""
+"""Experiment tracking and model registry; the only package that imports MLflow."""

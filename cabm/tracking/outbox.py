@@ -1,4 +1,8 @@
-"""A bounded queue and one background thread, to write to a store that must not be waited for."""
+"""A bounded queue with one background thread, which writes to a store without waiting for it.
+
+MLflow's asynchronous logging does not replace it: it drops records when the store fails once, creates the
+run in the caller's thread, and waits for the store without a limit.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,17 @@ Session = TypeVar("Session")
 Trouble = Literal["unreachable", "refused", "rejected", "full"]
 
 BATCH_RECORDS = 1000  # MLflow refuses more metrics than this in one request
-RECORD_BYTES = 400  # what one waiting record costs, roughly
+RECORD_BYTES = 400  # rough size of one waiting record
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 30.0
 CLOSING_RETRY_S = 0.5
-GRACE_S = 3.0  # how long a store that does not answer may hold up the end of a run
+GRACE_S = 3.0  # most seconds that a store which does not answer may delay the end of a run
 NUM_TRIES = 3
 
 
 @dataclass
 class _Parcel(Generic[Session]):
-    """One job, or some records that go out together."""
+    """One job, or records that are sent in one request."""
 
     size: int
     job: Callable[[Session], None] | None = None
@@ -35,21 +39,20 @@ class _Parcel(Generic[Session]):
 
 
 class Outbox(Generic[Session]):
-    """Send records and jobs, in order, from one background thread.
+    """Sends records and jobs, in order, from one background thread.
 
-    Putting never waits and never raises. What fails for a reason that may pass is kept and tried
-    again with growing pauses, so a store that comes back receives what it missed; what fails for
-    good is dropped. What does not fit into ``max_bytes`` is dropped and counted.
+    Putting never waits and never raises. After a transient error, the outbox retries with growing pauses,
+    so that a store that comes back receives all records. After a permanent error, it drops the parcel. It
+    also drops parcels that do not fit into ``max_bytes``. It counts everything it drops.
 
     Args:
-        connect: opens the session, in the thread. When it raises something that will not pass,
-            the outbox gives up.
+        connect: opens the session, in the thread; after a permanent error the outbox gives up.
         send: sends up to ``BATCH_RECORDS`` records through the session.
-        is_transient: whether an exception may pass by itself.
-        probe: raises when the store does not answer. It tells a store that is gone (wait for
-            it) from one request that the store cannot digest (drop that).
+        is_transient: whether a retry may help after an exception.
+        probe: raises if the store does not answer. This distinguishes a lost store (retry) from a
+            request that the store cannot handle (drop).
         warn: called at most once for each kind of trouble.
-        max_bytes: the memory that waiting parcels may hold.
+        max_bytes: most memory of waiting parcels.
     """
 
     def __init__(
@@ -73,14 +76,14 @@ class Outbox(Generic[Session]):
         self._dropped = 0
         self._given_up = False
         self._failing_since: float | None = None
-        self._deadline: float | None = None  # set once the outbox is closing
+        self._deadline: float | None = None  # set when the outbox is closing
         self._warned: set[Trouble] = set()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._thread.start()
 
     def put_records(self, records: Sequence[Any]) -> bool:
-        """Queue records; returns False when they were dropped."""
+        """Queue records; return False if they were dropped."""
         for start in range(0, len(records), BATCH_RECORDS):
             batch = list(records[start : start + BATCH_RECORDS])
             if not self._put(_Parcel(RECORD_BYTES * len(batch), records=batch)):
@@ -88,19 +91,19 @@ class Outbox(Generic[Session]):
         return True
 
     def put_job(self, job: Callable[[Session], None], size: int = RECORD_BYTES) -> bool:
-        """Queue a function of the session that holds ``size`` bytes; False when it was dropped."""
+        """Queue a function of the session that holds ``size`` bytes; return False if it was dropped."""
         return self._put(_Parcel(size, job=job))
 
     @property
     def silence_s(self) -> float:
-        """For how many seconds the store has not answered; 0 when it does."""
+        """Seconds for which the store has not answered; 0 if it answers."""
         since = self._failing_since
         return 0.0 if since is None else time.monotonic() - since
 
     def close(self, wait_s: float) -> int:
-        """Send what is waiting, for ``wait_s`` seconds at most; returns how much never went out.
+        """Send the waiting parcels for at most ``wait_s`` seconds; return the number of dropped records.
 
-        A store that does not answer is given ``GRACE_S`` seconds, whatever ``wait_s`` says.
+        A store that does not answer gets at most ``GRACE_S`` seconds.
         """
         with self._changed:
             self._deadline = time.monotonic() + (min(wait_s, GRACE_S) if self.silence_s else wait_s)
@@ -116,7 +119,7 @@ class Outbox(Generic[Session]):
                 self._dropped += parcel.count
             else:
                 self._bytes += parcel.size
-                # The first parcel may be on its way already: never add to that one.
+                # the thread may be sending the first parcel already, so never add to that one
                 last = self._parcels[-1] if len(self._parcels) > 1 else None
                 if last and last.records and 0 < len(parcel.records) <= BATCH_RECORDS - last.count:
                     last.records += parcel.records
@@ -164,7 +167,7 @@ class Outbox(Generic[Session]):
                 return session
 
     def _deliver(self, session: Session, parcel: _Parcel[Session]) -> bool:
-        """Send one parcel, or drop it; False when the time to send anything is over."""
+        """Send or drop one parcel; return False if the time is over."""
         pause = FIRST_RETRY_S
         num_refusals = 0
         while True:
@@ -204,7 +207,7 @@ class Outbox(Generic[Session]):
         self._warn_once("unreachable", error)
 
     def _pause(self, seconds: float) -> bool:
-        """Wait before the next try; False when the outbox is closing and its time is over."""
+        """Wait before the next try; return False if the outbox is closing and its time is over."""
         with self._changed:
             if self._deadline is None:
                 self._changed.wait_for(lambda: self._deadline is not None, timeout=seconds)
@@ -224,6 +227,6 @@ class Outbox(Generic[Session]):
             self._bytes = 0
 
     def _warn_once(self, kind: Trouble, error: Exception | None = None) -> None:
-        if kind not in self._warned and not self._given_up:  # nobody listens to a closed one
+        if kind not in self._warned and not self._given_up:  # no warnings after closing
             self._warned.add(kind)
             self._warn(kind, error)

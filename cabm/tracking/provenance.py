@@ -1,4 +1,4 @@
-"""What names an experiment: its params, the revision of its code, and the files beside it."""
+"""Identity of a run: the clone it ran in, its params and the revision of its code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cabm.project.paths import project_root
 
 
 def clone_id() -> str:
-    """Return what tells this clone of the repository from others with the same code and params.
+    """Return the random id of this clone of the repository.
 
-    Made at the first call and kept in ``.resume/clone-id``, which git ignores: all machines that work
-    in one shared directory are one clone, two persons on one tracking server are not.
+    The first call writes it to ``.resume/clone-id``, which git ignores. It keeps the runs of two clones
+    with the same params apart on one tracking server. Machines that share a directory share the id.
 
     Raises:
         OSError: the directory cannot be written.
@@ -36,16 +36,16 @@ def clone_id() -> str:
 
 
 def params_hash(params: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that are equal for equal params, whatever the order of their keys."""
+    """Return a hash of nested params as 16 hex digits; the order of keys does not matter."""
     text = json.dumps(params, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def code_tags() -> dict[str, str]:
-    """Return ``baseline`` (the commit that the code started from) and ``dirty`` (``true`` when
-    code, params or pipeline differ from it, so that the commit alone does not name them).
+    """Return the tags ``baseline`` (the commit) and ``dirty`` (``true`` or ``false``).
 
-    What stages write themselves (``dvc.lock``, metrics) does not count. Empty without git.
+    A run is dirty if Python, YAML or TOML files differ from the commit. Outputs of stages (``dvc.lock``,
+    metrics) do not count. Without git there are no tags.
     """
     head = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
     sources = [f":(top,glob)**/*.{suffix}" for suffix in ("py", "yaml", "toml")]
@@ -63,7 +63,7 @@ def _git(*arguments: str) -> str | None:
             text=True,
             timeout=10,
             check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # never in the way of the user's git
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # do not lock the user's git
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""The tracking store: its address, and what its troubles mean."""
+"""The tracking store: its address, its lock, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cabm.project.paths import project_root
 from cabm.tracking.outbox import Trouble
 
 LOCK_WAIT_S = 60.0
-# For our requests, unless the user has set them: MLflow's own values wait for minutes.
+# Unless the user has set them; MLflow's defaults wait for minutes.
 _CLIENT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# They print tracebacks and retries of their own for what we report in one line.
+# These print tracebacks and retries; we report one line instead.
 QUIET_LOGGERS = ("alembic", "mlflow.pyfunc", "mlflow.store.db.utils", "urllib3.connectionpool")
 _SQLITE = "sqlite:///"
-# MLflow's codes for what asking again will not change.
+# MLflow's error codes that a retry does not change.
 _PERMANENT = frozenset(
     {
         "INVALID_PARAMETER_VALUE",
@@ -37,15 +37,15 @@ _PERMANENT = frozenset(
         "INVALID_STATE",
     }
 )
-# Without a code of their own: no server by that name, or one that answers with pages.
+# Texts of errors without a code of their own: no server of that name, or one that is not MLflow.
 _NOT_MLFLOW = ("Invalid url", "not in a valid JSON format")
 
 
 def resolve_uri(uri: str | None) -> str:
     """Return ``uri``, else MLFLOW_TRACKING_URI, else the database ``mlflow.db``.
 
-    A relative SQLite path counts from the repository (see ``cabm.project.paths.project_root``), so
-    that experiments which DVC runs in a copy of it land in the same store.
+    A relative SQLite path is relative to `project_root`, so that experiments which DVC runs in a copy of
+    the repository use the same store.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     if uri.startswith(_SQLITE):
@@ -60,11 +60,10 @@ def database_path(uri: str) -> Path | None:
 
 @contextmanager
 def lock_database(database: Path) -> Iterator[None]:
-    """Let one process at a time into the block: who makes a schema must be alone.
+    """Let one process at a time into the block, because only one may create the schema.
 
     Raises:
-        OSError, sqlite3.Error: this cannot be a database. MLflow would repeat for minutes what
-            SQLite knows at once.
+        OSError, sqlite3.Error: the file is not a database. MLflow would retry for minutes.
     """
     from filelock import FileLock
 
@@ -79,12 +78,12 @@ def lock_database(database: Path) -> Iterator[None]:
 
 
 def without_password(text: str) -> str:
-    """Return a text with the ``user:password@`` of its URIs left out."""
+    """Return a text without the ``user:password@`` of its URIs."""
     return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether waiting may help: a lost connection, an overloaded server, a locked database."""
+    """Whether a retry may help: a lost connection, an overloaded server, a locked database."""
     code = getattr(error, "error_code", None)  # MlflowException's
     if code is not None:
         return code not in _PERMANENT and not any(text in str(error) for text in _NOT_MLFLOW)
@@ -93,19 +92,19 @@ def is_transient(error: Exception) -> bool:
 
 def describe_trouble(trouble: Trouble, error: Exception | None, uri: str) -> str:
     """Return one line for the user, without passwords."""
-    what = {
-        "unreachable": "MLflow does not answer; records wait for it, the run goes on",
-        "refused": "MLflow cannot be used; the run goes on unrecorded",
-        "rejected": "MLflow refused a record, which is dropped",
+    problem = {
+        "unreachable": "MLflow does not answer; records are kept and sent later",
+        "refused": "MLflow cannot be used; the run is not recorded",
+        "rejected": "MLflow refused a record; it is dropped",
         "full": "MLflow is too slow; further records are dropped",
     }[trouble]
     reason = f": {type(error).__name__}: {error}" if error else ""
-    return without_password(f"{what} ({uri}{reason[:300]})".replace("\n", " "))
+    return without_password(f"{problem} ({uri}{reason[:300]})".replace("\n", " "))
 
 
 @contextmanager
 def impatient_client() -> Iterator[None]:
-    """Make MLflow's client give up early and quietly, inside the block."""
+    """Make MLflow's client fail early and quietly inside the block."""
     ours = {name: value for name, value in _CLIENT_ENVIRONMENT.items() if name not in os.environ}
     levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
     os.environ.update(ours)

@@ -10,7 +10,7 @@ from cabm.tracking.outbox import BATCH_RECORDS, RECORD_BYTES, Outbox
 
 
 class Store:
-    """A store in memory that can be switched off, or be slow."""
+    """A store in memory that can be down or slow."""
 
     def __init__(self) -> None:
         self.up = True
@@ -123,7 +123,7 @@ def test_a_store_that_starts_later_receives_everything(store: Store) -> None:
     assert store.received == [1]
 
 
-def test_closing_waits_a_moment_only_for_a_lost_store(store: Store) -> None:
+def test_closing_waits_only_briefly_for_a_lost_store(store: Store) -> None:
     store.up = False
     outbox = store.open()
     outbox.put_records([1, 2, 3])
@@ -134,7 +134,7 @@ def test_closing_waits_a_moment_only_for_a_lost_store(store: Store) -> None:
     assert not outbox.put_records([4])
 
 
-def test_closing_does_not_wait_for_ever_for_a_store_that_hangs(store: Store) -> None:
+def test_closing_waits_only_briefly_for_a_store_that_hangs(store: Store) -> None:
     outbox = store.open()
     outbox.put_records([1])
     wait_for(lambda: store.received == [1])
@@ -161,7 +161,7 @@ def test_a_store_that_will_never_work_is_given_up() -> None:
     assert store.warnings == ["refused"]
 
 
-def test_a_request_that_the_store_cannot_digest_is_dropped(store: Store) -> None:
+def test_a_request_that_the_store_cannot_handle_is_dropped(store: Store) -> None:
     outbox = store.open()
 
     def broken(session: Store) -> None:

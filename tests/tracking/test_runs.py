@@ -29,7 +29,7 @@ from cabm.project.sections import TrackingSettings
 from cabm.tracking import runs as tracking
 from cabm.tracking.runs import open_run
 from cabm.tracking.store import QUIET_LOGGERS
-from cabm.tracking.tracker import NullTracker
+from cabm.tracking.tracker import NullTracker, Tracker
 
 pytestmark = pytest.mark.usefixtures("quiet_surroundings")
 
@@ -116,30 +116,22 @@ def test_more_params_than_one_request_takes(settings: TrackingSettings, client: 
 def test_artifacts(settings: TrackingSettings, client: MlflowClient) -> None:
     from matplotlib.figure import Figure
 
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     rows = [{"image": "baby", "psnr": np.float64(28.5)}, {"image": "bird", "fab": float("inf")}]
     figure = Figure()
     figure.subplots().plot([1, 2])
     with open_stage(settings) as run:
-        run.text("notes", "schön")
-        run.text("bits.csv", "a,b\n")
+        run.dict("notes/all.json", "schön")
         run.dict("table", {"rows": np.array([[4, 8]]), "path": Path("x"), "nan": float("nan")})
         run.table("results/Set5", rows)
         run.figure("figures/curve", figure)
         run.figure("figures/curve.svg", figure)
         figure.clear()
-        run.image("crops/baby", image)
-        run.image("gray", image[..., 0])
     stored = only(stage_runs(client))
-    assert artifact(client, stored, "notes.txt").decode() == "schön"
-    assert artifact(client, stored, "bits.csv") == b"a,b\n"
+    assert json.loads(artifact(client, stored, "notes/all.json")) == "schön"
     table = json.loads(artifact(client, stored, "table.json"))
     assert table == {"rows": [[4, 8]], "path": "x", "nan": None}
-    for path, expected in [("crops/baby.png", image), ("gray.png", image[..., 0])]:
-        decoded = Image.open(io.BytesIO(artifact(client, stored, path)))
-        np.testing.assert_array_equal(np.asarray(decoded), expected)
     curve = Image.open(io.BytesIO(artifact(client, stored, "figures/curve.png")))
-    assert np.asarray(curve).std() > 0, "drawn when it was handed over, not when it was sent"
+    assert np.asarray(curve).std() > 0, "drawn when it was recorded, not when it was sent"
     assert b"<svg" in artifact(client, stored, "figures/curve.svg")
     frame = client.load_table(stored.info.experiment_id, "results/Set5.json")
     assert list(frame.columns) == ["image", "psnr", "fab"]
@@ -159,8 +151,8 @@ def test_a_record_that_mlflow_refuses_costs_only_itself(
     settings: TrackingSettings, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_stage(settings) as run:
-        run.text("../../outside", "x")
-        run.text("../../outside", "x")
+        run.dict("../../outside", "x")
+        run.dict("../../outside", "x")
         run.metrics({"loss": 1.0}, 1)
     assert only(stage_runs(client)).data.metrics == {"loss": 1.0}
     assert [record.levelname for record in warnings_of(caplog)] == ["WARNING", "WARNING"]
@@ -180,7 +172,7 @@ def test_call_asks_the_store(settings: TrackingSettings, client: MlflowClient) -
 # ---------------------------------------------------------------- pipelines and stages
 
 
-def test_the_stages_of_a_pipeline_stand_under_one_finished_run(
+def test_the_stages_of_a_pipeline_are_children_of_one_run(
     settings: TrackingSettings, client: MlflowClient
 ) -> None:
     for stage in ("pams", "cadyq", "cabm"):
@@ -218,7 +210,7 @@ def test_pipelines_are_compared_by_their_own_params_and_metrics(
     assert only(stage_runs(client, "cadyq")).data.metrics == {"loss": 1.0}
 
 
-def test_an_experiment_of_dvc_gives_its_name(
+def test_a_dvc_experiment_gives_its_name(
     settings: TrackingSettings, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "husky-yawn")
@@ -263,7 +255,7 @@ def test_the_end_of_a_stage_is_the_status_of_its_run(
         assert stored.data.tags["error"] == "ValueError: alpha is NaN"
 
 
-def test_an_interrupted_stage_goes_on_in_its_run(settings: TrackingSettings, client: MlflowClient) -> None:
+def test_an_interrupted_stage_resumes_its_run(settings: TrackingSettings, client: MlflowClient) -> None:
     with pytest.raises(KeyboardInterrupt), open_stage(settings) as run:
         run.metrics({"loss": 2.0}, 1)
         raise KeyboardInterrupt
@@ -277,13 +269,13 @@ def test_an_interrupted_stage_goes_on_in_its_run(settings: TrackingSettings, cli
     history = client.get_metric_history(stored.info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
 
-    with open_stage(settings):  # a finished one is not touched again
+    with open_stage(settings):  # a finished run stays as it is
         pass
     assert len(stage_runs(client)) == 2
     assert len(stage_runs(client, "pipeline")) == 1
 
 
-def test_a_killed_stage_goes_on_in_its_run(settings: TrackingSettings, client: MlflowClient) -> None:
+def test_a_killed_stage_resumes_its_run(settings: TrackingSettings, client: MlflowClient) -> None:
     done = python(
         """
         with open_stage() as run:
@@ -314,10 +306,10 @@ def test_the_default_store_is_the_database_of_the_real_repository(
     monkeypatch.setenv("DVC_ROOT", str(real))
     monkeypatch.chdir(copy)
     with open_stage(TrackingSettings()) as run:
-        run.text("notes", "x")
+        run.dict("notes", "x")
     client = MlflowClient(tracking_uri=f"sqlite:///{real / 'mlflow.db'}")
     stored = only(stage_runs(client))
-    assert artifact(client, stored, "notes.txt") == b"x"
+    assert artifact(client, stored, "notes.json") == b'"x"'
     assert list(copy.iterdir()) == []
     assert (real / "mlartifacts").is_dir()
     assert not (real / "mlruns").exists()
@@ -348,10 +340,10 @@ def test_two_clones_of_equal_params_keep_their_runs_apart(
     assert len({run.data.tags["mlflow.parentRunId"] for run in stored}) == 2
 
 
-def test_an_experiment_that_somebody_else_makes_first_is_taken(
+def test_an_experiment_that_another_process_creates_first_is_used(
     settings: TrackingSettings, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between our looking for it and our making it."""
+    """Another process creates it after our search and before our creation."""
     theirs = client.create_experiment("cabm")
     look, looks = MlflowClient.get_experiment_by_name, []
 
@@ -432,11 +424,10 @@ def test_a_store_that_cannot_work_is_one_warning(
     assert capfd.readouterr() == ("", "")
 
 
-def train(run: tracking.Tracker, num_steps: int = 200) -> None:
+def train(run: Tracker, num_steps: int = 200) -> None:
     for step in range(num_steps):
         run.metrics({"loss": 1.0}, step)
-    run.text("notes", "x")
-    run.image("image", np.zeros((4, 4, 3), np.uint8))
+    run.dict("notes", "x")
     run.table("table", [{"a": 1}])
 
 
@@ -499,7 +490,7 @@ def test_the_wrong_server_is_one_warning(caplog: pytest.LogCaptureFixture) -> No
 
 
 class Server:
-    """``mlflow server`` over a copy of the empty database, to be stopped and started again."""
+    """``mlflow server`` on a copy of the empty database; it can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -552,15 +543,15 @@ def test_a_server_holds_the_same_as_a_database(server: Server) -> None:
     client = MlflowClient(tracking_uri=server.uri)
     stored = only(stage_runs(client))
     assert stored.info.status == "FINISHED"
-    assert artifact(client, stored, "notes.txt") == b"x"
+    assert artifact(client, stored, "notes.json") == b'"x"'
     assert len(client.get_metric_history(stored.info.run_id, "loss")) == 200
     assert only(stage_runs(client, "pipeline")).info.status == "FINISHED"
 
 
 @pytest.mark.slow
-def test_the_first_users_of_a_server_begin_at_once(server: Server, tmp_path: Path) -> None:
+def test_several_clones_may_be_the_first_users_of_a_server(server: Server, tmp_path: Path) -> None:
     script = """
-        from mlflow.tracking import MlflowClient  # before the start: it takes seconds
+        from mlflow.tracking import MlflowClient  # takes seconds
         while not os.path.exists("../start"):
             time.sleep(0.001)
         with open_stage() as run:
@@ -592,7 +583,7 @@ def test_a_server_killed_in_the_middle_never_stops_a_stage(
             started = time.monotonic()
             run.metrics({"loss": 1.0}, step)
             if step % 50 == 0:
-                run.text("notes", str(step))
+                run.dict("notes", step)
             longest = max(longest, time.monotonic() - started)
             time.sleep(0.005)
         closing_at = time.monotonic()
@@ -642,7 +633,7 @@ def test_settings_are_checked() -> None:
             TrackingSettings(**wrong)  # type: ignore[arg-type]
 
 
-def test_the_surroundings_are_left_as_they_were(
+def test_environment_and_loggers_are_restored(
     settings: TrackingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
@@ -655,7 +646,7 @@ def test_the_surroundings_are_left_as_they_were(
     assert [logging.getLogger(name).level for name in QUIET_LOGGERS] == levels
 
 
-def test_importing_the_module_neither_imports_mlflow_nor_lets_it_phone_home(
+def test_importing_the_module_does_not_import_mlflow_and_telemetry_is_off(
     settings: TrackingSettings,
 ) -> None:
     done = python(
@@ -673,7 +664,7 @@ def test_importing_the_module_neither_imports_mlflow_nor_lets_it_phone_home(
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return our own warnings; a connection left over from another test may log beside them."""
+    """Return our own warnings; connections of other tests may log, too."""
     return [record for record in caplog.records if record.name == "cabm.tracking.runs"]
 
 
@@ -685,12 +676,13 @@ def free_port() -> int:
 def python(
     body: str, settings: TrackingSettings, *arguments: str, folder: Path | None = None
 ) -> subprocess.Popen[str]:
-    """Start a process that runs ``body``, with ``open_stage`` at hand."""
+    """Start a process that runs ``body``, which may call ``open_stage``."""
     lines = body.strip("\n").splitlines()
     indent = len(lines[0]) - len(lines[0].lstrip())
     script = f"""
 import os, sys, time
-from cabm.tracking.runs import TrackingSettings, open_run
+from cabm.project.sections import TrackingSettings
+from cabm.tracking.runs import open_run
 def open_stage(stage="cadyq", key={KEY!r}):
     settings = TrackingSettings(uri={settings.uri!r})
     return open_run(settings, stage=stage, params={{"seed": 1}}, tags={{}}, pipeline_key=key)

@@ -18,8 +18,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from cabm.project.sections import ServingSettings, TrackingSettings
+from cabm.tracking.registry import Quality, Registered, log_and_register
 from cabm.tracking.runs import open_run
-from cabm.tracking.service import ImageService, Quality, Registered, log_and_register
+from cabm.tracking.service import ImageService
 from cabm.tracking.tracker import NullTracker
 from cabm.upscaling.upscaler import Upscaler
 from tests.tracking.helpers import post, served, to_image, to_text
@@ -68,7 +69,7 @@ def test_every_image_of_a_request_is_upscaled(photo: np.ndarray) -> None:
     ],
     ids=["words", "letters", "padding", "none", "number", "empty", "text", "cut", "large", "long"],
 )
-def test_a_bad_payload_says_which_row_and_why(value: Any, message: str, photo: np.ndarray) -> None:
+def test_a_bad_payload_is_refused_with_row_and_reason(value: Any, message: str, photo: np.ndarray) -> None:
     service = ImageService(double, max_pixels=10_000)
     with pytest.raises(MlflowException) as caught:
         service.predict({"image": [to_text(photo), value]})
@@ -97,8 +98,8 @@ def test_the_limit_holds_for_all_images_of_a_request_together(photo: np.ndarray)
         (26.0, 5.95, True),
         (26.01, 6.0, False),  # not enough
         (26.0, 5.96, False),
-        (27.0, 6.01, False),  # better, but dearer
-        (25.99, 4.0, False),  # cheaper, but worse
+        (27.0, 6.01, False),  # better, but more bits
+        (25.99, 4.0, False),  # fewer bits, but worse
         (26.0, 6.0, False),
         (float("nan"), 4.0, False),
     ],
@@ -135,7 +136,7 @@ def client(uri: str) -> MlflowClient:
 
 @pytest.fixture()
 def model_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model whose config says by how much ``standin`` repeats the pixels."""
+    """A model whose config gives the number of times that ``standin`` repeats each pixel."""
     directory = tmp_path / "models" / "cabm"
     directory.mkdir(parents=True)
     (directory / "config.json").write_text('{"scale": 2}')
@@ -222,7 +223,7 @@ def test_the_registered_model_loads_and_answers(
         small.predict(pd.DataFrame({"image": [to_text(photo)]}))
 
 
-def test_a_model_holds_its_code_and_nothing_pickled(
+def test_a_registered_model_contains_its_code_and_nothing_pickled(
     uri: str, client: MlflowClient, model_directory: Path, tmp_path: Path
 ) -> None:
     register(uri, model_directory)
@@ -237,7 +238,7 @@ def test_a_model_holds_its_code_and_nothing_pickled(
     assert "+cpu" not in requirements
 
 
-def test_a_served_model_imports_only_what_it_requires() -> None:
+def test_a_served_model_imports_only_its_requirements() -> None:
     script = """
 import sys
 import cabm.tracking.service, cabm.checkpoints.model_directory, cabm.upscaling.tiles
@@ -282,7 +283,7 @@ BAD_IMAGES = [
 
 @dataclass(frozen=True)
 class RealModel:
-    """A registered model directory, a photo, and what the library makes of the photo."""
+    """A registered model directory, a photo, and the photo upscaled by the library."""
 
     photo: np.ndarray
     upscaled: np.ndarray
@@ -350,5 +351,5 @@ def test_a_server_answers_with_the_pixels_of_the_library_and_refuses_the_rest(
             status, answer = post(url, body)
             assert status == 400
             assert message in answer["message"], answer
-        assert post(url, split)[0] == 200, "it goes on serving"
+        assert post(url, split)[0] == 200, "the server still answers"
     assert "Traceback" not in log.read_text()
