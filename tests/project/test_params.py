@@ -228,12 +228,12 @@ def test_bad_sources_are_refused(tmp_path, content, source, where):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ([{"source": "sample"}, {"source": "sample"}], "two sets are called 'sample'"),
-        ([{"source": "folder", "path": "."}], "'' cannot name a set"),
-        ([{"source": "folder", "path": "a", "name": "../b"}], "'../b' cannot name a set"),
-        ([{"source": "benchmark", "root": "a", "name": ".."}], "'..' cannot name a set"),
-        ([{"source": "benchmark", "root": "a", "name": "x\\y"}], "cannot name a set"),
-        ([{"source": "folder", "path": "a", "name": "x\ny"}], "cannot name a set"),
+        ([{"source": "sample"}, {"source": "sample"}], "two sets are named 'sample'"),
+        ([{"source": "folder", "path": "."}], "'' cannot be the name of a set"),
+        ([{"source": "folder", "path": "a", "name": "../b"}], "'../b' cannot be the name of a set"),
+        ([{"source": "benchmark", "root": "a", "name": ".."}], "'..' cannot be the name of a set"),
+        ([{"source": "benchmark", "root": "a", "name": "x\\y"}], "cannot be the name of a set"),
+        ([{"source": "folder", "path": "a", "name": "x\ny"}], "cannot be the name of a set"),
     ],
 )
 def test_names_of_test_sets_are_unique_and_legal(tmp_path, content, sources, message):
