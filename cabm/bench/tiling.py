@@ -138,11 +138,10 @@ def _one_by_one(
 ) -> np.ndarray:
     """Score, look up and run one tile after another, as the released code does."""
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
-    inner = getattr(runner, "inner", runner)
     upscaled = []
     for tile, border in zip(split(pixels, layout), touches_border(layout), strict=True):
         bits = torch.from_numpy(table.lookup(edge_score(tile[None]).numpy()))
-        result, _ = (runner if border else inner)(tile[None], bits)
+        result, _ = runner(tile[None], bits, inside=not border)
         upscaled.append(result[0].round().clamp(0, 255).to(torch.uint8).numpy())
     return blend_tiles(np.stack(upscaled), layout, runner.scale)
 

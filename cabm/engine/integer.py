@@ -42,7 +42,11 @@ class IntegerModel:
     Attributes:
         scale: upscaling.
         num_adaptive: L, bits in a row; 0 for PAMS models, which take none.
+        in_batches, splits_border: see `cabm.upscaling.runners.TileRunner`.
     """
+
+    in_batches = False
+    splits_border = False
 
     def __init__(self, model: Backbone, float_dtype: torch.dtype) -> None:
         self.scale = model.scale
@@ -80,49 +84,30 @@ class IntegerModel:
         """
         n, channels, height, width = tiles.shape
         rows = self._rows(n, bits)
-        out = torch.empty(n, channels, height * self.scale, width * self.scale, dtype=dtype)
+        # the channels of a pixel side by side, as the tails make them
+        out = torch.empty(n, height * self.scale, width * self.scale, channels, dtype=dtype)
+        out = out.permute(0, 3, 1, 2)
         for _ in in_order(
             lambda index: self._upscale(tiles[index], rows[index], out[index]), n, threads=threads
         ):
             pass
         return out
 
-    def one_by_one(
-        self, n: int, bits: Tensor | None = None, *, dtype: torch.dtype = torch.uint8
-    ) -> Callable[[int, Tensor], Tensor]:
-        """Return what upscales tiles of any shapes, or parts of them; to be called from several threads.
-
-        Args:
-            n: how many tiles there are.
-            bits, dtype: as in `run`.
-
-        Returns:
-            A function of a tile's number, 0..n-1, and some of its pixels (3,h,w) that upscales them at its
-            bits to (3,h*scale,w*scale).
-
-        Raises:
-            ValueError: as `run`.
-        """
-        rows = self._rows(n, bits)
-
-        def upscale(number: int, pixels: Tensor) -> Tensor:
-            channels, height, width = pixels.shape
-            # colours side by side, as the tails make them
-            out = torch.empty(height * self.scale, width * self.scale, channels, dtype=dtype)
-            return self._upscale(pixels, rows[number], out.permute(2, 0, 1))
-
-        return upscale
-
     @torch.inference_mode()
-    def _upscale(self, tile: Tensor, row: Row, out: Tensor) -> Tensor:
-        """Upscale a tile (3,h,w) at a row of bits into ``out``, which is returned."""
+    def _upscale(self, tile: Tensor, row: Row, out: Tensor) -> None:
+        """Upscale a tile (3,h,w) at a row of bits into ``out``."""
         x = tile[None].float().contiguous()
         _store(self._program.run(x, self._plan(row))[0], out)
-        return out
 
-    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return `run`'s float32 result and the bits used, as `cabm.upscaling.runners.TileRunner` asks."""
-        return self.run(tiles, bits, dtype=torch.float32), bits
+    def __call__(
+        self, tiles: Tensor, bits: Tensor | None, *, inside: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Upscale tiles as `cabm.upscaling.runners.TileRunner` asks: uint8 to uint8, float to float32.
+
+        The result is the same whether or not the tiles are ``inside`` the image.
+        """
+        dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
+        return self.run(tiles, bits, dtype=dtype), bits
 
     def _rows(self, n: int, bits: Tensor | None) -> Sequence[Row]:
         if bits is None or self._kind == "pams":

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from cabm.engine import IntegerModel, compile_model, supports
+from cabm.engine import compile_model, supports
 from cabm.errors import InputError
 from cabm.models.base import Backbone
 from cabm.upscaling.runners import ModelRunner, TileRunner
@@ -20,20 +19,6 @@ Device = Literal["auto", "cpu", "cuda"]
 # about 12 kB a pixel where its tail runs layer by layer); a GPU wants many.
 _CPU_BATCH_PIXELS = 4 * 96 * 96
 _GPU_BATCH_PIXELS = 32 * 96 * 96
-
-
-class IntegerRunner:
-    """Runs an integer model: 8-bit tiles to 8-bit tiles, float ones to float ones."""
-
-    def __init__(self, model: IntegerModel) -> None:
-        self.model = model
-        self.scale = model.scale
-        self.one_by_one = model.one_by_one
-
-    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Upscale a batch; see `TileRunner`."""
-        dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
-        return self.model.run(tiles, bits, dtype=dtype), bits
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
         if engine == "int8" and reason:
             raise InputError(f"engine int8: {reason}; use engine float or auto")
         if not reason:
-            return ChosenRunner(IntegerRunner(compile_model(model)), "int8", "cpu", "", _CPU_BATCH_PIXELS)
+            return ChosenRunner(compile_model(model), "int8", "cpu", "", _CPU_BATCH_PIXELS)
     runner = ModelRunner(model.to(device), collapse_tail=True)
     pixels = _GPU_BATCH_PIXELS if device == "cuda" else _CPU_BATCH_PIXELS
     return ChosenRunner(runner, "float", device, reason, pixels)

@@ -1,4 +1,4 @@
-"""What upscales a batch of tiles."""
+"""Runs a network on tiles: the interface, and the simulated model behind it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,46 @@ from cabm.models.base import Backbone
 
 
 class TileRunner(Protocol):
-    """Something that upscales a batch of tiles: a simulated model or the integer engine."""
+    """Upscales tiles: a simulated model (`ModelRunner`) or the engine's `cabm.engine.IntegerModel`.
+
+    Attributes:
+        scale: upscaling factor.
+        in_batches: whether the runner is fastest on batches of tiles of one shape. Otherwise it gets one
+            tile at a time, from several threads at once.
+        splits_border: whether tiles at the image's border take another computation than tiles inside it, so
+            that a batch must not mix them.
+    """
 
     scale: int
+    in_batches: bool = True
+    splits_border: bool = False
 
-    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Upscale (n,3,h,w) in 0..255 with bits (n,L); return (n,3,h*s,w*s) and the bits used.
+    def __call__(
+        self, tiles: Tensor, bits: Tensor | None, *, inside: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Upscale tiles of one shape.
 
-        The result is float, or uint8 on the CPU where the tiles are; the caller may overwrite it.
+        Args:
+            tiles: (n,3,h,w), uint8 or float, in 0..255.
+            bits: (n,L) bits of each tile; None for models that take none.
+            inside: no tile touches the image's border.
+
+        Returns:
+            (n,3,h*scale,w*scale) in 0..255, which the caller may overwrite: float, or uint8 on the CPU.
+            And the bits that were used, (n,L) or None.
         """
         ...
 
 
-class ModelRunner:
-    """Runs a backbone in evaluation mode, without gradients, where its weights are.
+class ModelRunner(TileRunner):
+    """Runs a backbone in evaluation mode, without gradients, on the device that holds its weights.
 
     Args:
         model: the backbone.
-        autocast: type that convolutions compute in; None: float32.
-        collapse_tail: run a linear tail as one convolution where that is exact, which is twice as fast:
-            everywhere, or on tiles inside the image (`inner`), whose outermost pixels the neighbours
-            overlap.
-
-    Attributes:
-        inner: what to run tiles with that do not touch the image's border.
+        autocast: type in which convolutions compute; None: float32.
+        collapse_tail: run a linear tail as one convolution, at twice the speed. Where the collapsed tail
+            differs at the border (`Backbone.tail_border`), this is done for tiles inside the image only:
+            their neighbours overlap the pixels that differ.
     """
 
     def __init__(
@@ -42,18 +58,18 @@ class ModelRunner:
     ) -> None:
         self.model = model.eval()
         self.scale = model.scale
-        self.autocast = autocast
-        self._collapses = collapse_tail and model.tail_border == 0
-        self.inner: ModelRunner = self
-        if collapse_tail and model.tail_border:
-            self.inner = ModelRunner(model, autocast)
-            self.inner._collapses = True
+        self.splits_border = collapse_tail and bool(model.tail_border)
+        self._autocast = autocast
+        self._collapse_tail = collapse_tail and model.tail_border is not None
 
     @torch.inference_mode()
-    def __call__(self, tiles: Tensor, bits: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, tiles: Tensor, bits: Tensor | None, *, inside: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Upscale a batch; see `TileRunner`."""
         device = next(self.model.parameters()).device
         x = tiles.to(device, torch.float32).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            output = self.model(x, None if bits is None else bits.to(device), collapse_tail=self._collapses)
+        collapse = self._collapse_tail and (inside or not self.splits_border)
+        with torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
+            output = self.model(x, None if bits is None else bits.to(device), collapse_tail=collapse)
         return output.sr.float(), output.bits

@@ -61,18 +61,17 @@ class TileRun:
     """Upscales tiles in batches of the same shape and of the same or similar bits, while it is iterated.
 
     Iterating yields the number of each tile as it is done, in about the order of the tiles where the runner
-    goes ``one_by_one``; others go on meanwhile.
+    takes one tile at a time; others go on meanwhile.
 
     Args:
-        runner: what upscales a batch; or by its ``one_by_one`` (`cabm.engine.IntegerModel`) the rectangles
-            of each tile in turn, several tiles at once.
+        runner: upscales batches of rectangles of tiles, or those of one tile after another.
         tiles: (N,3,h,w) uint8 or float in 0..255.
         bits: (N,L) or None.
         batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
-            a runner that goes ``one_by_one``.
+            a runner that takes one tile at a time.
         parts: which parts of the tiles are bicubic; None: tiles whose bits are all 0.
-        at_border: (N,) whether a tile touches the image's border; None: each does. The others may run by
-            the runner's ``inner``.
+        at_border: (N,) whether a tile touches the image's border; None: each does. Batches do not mix both
+            kinds where the runner ``splits_border``.
         dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
         surrounded: gives a tile by its number with the pixels around it, (3,h+4,w+4), for bicubic ones;
             None: they are mirrored at the tile's border.
@@ -106,13 +105,11 @@ class TileRun:
         self._runner, self._tiles, self._bits = runner, tiles, bits
         self._parts, self._surrounded = parts, surrounded
         self._batch_pixels = batch_size * height * width
-        self._inner = getattr(runner, "inner", runner)
-        inside = at_border is not None and self._inner is not runner
-        self._inside = ~at_border if inside else np.zeros(n, bool)
+        splits = runner.splits_border and at_border is not None
+        self._inside = ~at_border if splits else np.zeros(n, bool)
 
     def __iter__(self) -> Iterator[int]:
-        one_by_one = getattr(self._runner, "one_by_one", None)
-        return self._in_batches() if one_by_one is None else self._one_by_one(one_by_one)
+        return self._in_batches() if self._runner.in_batches else self._one_by_one()
 
     def complete(self) -> TileRun:
         """Upscale all tiles; returns itself."""
@@ -120,26 +117,23 @@ class TileRun:
             pass
         return self
 
-    def _one_by_one(self, one_by_one: Callable) -> Iterator[int]:
-        """Upscale each tile in one go; yields the numbers of those that are done."""
-        parts, tiles, bits = self._parts, self._tiles, self._bits
-        entering = np.flatnonzero(parts.entered)
-        place = {number: index for index, number in enumerate(entering.tolist())}
-        exact = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
-        upscale = one_by_one(len(entering), None if bits is None else bits[entering], dtype=exact)
-        order, share = _in_turns(parts.work, torch.get_num_threads()), parts.share
+    def _one_by_one(self) -> Iterator[int]:
+        """Upscale one tile after another, several at once; yield the number of each that is done."""
+        order = _in_turns(self._parts.work, torch.get_num_threads())
 
         @torch.inference_mode()
-        def lay(index: int) -> int:
+        def upscale(index: int) -> int:
             number = order[index]
-            if share[number]:
+            if self._parts.share[number]:
                 self._lay_bicubic(number)
-            for region in parts.regions[number]:
+            bits = None if self._bits is None else self._bits[number : number + 1]
+            for region in self._parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
-                self._lay(number, region, upscale(place[number], tiles[number, :, y0:y1, x0:x1]))
+                values, _ = self._runner(self._tiles[number : number + 1, :, y0:y1, x0:x1], bits)
+                self._lay(number, region, values[0])
             return number
 
-        return in_order(lay, len(tiles))
+        return in_order(upscale, len(order))
 
     def _in_batches(self) -> Iterator[int]:
         """Upscale regions of many tiles together; yields the numbers of tiles that are done."""
@@ -158,10 +152,11 @@ class TileRun:
     @torch.inference_mode()
     def _upscaled(self, batch: list[tuple[int, Region]]) -> Tensor:
         """Upscale the regions of a batch, 0..255."""
-        runner = self._inner if self._inside[batch[0][0]] else self._runner
+        inside = bool(self._inside[batch[0][0]])
         numbers = torch.tensor([number for number, _ in batch])
         pieces = [self._tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
-        results, chosen = runner(torch.stack(pieces), None if self._bits is None else self._bits[numbers])
+        bits = None if self._bits is None else self._bits[numbers]
+        results, chosen = self._runner(torch.stack(pieces), bits, inside=inside)
         if chosen is not None:
             if self.used is None:
                 self.used = torch.zeros(len(self._tiles), chosen.shape[1], dtype=torch.int64)

@@ -235,24 +235,19 @@ def test_models_that_it_cannot_run_are_refused_with_a_reason(model, expected: st
         compile_model(built)
 
 
-def test_it_is_a_tile_runner() -> None:
-    model = calibrated("edsr")
-    tiles, bits = photograph(12, 12, count=2), row(model, "mixed", count=2)
-    sr, used = compile_model(model)(tiles, bits)
-    assert sr.dtype == torch.float32
-    assert used is bits
-
-
-def test_parts_of_tiles_of_any_shape_are_upscaled_at_the_bits_of_their_tile() -> None:
+def test_it_runs_tiles_and_parts_of_tiles_of_any_shape() -> None:
     model = calibrated("edsr")
     engine = compile_model(model)
-    sizes = [(30, 22), (9, 40), (7, 7)]
-    tiles = [photograph(*size, count=1, seed=index)[0] for index, size in enumerate(sizes)]
-    bits = torch.cat([row(model, width) for width in (4, "mixed", 8)])
-    upscale = engine.one_by_one(3, bits)
-    for number, tile in enumerate(tiles):
-        upscaled = upscale(number, tile[:, 1:])
-        assert upscaled.dtype == torch.uint8
-        assert torch.equal(upscaled, engine.run(tile[None, :, 1:], bits[number : number + 1], threads=1)[0])
+    for number, (height, width) in enumerate([(30, 22), (9, 40), (7, 7)]):
+        tile = photograph(height, width, seed=number)[:, :, 1:]
+        bits = row(model, (4, "mixed", 8)[number])
+        for inside in (False, True):
+            upscaled, used = engine(tile, bits, inside=inside)
+            assert upscaled.dtype == torch.uint8
+            assert torch.equal(upscaled, engine.run(tile, bits, threads=1))
+            assert used is bits
+        precise, _ = engine(tile.float(), bits)
+        assert precise.dtype == torch.float32
+        assert torch.equal(precise.round().clamp(0, 255).to(torch.uint8), upscaled)
     with pytest.raises(ValueError, match="search space"):
-        engine.one_by_one(3, torch.full_like(bits, 5))
+        engine(tile, torch.full_like(bits, 5))

@@ -20,6 +20,7 @@ from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN, Box, Region, TileParts, paste
 from cabm.tiling.plan import plan
+from cabm.upscaling.runners import TileRunner
 from cabm.upscaling.streaming import upscale
 from cabm.upscaling.tiles import TileRun, super_resolve
 
@@ -143,7 +144,7 @@ def test_parts_of_another_size_are_refused():
         edges_of_image(np.zeros((20, 20, 3), np.uint8), plan(20, 20, 20, 20), 12)
 
 
-class Inverted:
+class Inverted(TileRunner):
     """Stands for a network: every pixel by itself, far from bicubic."""
 
     scale = SCALE
@@ -151,7 +152,7 @@ class Inverted:
     def __init__(self) -> None:
         self.pixels = 0
 
-    def __call__(self, tiles, bits):
+    def __call__(self, tiles, bits, *, inside=False):
         self.pixels += tiles[:, 0].numel()
         big = tiles.float().repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
         return 255 - big, bits

@@ -18,6 +18,7 @@ from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN
 from cabm.upscaling import streaming
+from cabm.upscaling.runners import TileRunner
 from cabm.upscaling.tiles import TileRun
 from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
 from tests.upscaling.helpers import STRIDE, TILE, photo, tiny_model
@@ -255,7 +256,7 @@ def test_threads_are_restored(models):
 
 
 def test_tiles_without_their_surroundings_are_mirrored():
-    class Never:
+    class Never(TileRunner):
         scale = 2
 
     tiles = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
