@@ -1,1 +1,1 @@
-"""Pixels and files: reading, writing, resizing and colour, without knowledge of networks."""
+"""Image files and pixels: formats, reading, writing, resizing, colour and transparency."""

@@ -55,9 +55,6 @@ _TABLE = (
 )
 _SIGNATURE_BYTES = 12
 
-FORMATS = {entry.name: entry for entry in _TABLE}
-"""All formats by name."""
-
 OUTPUT_FORMATS = {entry.name: entry for entry in _TABLE if entry.written}
 """The formats of upscaled images by name."""
 
