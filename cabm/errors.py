@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,12 +13,12 @@ _MAX_BEGINNING, _MAX_END = 1200, 300  # characters of a message
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a file, a parameter, an option.
+    """A file, a setting or an option that the user gave is wrong.
 
-    The message is one line: what was found, where, and what to do about it. The command line
-    and the stages print it without a traceback and exit non-zero. What a file or its name says
-    cannot break the line or steer the terminal: characters that do not print are written as escapes.
-    Of a long message, where a library quotes what it refuses, the middle is left out.
+    The message is one line: what was found, where, and what to do about it. The command line and the
+    stages print it without a traceback and exit non-zero. Characters that do not print are escaped, so that
+    names and contents of files can neither break the line nor control the terminal. The middle of a long
+    message is left out, because libraries quote the file they refuse.
     """
 
     def __init__(self, message: str) -> None:
@@ -37,6 +38,26 @@ class PeerLost(RuntimeError):
 
 class WorkerFailed(RuntimeError):
     """A training on several processes ended; the message is that of the process that failed first."""
+
+
+def error_line(error: BaseException, source: str | Path | None = None) -> str:
+    """Return an error as one line: where it occurred, and what went wrong.
+
+    Args:
+        error: the error. Those of this module are lines already.
+        source: the file at work, for errors that do not name a file.
+    """
+    if isinstance(error, (InputError, TrainingDiverged, PeerLost, WorkerFailed)):
+        return str(error)
+    where: object = source
+    if isinstance(error, OSError):
+        where, text = error.filename or source, str(error.strerror or error)
+    elif isinstance(error, MemoryError):
+        text = f"not enough memory ({str(error)[:200]})" if str(error) else "not enough memory"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    line = " ".join(text.split())[:_MAX_BEGINNING]
+    return f"{where}: {line}" if where else line
 
 
 def describe(error: ValidationError, content: Any = None) -> str:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cabm.errors import InputError, describe
+from cabm.errors import InputError, TrainingDiverged, describe, error_line
 
 
 class Schedule(BaseModel):
@@ -63,3 +63,20 @@ def test_the_middle_of_a_long_message_is_left_out() -> None:
     assert " ... " in text and len(text) < 1600
     whole = "y" * 1500
     assert str(InputError(whole)) == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("a.png: not an image"), "a.png: not an image"),
+        (TrainingDiverged("step 3: loss l1 is not finite"), "step 3: loss l1 is not finite"),
+        (FileNotFoundError(2, "No such file", "b.png"), "b.png: No such file"),
+        (OSError("the connection\nbroke"), "a.png: the connection broke"),
+        (MemoryError(), "a.png: not enough memory"),
+        (MemoryError("1 GiB"), "a.png: not enough memory (1 GiB)"),
+        (ZeroDivisionError("by zero"), "a.png: ZeroDivisionError: by zero"),
+    ],
+)
+def test_every_error_is_one_line(error: Exception, line: str) -> None:
+    assert error_line(error, "a.png") == line
+    assert error_line(error) == line.removeprefix("a.png: ") or isinstance(error, InputError)

@@ -19,7 +19,7 @@ from cabm.cli.preset import preset
 from cabm.cli.report import report
 from cabm.cli.show import plot_table, show_model, show_table
 from cabm.cli.upscale import upscale
-from cabm.errors import InputError, TrainingDiverged
+from cabm.errors import InputError, TrainingDiverged, error_line
 
 _OBJECTS_PER_COLLECTION = 50_000
 
@@ -66,13 +66,9 @@ def main() -> None:
     _collect_seldom()
     try:
         app()
-    except (InputError, TrainingDiverged) as error:
-        message = str(error)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
-    typer.echo(f"cabm: {message}", err=True)
-    sys.exit(1)
+    except (InputError, TrainingDiverged, OSError) as error:
+        typer.echo(f"cabm: {error_line(error)}", err=True)
+        sys.exit(1)
 
 
 def _collect_seldom() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cabm.errors import InputError
+from cabm.errors import InputError, error_line
 from cabm.files import remove_leftovers
 from cabm.imaging.formats import (
     DEFAULT_QUALITY,
@@ -276,13 +276,5 @@ def _check_room(needed: Counter[Path]) -> None:
 
 
 def reason_of(error: BaseException, source: Path | str) -> str:
-    """Return in one line what went wrong with a file, and with which."""
-    if isinstance(error, InputError):
-        reason = str(error)
-    elif isinstance(error, OSError):
-        reason = f"{error.filename or source}: {error.strerror or error}"
-    elif isinstance(error, MemoryError):
-        reason = f"{source}: not enough memory; upscale a part of it"
-    else:
-        reason = f"{source}: {type(error).__name__}: {error}"
-    return " ".join(reason.split())
+    """Return one line that names the file and what went wrong."""
+    return error_line(error, source) + ("; upscale a part of it" if isinstance(error, MemoryError) else "")
