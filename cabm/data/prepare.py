@@ -130,7 +130,8 @@ def _hold_out(pairs: list[Pair], number: int) -> tuple[list[Pair], list[Pair]]:
     """Split ``pairs`` into the rest and ``number`` evenly spread ones."""
     if number >= len(pairs):
         raise InputError(
-            f"prepare.validation.hold_out: {number} of {len(pairs)} training images leaves none to train on; lower it"
+            f"prepare.validation.hold_out: {number} of {len(pairs)} training images leaves none for"
+            " training; lower it"
         )
     held = {round((index + 0.5) * len(pairs) / number - 0.5) for index in range(number)}
     kept = [pair for index, pair in enumerate(pairs) if index not in held]
