@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def error_line(error: BaseException, source: str | Path | None = None) -> str:
         text = f"{type(error).__name__}: {error}"
     line = " ".join(text.split())[:_MAX_BEGINNING]
     return f"{where}: {line}" if where else line
+
+
+def debugging() -> bool:
+    """Return whether errors are printed with their traceback: CABM_DEBUG=1 in the environment."""
+    return os.environ.get("CABM_DEBUG") == "1"
 
 
 def describe(error: ValidationError, content: Any = None) -> str:

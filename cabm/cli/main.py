@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+import traceback
 
 import typer
 
@@ -19,7 +20,7 @@ from cabm.cli.preset import preset
 from cabm.cli.report import report
 from cabm.cli.show import plot_table, show_model, show_table
 from cabm.cli.upscale import upscale
-from cabm.errors import InputError, TrainingDiverged, error_line
+from cabm.errors import InputError, TrainingDiverged, debugging, error_line
 
 _OBJECTS_PER_COLLECTION = 50_000
 
@@ -61,12 +62,17 @@ def options(
 
 
 def main() -> None:
-    """Run the command; errors that a user can act on are one line on stderr."""
+    """Run the command. An error that the user can act on is one line on stderr.
+
+    With CABM_DEBUG=1 in the environment its traceback comes first.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     _collect_seldom()
     try:
         app()
     except (InputError, TrainingDiverged, OSError) as error:
+        if debugging():
+            traceback.print_exc()
         typer.echo(f"cabm: {error_line(error)}", err=True)
         sys.exit(1)
 

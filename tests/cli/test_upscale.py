@@ -164,6 +164,14 @@ def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, messa
     assert not list(tmp_path.glob("*_x2*"))
 
 
+def test_the_traceback_of_an_error_is_printed_on_request(cabm, tmp_path, model, monkeypatch):
+    monkeypatch.setenv("CABM_DEBUG", "1")
+    code, _, err = cabm("upscale", tmp_path / "a.png", "-m", model)
+    assert code == 1
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.splitlines()[-1] == f"cabm: {tmp_path / 'a.png'}: no such file"
+
+
 def test_without_ray_one_line_says_how_to_install_it(cabm, tmp_path, model, monkeypatch):
     save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "ray", None)
