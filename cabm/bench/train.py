@@ -151,7 +151,7 @@ def _objective(kind: Kind, models: dict[str, Backbone]) -> Objective:
     teacher = models["float" if kind == "pams" else "pams"]
     if kind != "cabm":
         return Objective(weights, teacher)
-    widths = torch.tensor([bits for bits in models["cabm"].precision.search_space if bits])
+    widths = torch.tensor(models["cabm"].precision.search_space)
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(0, len(widths), (BATCH, models["cabm"].num_adaptive), generator=generator)
     return Objective(weights, teacher, bits=lambda low: widths[index])

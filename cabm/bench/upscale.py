@@ -191,11 +191,8 @@ def _work(
     if model.precision.kind in ("float", "pams"):
         return tiles, None
     if table is not None:
-        bits = torch.from_numpy(table.lookup(edge_score(tiles).numpy()))
-        # rows of zeros are not computed and would be timed as nothing
-        if bool(bits.any(dim=1).all()):
-            return tiles, bits
-    widths = torch.tensor([bits for bits in model.precision.search_space if bits])
+        return tiles, torch.from_numpy(table.lookup(edge_score(tiles).numpy()))
+    widths = torch.tensor(model.precision.search_space)
     mixed = widths[torch.arange(options.tiles * model.num_adaptive) % len(widths)]
     return tiles, mixed.view(options.tiles, -1)
 

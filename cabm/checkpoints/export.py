@@ -20,7 +20,6 @@ from cabm.engine.packing import Row
 from cabm.errors import InputError
 from cabm.files import atomic_directory, atomic_write, write_json
 from cabm.models.base import Backbone
-from cabm.quant.branch import unequal_skips
 
 ROWS_FILE = "rows.json"
 FORMAT = "cabm.onnx/1"
@@ -67,7 +66,7 @@ def export_onnx_rows(model: Backbone, directory: str | Path, rows: np.ndarray) -
     Args:
         model: as in `export_onnx`.
         directory: replaced as a whole.
-        rows: (T,L) rows of a table; rows of zeros (bicubic) have no file.
+        rows: (T,L) rows of a table.
 
     Returns:
         The files, in the order of rows.json.
@@ -75,7 +74,7 @@ def export_onnx_rows(model: Backbone, directory: str | Path, rows: np.ndarray) -
     Raises:
         InputError: as in `export_onnx`.
     """
-    distinct = [tuple(row) for row in np.unique(rows, axis=0).tolist() if any(row)]
+    distinct = [tuple(row) for row in np.unique(rows, axis=0).tolist()]
     names = [f"row_{number:03}.onnx" for number in range(len(distinct))]
     directory = Path(directory)
     with atomic_directory(directory) as temporary:
@@ -146,9 +145,6 @@ def _graph(model: Backbone, bits: Row) -> Any:
         raise InputError(
             f"export to onnx: bits {sorted(set(bits))} are not all in {list(model.precision.search_space)}"
         )
-    wrong = None if bits is None else unequal_skips(np.array([bits]), model.branches)
-    if wrong is not None:
-        raise InputError(f"export to onnx: {wrong}")
     builder = GraphBuilder(onnx)
     with torch.no_grad():
         GRAPHS[model.name](builder, model.eval(), bits)

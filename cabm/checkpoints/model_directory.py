@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -26,23 +26,13 @@ TABLE_FILE = "edge_to_bit.json"
 FORMAT = "cabm.model/1"
 
 
-def _has_width(search_space: list[int]) -> list[int]:
-    if not any(search_space):
-        raise ValueError("0 alone is no search space")
-    return search_space
-
-
 class PrecisionConfig(BaseModel):
     """The ``precision`` part of config.json."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     kind: Literal["float", "pams", "cadyq", "cabm"]
-    search_space: Annotated[
-        list[Literal[0] | Annotated[int, Field(ge=2, le=8)]],
-        Field(min_length=1, max_length=8),
-        AfterValidator(_has_width),
-    ]
+    search_space: list[Annotated[int, Field(ge=2, le=8)]]
     weight_bits: Annotated[int, Field(ge=2, le=8)] | Literal["same"]
     quantize_ends: bool = False
 

@@ -102,8 +102,6 @@ def import_released(
         )
     _check_mean_shift(backbone, state_dict)
     widths = {int(match[1]) for key in state_dict if (match := re.search(r"\.quant_bit(\d+)\.", key))}
-    if 0 in search_space:
-        raise InputError("published checkpoints have no width 0; give the search space without it")
     if widths and len(widths) != len(search_space):
         raise InputError(
             f"the checkpoint has {len(widths)} widths per position, the search space {list(search_space)} "

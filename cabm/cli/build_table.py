@@ -23,7 +23,7 @@ def build_table(
     Example: cabm table build tables/observations.npz --strategy monotone -o monotone.json
     """
     from cabm.tables.bypass import apply_bypass
-    from cabm.tables.cost import fab, skipped_share
+    from cabm.tables.cost import fab
     from cabm.tables.observations import Observations
     from cabm.tables.table import build_table as make_table
 
@@ -31,9 +31,6 @@ def build_table(
     table = make_table(found.scores, found.bits, **found.origin, strategy=strategy, fab_cap=fab_cap)
     table = apply_bypass(table, found, max_loss_db=max_loss_db, max_tile_loss_db=max_tile_loss_db)
     table.save(output)
-    bits = table.with_bypass(0).lookup(found.scores)
     bypassed = table.bypass["share"] if table.bypass else 0.0
-    facts = [f"{len(table.rows)} rows", f"FAB {fab(bits):.2f}"]
-    if skipped := skipped_share(bits):
-        facts.append(f"{skipped:.0%} of layers skipped")
-    typer.echo(f"wrote {output}: {', '.join(facts)}, {bypassed:.0%} of the validation pixels bypassed")
+    facts = f"{len(table.rows)} rows, FAB {fab(table.lookup(found.scores)):.2f}"
+    typer.echo(f"wrote {output}: {facts}, {bypassed:.0%} of the validation pixels bypassed")

@@ -149,24 +149,19 @@ def _print_table(table: EdgeToBitTable, most: int) -> None:
             "FAB": f"{summary['fab_lowest']:.2f} .. {summary['fab_highest']:.2f}",
         }
     )
-    if table.part or table.bypassed_below:
-        info = dict(table.bypass or {})
-        info.pop("part", None)
-        below = info.pop("threshold", table.bypassed_below)
+    if table.bypass is not None:
+        info = dict(table.bypass)
+        part, below = info.pop("part"), info.pop("threshold")
         budget = ", ".join(f"{key} {_short(value)}" for key, value in info.items())
-        what = f"in parts of {table.part} x {table.part} below edge peak" if table.part else "below score"
-        _print({"bypass": f"bicubic {what} {below:g}" + (f" ({budget})" if budget else "")})
+        what = f"bicubic in parts of {part} x {part} below edge peak {below:g}"
+        _print({"bypass": what + (f" ({budget})" if budget else "")})
     chosen = rows
     if len(rows) > most:
         chosen = [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]
         _print({"": f"{most} of the {len(rows)} rows:"})
     for row in chosen:
-        counts = dict(row["layers_by_bits"])
-        skipped = counts.pop("0", 0)
-        layers = ", ".join(f"{count} at {width}" for width, count in counts.items())
-        fab = "bicubic" if not row["fab"] else f"FAB {row['fab']:.2f}: {layers} bits"
-        fab += f", {skipped} skipped" if skipped and row["fab"] else ""
-        _print({"": f"score {row['from']:7.2f} and up  {fab}"})
+        layers = ", ".join(f"{count} at {width}" for width, count in row["layers_by_bits"].items())
+        _print({"": f"score {row['from']:7.2f} and up  FAB {row['fab']:.2f}: {layers} bits"})
 
 
 def _short(value: object) -> str:

@@ -233,8 +233,7 @@ def describe(task: Task, report: Report) -> str:
         lines[-1] += f"; {report.bypassed:.0%} bicubic"
     if report.fab is not None:
         fab = f"{report.fab:.2f}" if report.fab else "nothing computed"
-        skipped = f"; {report.skipped:.0%} of the layers skipped" if report.skipped else ""
-        lines.append(f"  FAB      {fab}{skipped}")
+        lines.append(f"  FAB      {fab}")
         lines.append(f"  BitOPs   {report.bitops_saved:.1%} saved against the float network")
     phases = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items())
     lines.append(f"  seconds  {total:.2f}: {phases}")
@@ -258,16 +257,12 @@ def summary(reports: list[tuple[Task, Report]], survey: Survey) -> str:
 
 def draw_bit_map(task: Task, report: Report, path: Path) -> None:
     """Draw the bits of an image's tiles over it."""
-    import numpy as np
-
     from cabm.cli.figure_file import save_figure
     from cabm.reporting.overlays import bit_map_overlay
 
     assert report.bits is not None
-    counted = np.maximum(np.count_nonzero(report.bits, axis=1), 1)
-    skipped = (report.bits == 0).mean(axis=1)
-    fab = report.bits.sum(axis=1) / counted
-    figure = bit_map_overlay(_thumbnail(task.source), report.plan, fab, skipped, report.parts)
+    fab = report.bits.mean(axis=1)
+    figure = bit_map_overlay(_thumbnail(task.source), report.plan, fab, report.parts)
     save_figure(figure, path)
 
 

@@ -20,7 +20,6 @@ from cabm.machine.cpu import multiplies_bfloat16
 from cabm.machine.threads import in_order
 from cabm.models.base import Backbone
 from cabm.models.srresnet import SRResNet
-from cabm.quant.branch import unequal_skips
 
 KEPT_PLANS = 256  # rows of bits whose scales stay worked out, of some 50 kB each
 
@@ -52,7 +51,6 @@ class IntegerModel:
         self.scale = model.scale
         self._kind = model.precision.kind
         self._search_space = model.precision.search_space
-        self._branches = model.branches
         self.num_adaptive = 0 if self._kind == "pams" else model.num_adaptive
         self._program = PROGRAMS[model.name](model.eval(), float_dtype)
         self._plan = lru_cache(KEPT_PLANS)(self._program.plan)
@@ -69,8 +67,7 @@ class IntegerModel:
 
         Args:
             tiles: (N,3,h,w) uint8 or float in 0..255, on the CPU.
-            bits: (N,L) integer widths from the search space, 0 at all positions of a residual branch or at
-                none; None for PAMS models.
+            bits: (N,L) integer widths from the search space; None for PAMS models.
             threads: how many tiles run at once; default: as many as PyTorch uses. Fewer tiles than that
                 share the threads.
             dtype: uint8 (rounded and clipped to 0..255) or float32 (as the network made it).
@@ -79,8 +76,7 @@ class IntegerModel:
             (N,3,h*scale,w*scale) of ``dtype``.
 
         Raises:
-            ValueError: ``bits`` are missing, not wanted, of another shape, not in the search space, or skip
-                a part of a branch.
+            ValueError: ``bits`` are missing, not wanted, of another shape, or not in the search space.
         """
         n, channels, height, width = tiles.shape
         rows = self._rows(n, bits)
@@ -122,9 +118,6 @@ class IntegerModel:
             raise ValueError(
                 f"bits {sorted(unknown)} are not in the search space {list(self._search_space)}"
             )
-        wrong = unequal_skips(bits, self._branches)
-        if wrong is not None:
-            raise ValueError(wrong)
         return [tuple(row) for row in bits.tolist()]
 
 

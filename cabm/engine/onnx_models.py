@@ -9,7 +9,7 @@ from torch import nn
 
 from cabm.engine.grid import Storage
 from cabm.engine.onnx_graph import GraphBuilder
-from cabm.engine.packing import Row, grid_of, is_skipped
+from cabm.engine.packing import Row, grid_of
 from cabm.engine.programs.idn import SLOPE, as_convolution
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN, Cascade, ResidualBlock
@@ -24,8 +24,6 @@ def edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
     head = g.conv(g.node("Sub", "image", mean), model.head.weight, model.head.bias)
     x = head
     for block in model.body:
-        if is_skipped(block.act1, row):
-            continue
         skip = g.quantize(x, grid_of(block.act1, row, Storage.SHIFTED))
         hidden = g.node("Relu", g.conv_between_codes(skip, block.conv1))
         hidden = g.quantize(hidden, grid_of(block.act2, row, Storage.POSITIVE))
@@ -57,8 +55,6 @@ def srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
     head = prelu(g.conv("image", model.head.weight, None), model.prelu)
     x = head
     for block in model.body:
-        if is_skipped(block.act1, row):
-            continue
         skip = g.quantize(x, grid_of(block.act1, row, Storage.SHIFTED))
         hidden = prelu(g.norm(g.conv_to_float(skip, block.conv1), block.bn1), model.prelu)
         hidden_codes = g.quantize(hidden, grid_of(block.act2, row, Storage.SHIFTED))
@@ -75,8 +71,6 @@ def carn(g: GraphBuilder, model: CARN, row: Row) -> None:
     """Add a CARN."""
 
     def block(x: str, module: ResidualBlock) -> str:
-        if is_skipped(module.act1, row):
-            return g.node("Relu", x)
         codes = g.quantize(x, grid_of(module.act1, row, Storage.SHIFTED))
         hidden = g.node("Relu", g.conv_between_codes(codes, module.conv1))
         codes = g.quantize(hidden, grid_of(module.act2, row, Storage.POSITIVE))

@@ -51,11 +51,6 @@ def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
     return grid_at(activation, bits_of(activation, row), storage)
 
 
-def is_skipped(opening: nn.Module, row: Row) -> bool:
-    """Whether the residual branch that a quantizer opens is skipped at the bits of ``row``."""
-    return bool(opening.can_skip) and row is not None and row[opening.position] == 0
-
-
 class Step(NamedTuple):
     """A convolution that reads codes of a grid: packed weights, and how sums become values.
 

@@ -149,7 +149,6 @@ def image_rows(
             "ssim": round(image.ssim, 5),
             "fab": "" if image.fab is None else round(image.fab, 4),
             "bypassed": round(image.bypassed, 4),
-            "skipped": round(image.skipped, 4),
             "tiles": len(image.result.plan),
             "seconds": round(image.seconds, 3),
         }
@@ -173,7 +172,6 @@ def protocol_description(settings: EvaluateSettings, scale: int) -> dict[str, An
         "ssim": "11x11 Gaussian, sigma 1.5, valid region, mean",
         "tiles": f"LR tiles of {settings.tile}, stride {settings.stride}, overlaps cut in the middle",
         "whole": "the uncut image; its one score decides the bits",
-        "fab": "mean bits over the adaptive positions that are computed",
-        "skipped": "share of adaptive positions with 0 bits in tiles that enter the network",
+        "fab": "mean bits over the adaptive positions of tiles that enter the network",
         "bitops": "sum of MACs x weight bits x activation bits per image, 10^12; patch: overlaps counted",
     }

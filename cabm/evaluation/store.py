@@ -10,7 +10,7 @@ import numpy as np
 
 from cabm.data.store import PackedStore, check_measurable_size
 from cabm.evaluation.quality import psnr_y, ssim_y
-from cabm.tables.cost import fab, skipped_share
+from cabm.tables.cost import fab
 from cabm.upscaling.tiles import TiledResult
 
 MAX_PSNR = 100.0
@@ -29,7 +29,6 @@ class ImageResult:
         psnr, ssim: on Y, in dB up to `MAX_PSNR` and 0..1.
         fab: mean bits over computed tiles and adaptive positions; None for models without bits.
         bypassed: share of the tiles' pixels that did not come from the network.
-        skipped: share of the adaptive positions of tiles that entered it that were skipped.
         seconds: wall-clock of the upscaling.
         result: the image and its tiles.
     """
@@ -39,7 +38,6 @@ class ImageResult:
     ssim: float
     fab: float | None
     bypassed: float
-    skipped: float
     seconds: float
     result: TiledResult
 
@@ -77,7 +75,6 @@ def evaluate_store(
             ssim=ssim_y(result.image, original, store.scale),
             fab=None if result.bits is None else fab(result.bits),
             bypassed=float(result.bypassed.mean()),
-            skipped=0.0 if result.bits is None else skipped_share(result.bits, result.bypassed),
             seconds=seconds,
             result=result,
         )
@@ -95,7 +92,7 @@ def check_measurable(store: PackedStore) -> None:
 
 
 def mean_results(results: list[ImageResult]) -> dict[str, float]:
-    """Average a set: PSNR, SSIM, seconds over images; FAB, bypass, skips over tiles (as the papers do)."""
+    """Average a set: PSNR, SSIM, seconds over images; FAB and bypass over tiles (as the papers do)."""
     means = {
         "psnr": float(np.mean([r.psnr for r in results])),
         "ssim": float(np.mean([r.ssim for r in results])),
@@ -113,10 +110,10 @@ def mean_bits(bits: Sequence[np.ndarray], bypassed: Sequence[np.ndarray]) -> dic
         bypassed: of each image, the share (N,) of each of its tiles that was not computed.
 
     Returns:
-        ``bypassed``, ``skipped`` and, where anything was computed, ``fab``; nothing for no images.
+        ``bypassed`` and, where anything was computed, ``fab``; nothing for no images.
     """
     if not bits:
         return {}
-    rows, left_out = np.concatenate(bits), np.concatenate(bypassed)
-    means = {"bypassed": float(left_out.mean()), "skipped": skipped_share(rows, left_out)}
+    rows = np.concatenate(bits)
+    means = {"bypassed": float(np.concatenate(bypassed).mean())}
     return means | ({"fab": fab(rows)} if rows.any() else {})

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cabm.errors import InputError
 from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantizers
-from cabm.quant.branch import unequal_skips
 from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
 from cabm.quant.precision import FIXED_BITS
 
@@ -47,7 +46,7 @@ class SROutput:
         sr: (B,3,h*scale,w*scale) in 0..255, not rounded or clipped.
         feature: (B,n,h,w) input of the tail, for distillation.
         block_features: per block (B,n,h,w), for distillation.
-        bits: (B,L) bits used at the adaptive positions, 0 where skipped; None in float and PAMS models.
+        bits: (B,L) bits used at the adaptive positions; None in float and PAMS models.
         bit_cost: (B,L) straight-through bits over their expectation (CADyQ's bit loss), else None.
     """
 
@@ -86,39 +85,23 @@ class Backbone(nn.Module):
         receptive_field: how many low-resolution pixels away an input can reach an output.
         size_multiple: heights and widths must be multiples of this.
         gradient_scale: factor on the image gradient that selectors see (1000; CARN 1).
-        has_identity: whether every adaptive layer lies in a residual branch, so that 0 bits can skip it.
         tail_border: width in output pixels where a collapsed tail differs; None if it cannot collapse.
         options: constructor arguments that rebuild the same network.
     """
 
     name: ClassVar[str]
     gradient_scale: ClassVar[float] = 1000.0
-    has_identity: ClassVar[bool] = False
     size_multiple: ClassVar[int] = 1
     tail_border: int | None = None
 
     def __init__(self, scale: int, precision: Precision, options: dict[str, Any]) -> None:
         super().__init__()
-        self.check_widths(precision)
         self.scale = scale
         self.precision = precision
         self.options = options
         self.quantizers = Quantizers(precision)
         self.layers: list[QuantizedLayer] = []
         self.receptive_field = 0
-
-    @classmethod
-    def check_widths(cls, precision: Precision) -> None:
-        """Refuse width 0 where no layer can be skipped.
-
-        Raises:
-            InputError: the backbone has no identity path.
-        """
-        if precision.skips and not cls.has_identity:
-            raise InputError(
-                f"quantization.search_space: {cls.name} has no identity path past its layers, so that none"
-                " can be skipped; take 0 out, or use edsr, srresnet or carn"
-            )
 
     def add_layer(self, name: str, *, grid: int = 1, adaptive: bool = False) -> None:
         """Enter the convolution ``name`` into `layers`.
@@ -140,11 +123,6 @@ class Backbone(nn.Module):
         return self.quantizers.num_adaptive
 
     @property
-    def branches(self) -> tuple[tuple[int, ...], ...]:
-        """Adaptive positions of each residual branch that is skipped at 0 bits, none where none can be."""
-        return tuple(self.quantizers.branches) if self.precision.skips else ()
-
-    @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the adaptive layers, in the order of the table's columns."""
         return tuple(layer.name for layer in self.layers if layer.adaptive)
@@ -157,7 +135,6 @@ class Backbone(nn.Module):
             "scale": self.scale,
             "layers": self.layer_names,
             "search_space": self.precision.search_space,
-            "branches": self.branches,
         }
 
     def forward(
@@ -172,14 +149,13 @@ class Backbone(nn.Module):
 
         Args:
             x: (B,3,h,w) in 0..255.
-            bits: (B,L) integer widths from the search space; for CABM models, and only for them. 0 stands
-                at all positions of a residual branch or at none.
+            bits: (B,L) integer widths from the search space; for CABM models, and only for them.
             observer: run unquantized and record calibration statistics instead.
             collapse_tail: allow the linear tail to run as one convolution; the outermost ``tail_border``
                 output pixels then differ.
 
         Raises:
-            ValueError: ``bits`` are missing, not wanted, of another shape, or skip a part of a branch.
+            ValueError: ``bits`` are missing, not wanted, of another shape, or not in the search space.
         """
         if (bits is not None) != (self.precision.kind == "cabm") and observer is None:
             wanted = "needs" if self.precision.kind == "cabm" else "takes no"
@@ -188,9 +164,6 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"bits have the shape {tuple(bits.shape)}, expected {(x.shape[0], self.num_adaptive)}"
             )
-        wrong = None if bits is None else unequal_skips(bits, self.branches)
-        if wrong is not None:
-            raise ValueError(wrong)
         gradient = None
         if self.precision.kind == "cadyq":
             gradient = image_gradient(x) * self.gradient_scale

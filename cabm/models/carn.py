@@ -7,36 +7,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean, upsample_factors
-from cabm.quant import Precision, PrecisionContext, Quantized, Quantizers, run_branch
+from cabm.quant import Precision, PrecisionContext, Quantizers
 
 NUM_STEPS = 3  # residual blocks per cascading block, and cascading blocks
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions; the skip is the input before quantization.
-
-    At 0 bits the residual is left out: the output is relu(x), which is ``x`` itself but in the network's
-    first block, whose input alone has negative values.
-    """
+    """Two quantized convolutions; the skip is the input before quantization."""
 
     def __init__(self, num_features: int, quantizers: Quantizers) -> None:
         super().__init__()
-        self.act1 = quantizers.adaptive(num_features, opens=2)
+        self.act1 = quantizers.adaptive(num_features)
         self.conv1 = quantizers.conv(num_features, num_features, 3)
         self.act2 = quantizers.adaptive(num_features)
         self.conv2 = quantizers.conv(num_features, num_features, 3)
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, list[Tensor]]:
         """Return the block's output (B,n,h,w) and its feature for distillation, alone in a list."""
-        total, feature = run_branch(self.act1, self._branch, x, context)
-        return F.relu(total), [feature]
-
-    def _branch(
-        self, x: Tensor, quantized: Tensor | Quantized, context: PrecisionContext
-    ) -> tuple[Tensor, Tensor]:
-        hidden = F.relu(self.conv1(quantized), inplace=True)
+        hidden = F.relu(self.conv1(self.act1(x, context)), inplace=True)
         feature = self.conv2(self.act2(hidden, context))
-        return feature + x, feature
+        return F.relu(feature + x), [feature]
 
 
 class Cascade(nn.Module):
@@ -72,7 +62,6 @@ class CARN(Backbone):
     """
 
     name = "carn"
-    has_identity = True
     gradient_scale = 1.0
 
     def __init__(self, scale: int, precision: Precision, num_features: int = 64) -> None:

@@ -8,22 +8,19 @@ from torch.nn import functional as F
 
 from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean, upsample_factors
 from cabm.models.tail import collapse
-from cabm.quant import Precision, PrecisionContext, Quantized, Quantizers, run_branch, values
+from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
 # low-resolution pixels that the tail sees to each side, at every scale
 TAIL_REACH = 2
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions around a ReLU; the quantized input is also the skip.
-
-    At 0 bits the output is the input itself, before quantization.
-    """
+    """Two quantized convolutions around a ReLU; the quantized input is also the skip."""
 
     def __init__(self, num_features: int, res_scale: float, quantizers: Quantizers) -> None:
         super().__init__()
         self.res_scale = res_scale
-        self.act1 = quantizers.adaptive(num_features, opens=2)
+        self.act1 = quantizers.adaptive(num_features)
         self.conv1 = quantizers.conv(num_features, num_features, 3)
         self.act2 = quantizers.adaptive(num_features)
         self.conv2 = quantizers.conv(num_features, num_features, 3)
@@ -31,11 +28,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, Tensor]:
         """Return the block's output and its feature for distillation, both (B,n,h,w)."""
-        return run_branch(self.act1, self._branch, x, context)
-
-    def _branch(
-        self, x: Tensor, quantized: Tensor | Quantized, context: PrecisionContext
-    ) -> tuple[Tensor, Tensor]:
+        quantized = self.act1(x, context)
         hidden = F.relu(self.conv1(quantized), inplace=True)
         feature = self.conv2(self.act2(hidden, context))
         residual = feature if self.res_scale == 1 else feature * self.res_scale
@@ -57,7 +50,6 @@ class EDSR(Backbone):
     """
 
     name = "edsr"
-    has_identity = True
 
     def __init__(
         self,

@@ -53,16 +53,6 @@ def build_model(
         raise InputError(f"model: {name} cannot be built with {options}: {reason}") from None
 
 
-def require_identity(name: str) -> None:
-    """Refuse width 0 for a backbone that cannot skip its layers.
-
-    Raises:
-        InputError: the backbone has no identity path. An unknown name is for `build_model` to refuse.
-    """
-    if name in BACKBONES:
-        BACKBONES[name].check_widths(Precision("cadyq", (0, 8)))
-
-
 def _check_options(backbone: type[Backbone], options: Mapping[str, Any]) -> None:
     """Compare options with the defaults of the constructor's arguments: a whole number asks for one."""
     arguments = inspect.signature(backbone).parameters

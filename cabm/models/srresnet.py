@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.models.base import Backbone, SROutput, grid_reach, upsample_factors
-from cabm.quant import Precision, PrecisionContext, Quantized, Quantizers, run_branch, values
+from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions, each followed by the batch norm that folds into it.
-
-    At 0 bits the output is the input itself, before quantization. While selectors learn, the norms see all
-    samples; with given bits, those that are computed.
-    """
+    """Two quantized convolutions, each followed by the batch norm that folds into it."""
 
     def __init__(self, num_features: int, release_graph: bool, quantizers: Quantizers) -> None:
         super().__init__()
         self.release_graph = release_graph
-        self.act1 = quantizers.adaptive(num_features, opens=2)
+        self.act1 = quantizers.adaptive(num_features)
         self.conv1 = quantizers.conv(num_features, num_features, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(num_features)
         self.act2 = quantizers.adaptive(num_features)
@@ -30,11 +24,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, context: PrecisionContext, prelu: nn.PReLU) -> tuple[Tensor, Tensor]:
         """Return the block's output and its feature for distillation, both (B,n,h,w)."""
-        return run_branch(self.act1, partial(self._branch, prelu), x, context)
-
-    def _branch(
-        self, prelu: nn.PReLU, x: Tensor, quantized: Tensor | Quantized, context: PrecisionContext
-    ) -> tuple[Tensor, Tensor]:
+        quantized = self.act1(x, context)
         hidden = prelu(self.bn1(self.conv1(x if self.release_graph else quantized)))
         feature = self.bn2(self.conv2(self.act2(hidden, context)))
         return feature + values(quantized), feature
@@ -54,7 +44,6 @@ class SRResNet(Backbone):
     """
 
     name = "srresnet"
-    has_identity = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from cabm.files import write_json
 from cabm.pipeline.stage import Stage
 from cabm.reporting.bits import table_picture
 from cabm.tables.bypass import apply_bypass
-from cabm.tables.cost import fab, skipped_share
+from cabm.tables.cost import fab
 from cabm.tables.table import build_table
 from cabm.upscaling.runners import ModelRunner
 
@@ -45,13 +45,11 @@ def edge_to_bit(stage: Stage) -> None:
     )
     table.save(stage.tables / "edge_to_bit.json")
 
-    computed = table.with_bypass(0)
     metrics = {
         "tiles": len(observations.scores),
         "rows": len(table.rows),
         "cadyq_fab": fab(observations.bits),
-        "table_fab": fab(computed.lookup(observations.scores)),
-        "table_skipped": skipped_share(computed.lookup(observations.scores)),
+        "table_fab": fab(table.lookup(observations.scores)),
         "bypassed": 0.0 if table.bypass is None else table.bypass["share"],
         "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
     }

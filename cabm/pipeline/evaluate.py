@@ -86,7 +86,6 @@ def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
         "cabm_ssim": ("cabm", "ssim"),
         "cabm_fab": ("cabm", "fab"),
         "cabm_bypassed": ("cabm", "bypassed"),
-        "cabm_skipped": ("cabm", "skipped"),
     }
     return {
         set_name: {

@@ -19,7 +19,6 @@ from cabm.data.patches import PatchSampler
 from cabm.data.prepare import load_positions
 from cabm.files import write_json
 from cabm.models import Backbone, build_model
-from cabm.models.registry import require_identity
 from cabm.models.transfer import transfer_weights
 from cabm.pipeline.resume_states import remove_old_states
 from cabm.pipeline.stage import Stage
@@ -77,8 +76,7 @@ def _register(stage: Stage, measured: Mapping[str, float]) -> None:
         name=f"cabm-{params.model.name}-x{params.model.scale}",
         quality=Quality(
             psnr=measured["psnr"],
-            # nothing but bicubic tiles has no FAB; a skipped layer costs nothing, and counts as 0 bits
-            fab=measured.get("fab", math.nan) * (1 - measured.get("skipped", 0.0)),
+            fab=measured.get("fab", math.nan),  # there is none where every tile is bypassed
             measured_on=f"validation images {stage.store('validation').sha256[:16]}, {protocol}",
         ),
         settings=params.serving,
@@ -101,8 +99,6 @@ def _run_step(
     """Train one step, write its outs, and return what the validation images measured."""
     settings: TrainingSettings = stage.settings()
     params = stage.params
-    if 0 in params.quantization.search_space:  # said before any step is trained
-        require_identity(params.model.name)
     device = params.runtime.torch_device()
     group = stage.group
     store = stage.store("train")
@@ -147,7 +143,7 @@ def _run_step(
         teacher=None
         if taught_by is None
         else taught_by.model.to(device, memory_format=torch.channels_last),
-        bits=None if table is None else TableBits(table),
+        bits=None if table is None else partial(table_bits, table),
         shares=group.size,
     )
     autocast = params.runtime.autocast()
@@ -214,20 +210,10 @@ def _precision(settings: QuantizationSettings, kind: Kind) -> Precision:
     return Precision(kind, settings.search_space, settings.weight_bits, settings.quantize_ends)
 
 
-class TableBits:
-    """Bits of training patches by their edge score.
-
-    Patches that the table would bypass take its lowest computed row: a tile of a test image that is
-    computed may hold such regions, so the network keeps learning them.
-    """
-
-    def __init__(self, table: EdgeToBitTable) -> None:
-        self.table = table.with_bypass(0)
-
-    def __call__(self, low_resolution: Tensor) -> Tensor:
-        """Return (B,L) for (B,3,h,w) in 0..255."""
-        bits = torch.from_numpy(self.table.lookup(edge_score(low_resolution.cpu())))
-        return bits.to(low_resolution.device)
+def table_bits(table: EdgeToBitTable, low_resolution: Tensor) -> Tensor:
+    """Return the bits (B,L) of training patches (B,3,h,w) in 0..255; smooth ones are not bypassed."""
+    bits = torch.from_numpy(table.lookup(edge_score(low_resolution.cpu())))
+    return bits.to(low_resolution.device)
 
 
 def _rates(settings: TrainingSettings) -> dict[str, float]:

@@ -45,8 +45,8 @@ class ModelSettings(Section):
 class QuantizationSettings(Section):
     """Bit widths of activations and weights."""
 
-    search_space: tuple[Annotated[StrictInt, Field(ge=0, le=8)], ...] = (4, 6, 8)
-    """Ascending widths for adaptive positions, 2..8 bits; 0 in front: residual blocks can be skipped."""
+    search_space: tuple[Annotated[StrictInt, Field(ge=2, le=8)], ...] = (4, 6, 8)
+    """Ascending widths for adaptive positions, 2..8 bits."""
 
     weight_bits: Annotated[StrictInt, Field(ge=2, le=8)] | Literal["same"] = 8
     """Width of the weights, 2..8 bits, or ``same`` as the activation they are multiplied with."""
@@ -57,8 +57,8 @@ class QuantizationSettings(Section):
     @field_validator("search_space")
     @classmethod
     def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
-        if not any(widths) or 1 in widths or list(widths) != sorted(set(widths)):
-            raise ValueError("list one or more widths of 2..8 bits, ascending, each once; 0 may lead them")
+        if not widths or list(widths) != sorted(set(widths)):
+            raise ValueError("list one or more widths of 2..8 bits, ascending, each once")
         return widths
 
 

@@ -1,6 +1,5 @@
 """Fake quantization: what a backbone is given so that it computes at some precision."""
 
-from cabm.quant.branch import run_branch
 from cabm.quant.context import AlphaObserver, PrecisionContext
 from cabm.quant.layers import Quantized, values
 from cabm.quant.precision import KINDS, Kind, Precision, Quantizers
@@ -13,6 +12,5 @@ __all__ = [
     "PrecisionContext",
     "Quantized",
     "Quantizers",
-    "run_branch",
     "values",
 ]

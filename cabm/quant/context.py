@@ -10,9 +10,6 @@ from torch import Tensor, nn
 SAMPLES_PER_BATCH = 4096
 # candidates for alpha as shares of the largest magnitude; fine enough that the error is flat between them
 CANDIDATES = 100
-# A sure selector's probabilities underflow. With fewer bits than these expected the bit loss does not pull
-# any more, and its derivative, one over them, is far from overflow.
-LEAST_BITS = 1e-30
 
 
 class AlphaObserver:
@@ -69,7 +66,7 @@ class PrecisionContext:
         gradient: (B,2) mean |Sobel| of the input in x and y, for selectors.
         bits: (B,L) assigned bits, for tables.
         observer: when given, quantizers pass their input unquantized and report it here.
-        chosen: per adaptive position, the bits (B,) that were used; 0: not computed.
+        chosen: per adaptive position, the bits (B,) that were used.
         expected: per adaptive position, the expectation (B,) of the bits over the selector's widths, with
             gradient.
     """
@@ -86,24 +83,10 @@ class PrecisionContext:
         if expected is not None:
             self.expected.append(expected)
 
-    def inside(self, samples: Tensor | None = None) -> PrecisionContext:
-        """Return a context for a part of the network, with reports of its own.
-
-        Args:
-            samples: (b,) numbers of the samples that run there; None: all.
-        """
-        if samples is None:
-            return PrecisionContext(gradient=self.gradient, bits=self.bits)
-        gradient, bits = (None if x is None else x[samples] for x in (self.gradient, self.bits))
-        return PrecisionContext(gradient=gradient, bits=bits)
-
     def bit_cost(self) -> Tensor | None:
-        """Return bits_ST / sg(expected bits) (B,L), the terms of the bit loss; None without selectors.
-
-        Where nothing is expected to be computed, and nothing is, the cost is 0 and has no gradient.
-        """
+        """Return bits_ST / sg(expected bits) (B,L), the terms of the bit loss; None without selectors."""
         if not self.expected:
             return None
         expected, used = torch.stack(self.expected, dim=1), torch.stack(self.chosen, dim=1)
         straight_through = expected + (used - expected).detach()
-        return straight_through / expected.detach().clamp_min(LEAST_BITS)
+        return straight_through / expected.detach()

@@ -7,7 +7,6 @@ during calibration, the tensor itself); `values` makes a tensor of either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -60,8 +59,6 @@ def values(x: Tensor | Quantized) -> Tensor:
 class FloatActivation(nn.Module):
     """Full precision: the input itself."""
 
-    can_skip = False
-
     def forward(self, x: Tensor, context: PrecisionContext) -> Tensor:
         """Return ``x``."""
         return x
@@ -69,8 +66,6 @@ class FloatActivation(nn.Module):
 
 class PamsActivation(nn.Module):
     """One width, one learned clip value (PAMS)."""
-
-    can_skip = False
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
@@ -94,78 +89,22 @@ class PamsActivation(nn.Module):
         return f"bits={self.bits}"
 
 
-@dataclass
-class WidthChoice:
-    """The widths that one position takes for a batch.
-
-    Attributes:
-        bits: (B,) widths that the input is quantized at if it is, never 0.
-        index: (B,) their places among the widths of the search space that are not 0.
-        probabilities: (B,K) of those widths, given that one of them is taken, with gradient; None where
-            the bits are given.
-        computed: (B,) bool, False where the width is 0; None at positions that cannot skip.
-        keep: (B,) probability of a width that is not 0, with gradient; None where the bits are given or
-            the position cannot skip.
-    """
-
-    bits: Tensor
-    index: Tensor
-    probabilities: Tensor | None = None
-    computed: Tensor | None = None
-    keep: Tensor | None = None
-
-    def of(self, samples: Tensor) -> WidthChoice:
-        """Return the choice for the samples of these numbers (b,)."""
-        parts = (self.probabilities, self.computed, self.keep)
-        return WidthChoice(
-            self.bits[samples], self.index[samples], *(None if x is None else x[samples] for x in parts)
-        )
-
-
 class SearchSpaceActivation(nn.Module):
-    """What selector and table positions share: one clip value per width that is not 0.
+    """What selector and table positions share: one clip value per width of the search space.
 
     Args:
-        search_space: ascending widths; 0 where the position opens a residual branch that can be skipped,
-            which is then run by `cabm.quant.branch.run_branch`.
+        search_space: ascending widths.
         position: its number among the adaptive positions.
-        num_branch_positions: how many adaptive positions the branch has, this one included.
     """
 
-    def __init__(self, search_space: Sequence[int], position: int, num_branch_positions: int = 1) -> None:
+    def __init__(self, search_space: Sequence[int], position: int) -> None:
         super().__init__()
         self.search_space = tuple(search_space)
         self.position = position
-        self.num_branch_positions = num_branch_positions
-        self.can_skip = 0 in self.search_space
-        # 0 bits have no codes, so that 0 has no clip value either
-        widths = [bits for bits in self.search_space if bits]
-        self.alpha = nn.Parameter(torch.ones(len(widths)))
-        levels = [float(num_levels(bits)) for bits in widths]
+        self.alpha = nn.Parameter(torch.ones(len(self.search_space)))
+        levels = [float(num_levels(bits)) for bits in self.search_space]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("widths", torch.tensor(widths), persistent=False)
-
-    def choose(self, x: Tensor, context: PrecisionContext) -> WidthChoice:
-        """Return the widths for ``x`` (B,C,H,W)."""
-        raise NotImplementedError
-
-    def report(self, choice: WidthChoice, context: PrecisionContext) -> None:
-        """Tell the context what was chosen, as if no sample were skipped."""
-        raise NotImplementedError
-
-    def quantize(self, x: Tensor, choice: WidthChoice) -> Quantized:
-        """Quantize ``x`` (B,C,H,W) at the widths chosen."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
-        """Quantize each sample of ``x`` (B,C,H,W) at its own width."""
-        if context.observer is not None:
-            context.observer.record(self, x)
-            return x
-        assert not self.can_skip, "a branch that can be skipped is run by run_branch"
-        choice = self.choose(x, context)
-        self.report(choice, context)
-        return self.quantize(x, choice)
+        self.register_buffer("widths", torch.tensor(self.search_space), persistent=False)
 
     def _scale(self, index: Tensor) -> Tensor:
         return (self.alpha.detach() / self.levels)[index].view(-1, 1, 1, 1)
@@ -179,84 +118,59 @@ class SelectedActivation(SearchSpaceActivation):
     """Width chosen per sample by a linear selector (CADyQ, section 3.2).
 
     Args:
-        search_space, position, num_branch_positions: see above; a search space with 0 has a score for it.
+        search_space, position: see `SearchSpaceActivation`.
         channels: of the input.
     """
 
-    def __init__(
-        self, search_space: Sequence[int], position: int, channels: int, num_branch_positions: int = 1
-    ) -> None:
-        super().__init__(search_space, position, num_branch_positions)
+    def __init__(self, search_space: Sequence[int], position: int, channels: int) -> None:
+        super().__init__(search_space, position)
         self.selector = nn.Linear(channels + 2, len(self.search_space))
         with torch.no_grad():  # all scores equal but for the last bias: training starts at the widest
             self.selector.weight.fill_(1.0)
             self.selector.bias.zero_()
             self.selector.bias[-1] = 1.0
 
-    def choose(self, x: Tensor, context: PrecisionContext) -> WidthChoice:
-        """Select a width for each sample of ``x`` (B,C,H,W)."""
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+        """Quantize each sample of ``x`` (B,C,H,W) at its selected width."""
+        if context.observer is not None:
+            context.observer.record(self, x)
+            return x
         assert context.gradient is not None, "a selector needs the image gradient"
         with torch.autocast(x.device.type, enabled=False):
             deviation = channel_deviation(x.detach())
             scores = self.selector(torch.cat([context.gradient, deviation], dim=1))
-            above_zero = scores[:, 1:] if self.can_skip else scores
-            probabilities = above_zero.softmax(dim=1)
-            index = above_zero.argmax(dim=1)
-            choice = WidthChoice(self.widths[index], index, probabilities)
-            if self.can_skip:
-                choice.computed = scores.argmax(dim=1) > 0
-                # not 1 - p_0, which is wrong by all of it where it is small
-                choice.keep = scores.softmax(dim=1)[:, 1:].sum(dim=1)
-        return choice
-
-    def report(self, choice: WidthChoice, context: PrecisionContext) -> None:
-        """Tell the context what was chosen, as if no sample were skipped."""
-        assert choice.probabilities is not None
-        with torch.autocast(choice.probabilities.device.type, enabled=False):
-            expected = choice.probabilities @ self.widths.to(choice.probabilities.dtype)
-        context.report(choice.bits, expected)
-
-    def quantize(self, x: Tensor, choice: WidthChoice) -> Quantized:
-        """Quantize ``x`` (B,C,H,W) at the widths chosen; backward sees the mixture of them all."""
-        assert choice.probabilities is not None
-        settings = (self.alpha, choice.probabilities, choice.index, self.levels)
+            probabilities = scores.softmax(dim=1)
+            index = scores.argmax(dim=1)
+            expected = probabilities @ self.widths.to(probabilities.dtype)
+        bits = self.widths[index]
+        context.report(bits, expected)
+        settings = (self.alpha, probabilities, index, self.levels)
         return Quantized(
-            lambda decoded: selected_codes(x, *settings, decoded=decoded),
-            self._scale(choice.index),
-            choice.bits,
+            lambda decoded: selected_codes(x, *settings, decoded=decoded), self._scale(index), bits
         )
 
 
 class AssignedActivation(SearchSpaceActivation):
     """Width given per sample from outside: a look-up table's row (CABM)."""
 
-    def choose(self, x: Tensor, context: PrecisionContext) -> WidthChoice:
-        """Take the widths ``context.bits[:, position]``."""
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+        """Quantize each sample of ``x`` (B,C,H,W) at the width ``context.bits[:, position]``."""
+        if context.observer is not None:
+            context.observer.record(self, x)
+            return x
         assert context.bits is not None, "table-assigned bits are missing"
-        used = context.bits[:, self.position]
-        matches = used[:, None] == self.widths[None, :]
-        computed = used != 0 if self.can_skip else None
-        known = matches.any(dim=1) if computed is None else matches.any(dim=1) | ~computed
-        if not bool(known.all()):
+        bits = context.bits[:, self.position]
+        matches = bits[:, None] == self.widths[None, :]
+        if not bool(matches.any(dim=1).all()):
             raise ValueError(
-                f"bits {sorted(set(used.tolist()))} at position {self.position} are not all in the "
+                f"bits {sorted(set(bits.tolist()))} at position {self.position} are not all in the "
                 f"search space {list(self.search_space)}"
             )
+        context.report(bits)
         index = matches.int().argmax(dim=1)
-        return WidthChoice(used, index, computed=computed)
-
-    def report(self, choice: WidthChoice, context: PrecisionContext) -> None:
-        """Tell the context what was given."""
-        context.report(choice.bits)
-
-    def quantize(self, x: Tensor, choice: WidthChoice) -> Quantized:
-        """Quantize ``x`` (B,C,H,W) at the widths given."""
-        index = choice.index
         alpha, levels = self.alpha[index], self.levels[index]
         return Quantized(
-            lambda decoded: assigned_codes(x, alpha, levels, decoded=decoded),
-            self._scale(index),
-            choice.bits,
+            lambda decoded: assigned_codes(x, alpha, levels, decoded=decoded), self._scale(index), bits
         )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from cabm.errors import InputError
 from cabm.quant.layers import (
     AssignedActivation,
     FloatActivation,
@@ -27,11 +28,13 @@ class Precision:
 
     Attributes:
         kind: float, pams (one learned width), cadyq (selector per position), cabm (bits given).
-        search_space: ascending widths for adaptive positions, each 2..8; with 0 in front, residual branches
-            can be skipped (`cabm.quant.branch`).
+        search_space: ascending widths for adaptive positions, each 2..8.
         weight_bits: 2..8, or "same" as the activation that the convolution reads.
         quantize_ends: 8 bits for the other convolutions too: head, tail and what lies between (the
             "fully" quantized rows of the tables).
+
+    Raises:
+        InputError: a search space that is empty, not ascending, or has widths outside 2..8.
     """
 
     kind: Kind = "float"
@@ -39,10 +42,11 @@ class Precision:
     weight_bits: int | Literal["same"] = 8
     quantize_ends: bool = False
 
-    @property
-    def skips(self) -> bool:
-        """Whether residual branches can be skipped: 0 is among the widths."""
-        return self.kind in ("cadyq", "cabm") and 0 in self.search_space
+    def __post_init__(self) -> None:
+        widths = list(self.search_space)
+        ascending = bool(widths) and widths == sorted(set(widths))
+        if not ascending or not 2 <= widths[0] <= widths[-1] <= 8:
+            raise InputError(f"search space {widths}: list ascending widths of 2..8 bits, each once")
 
 
 class Quantizers:
@@ -50,39 +54,26 @@ class Quantizers:
 
     Attributes:
         num_adaptive: how many there are so far.
-        branches: adaptive positions of each residual branch that can be skipped, the first opens it.
     """
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
         self.num_adaptive = 0
-        self.branches: list[tuple[int, ...]] = []
 
-    def adaptive(self, channels: int, *, opens: int = 0) -> nn.Module:
-        """Quantizer of the next adaptive position.
-
-        Args:
-            channels: of its input.
-            opens: how many adaptive positions stand in the residual branch that it opens and
-                `cabm.quant.branch.run_branch` runs, this one included. Such a position takes 0 bits if
-                the search space has them; no other does.
-        """
+    def adaptive(self, channels: int) -> nn.Module:
+        """Quantizer of the next adaptive position, whose input has that many channels."""
         position = self.num_adaptive
         self.num_adaptive += 1
         widths = self.precision.search_space
-        if opens:
-            self.branches.append(tuple(range(position, position + opens)))
-        else:
-            widths = tuple(bits for bits in widths if bits)
         match self.precision.kind:
             case "float":
                 return FloatActivation()
             case "pams":
                 return PamsActivation(FIXED_BITS)
             case "cadyq":
-                return SelectedActivation(widths, position, channels, max(opens, 1))
+                return SelectedActivation(widths, position, channels)
             case "cabm":
-                return AssignedActivation(widths, position, max(opens, 1))
+                return AssignedActivation(widths, position)
         raise ValueError(f"unknown kind of precision {self.precision.kind!r}; one of {KINDS}")
 
     def fixed(self) -> nn.Module:

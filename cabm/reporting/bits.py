@@ -19,10 +19,7 @@ from scipy.stats import spearmanr
 
 from cabm.reporting.overlays import bit_map_overlay, crops_side_by_side, detailed_boxes
 from cabm.reporting.style import (
-    BYPASS_COLOR,
     FAINT,
-    HATCH,
-    HATCH_COLOR,
     INK,
     WIDEST,
     bit_color,
@@ -55,8 +52,7 @@ def psnr_against_fab(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         rows: one per method and test set: ``method``, ``set``, ``psnr`` in dB, ``fab``. Rows without a FAB
-            (None or missing), or with one above 8, are float or bicubic: lines across. ``skipped``, the
-            share of layers that the FAB leaves out, is told where there is one.
+            (None or missing), or with one above 8, are float or bicubic: lines across.
     """
     sets = list(dict.fromkeys(str(row["set"]) for row in rows))
     columns = min(len(sets), 3 if len(sets) != 4 else 2)
@@ -78,28 +74,20 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     end = max(table.thresholds[-1] * 1.08, table.thresholds[-1] + 1)
     starts = np.concatenate([[0.0], table.thresholds[1:]])
     edges = np.concatenate([starts, [end]])
-    widths = sorted({0, *table.search_space} if not table.rows.all() else set(table.search_space))
+    widths = table.search_space
     figure = Figure(figsize=(8.5, 2.6 + 0.17 * max(num_layers, 8)), layout="constrained")
     curve, grid = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 0.17 * max(num_layers, 8)])
 
-    fab = table.fab_of(starts)
-    computed = fab > 0
-    curve.stairs(np.where(computed, fab, np.nan), edges, color=bit_color(8), linewidth=1.3, baseline=None)
+    curve.stairs(table.fab_of(starts), edges, color=bit_color(8), linewidth=1.3, baseline=None)
     curve.set_ylabel("FAB")
-    bits = [width for width in table.search_space if width]
-    curve.set_ylim(bits[0] - 0.3, bits[-1] + 0.3)
-    curve.set_yticks(bits)
+    curve.set_ylim(widths[0] - 0.3, widths[-1] + 0.3)
+    curve.set_yticks(widths)
     plain(curve)
     curve.grid(visible=False, axis="x")
 
     codes = np.searchsorted(widths, table.rows).T
     colors = ListedColormap([bit_color(width) for width in widths])
     grid.pcolormesh(edges, np.arange(num_layers + 1), codes, cmap=colors, vmin=-0.5, vmax=len(widths) - 0.5)
-    if table.bypassed_below:
-        for axes in (curve, grid):
-            axes.axvspan(
-                0, table.bypassed_below, facecolor="none", edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0
-            )
     grid.set_yticks(np.arange(num_layers) + 0.5, table.layers, fontsize=7)
     grid.tick_params(axis="y", length=0)
     grid.invert_yaxis()
@@ -107,18 +95,13 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     grid.set_xlabel("edge score")
     for spine in grid.spines.values():
         spine.set_visible(False)
-    handles = [Patch(facecolor=bit_color(w), label=f"{w} bits") for w in widths if w]
-    if (table.rows[table.rows.any(axis=1)] == 0).any():
-        handles.insert(0, Patch(facecolor=BYPASS_COLOR, label="skipped"))
-    if table.bypassed_below:
-        hatched = {"facecolor": BYPASS_COLOR, "edgecolor": HATCH_COLOR, "hatch": HATCH}
-        handles.insert(0, Patch(label="bypassed", **hatched))
+    handles = [Patch(facecolor=bit_color(w), label=f"{w} bits") for w in widths]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
     )
     rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
     title = f"{table.backbone} x{table.scale}: {rows}, strategy {table.strategy}"
-    if table.part:
+    if table.bypass is not None:
         title += f"; bypassed below edge peak {table.bypass['threshold']:g}"
     figure.suptitle(
         title,
@@ -210,11 +193,10 @@ def _draw_trade_off(
     for row in points:
         label, color, marker = looks[str(row["method"])]
         neighbours = [x for x in points if abs(x["fab"] - row["fab"]) < 1.2]
-        skipped = f", {row['skipped']:.0%} skipped" if row.get("skipped") else ""
         above = len(neighbours) > 1 and row is max(neighbours, key=lambda x: (x["psnr"], x["fab"]))
         panel.scatter(row["fab"], row["psnr"], color=color, marker=marker, s=46, zorder=3)
         panel.annotate(
-            f"{label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits{skipped}",
+            f"{label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits",
             (row["fab"], row["psnr"]),
             (0, 7 if above else -8),
             textcoords="offset points",

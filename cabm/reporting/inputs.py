@@ -38,7 +38,6 @@ class Measured(BaseModel):
     seconds: Number
     fab: Number | None = None
     bypassed: Number | None = None
-    skipped: Number | None = None
     bitops_patch_T: Number | None = None
     bitops_image_T: Number | None = None
 
@@ -62,7 +61,6 @@ class ImageRow(BaseModel):
     ssim: Number
     fab: OptionalNumber = None
     bypassed: Number
-    skipped: Number = 0.0
     tiles: int
     seconds: Number
 

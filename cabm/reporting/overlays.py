@@ -20,14 +20,12 @@ from cabm.tiling.plan import TilePlan, plan
 
 _BOX_COLORS = ("#e4572e", "#2f9ec4", "#7fb800", "#f2a900")
 _MAX_SHOWN_PIXELS = 1600
-_MAX_LABELLED_TILES = 150  # more of them have no room for words
 
 
 def bit_map_overlay(
     image: np.ndarray,
     tile_plan: TilePlan,
     fab_per_tile: ArrayLike,
-    skipped_per_tile: ArrayLike = 0.0,
     parts: TileParts | None = None,
 ) -> Figure:
     """Draw the mean bits of each tile over an image; what was not computed is hatched gray.
@@ -35,13 +33,11 @@ def bit_map_overlay(
     Args:
         image: (H, W, 3) uint8, the input or (a multiple of its size) the output.
         tile_plan: the tiles of the input.
-        fab_per_tile: (N,) mean bits of the layers that are computed, 0 for bypassed tiles.
-        skipped_per_tile: (N,) share of the layers that are skipped, written into tiles that skip any.
+        fab_per_tile: (N,) mean bits of the layers, 0 for bypassed tiles.
         parts: what of the tiles was computed; None: all of those that have bits.
     """
     values = np.asarray(fab_per_tile, dtype=np.float64)
     height, width = tile_plan.height, tile_plan.width
-    y0, x0, y1, x1 = (tile_plan.owned(2) / 2).T
     shown = image[_thinned(image.shape[0]), _thinned(image.shape[1])]
     panel_width = 8.0
     figure = Figure(
@@ -80,15 +76,6 @@ def bit_map_overlay(
     bar.outline.set_visible(False)
     mean = f"FAB {values[computed].mean():.2f}" if computed.any() else "nothing computed"
     title = f"{len(values)} tiles, {mean}, {parts.share.mean():.0%} bypassed"
-    skipped = np.broadcast_to(np.asarray(skipped_per_tile, dtype=np.float64), values.shape)
-    skips = np.flatnonzero(computed & (skipped > 0))
-    if len(skips):
-        title += f", {skipped[computed].mean():.0%} of layers skipped"
-        for tile in skips if len(values) <= _MAX_LABELLED_TILES else ():
-            centre = (x0[tile] + x1[tile]) / 2, (y0[tile] + y1[tile]) / 2
-            axes.annotate(
-                f"skip {skipped[tile]:.0%}", centre, ha="center", va="center", color=INK, fontsize=7
-            )
     axes.set_title(title, color=INK, fontsize=11)
     return figure
 

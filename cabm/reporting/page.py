@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 import matplotlib
-import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -22,7 +21,6 @@ from cabm.reporting.inputs import STAGES, STEPS, Measured, ReportData, StepMetri
 from cabm.reporting.tables import (
     MISSING,
     decimal,
-    has_skips,
     image_table,
     label,
     model_rows,
@@ -78,7 +76,6 @@ def render_report(data: ReportData) -> str:
                 "title": PROTOCOLS.get(name, name),
                 "name": name,
                 "groups": result_groups(sets),
-                "skips": has_skips(sets),
             }
             for name, sets in results.items()
         ],
@@ -198,11 +195,6 @@ def key_numbers(data: ReportData) -> list[dict[str, str]]:
             "unit": "bypassed",
             "note": "bicubic takes their place",
         },
-        *(
-            [{"value": percent(cabm.skipped), "unit": "of layers skipped", "note": "in computed tiles"}]
-            if cabm.skipped
-            else []
-        ),
         {
             "value": MISSING if share is None else percent(share),
             "unit": "of float’s BitOPs",
@@ -232,7 +224,6 @@ def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[s
                 "method": method,
                 "psnr": row.psnr,
                 "fab": 8.0 if method == "pams" else row.fab,
-                "skipped": row.skipped,
             }
             for method, row in rows.items()
             if method not in CONTROLS  # too near to CABM for labels; the table has them
@@ -260,18 +251,11 @@ def table_description(data: ReportData) -> dict[str, Any]:
         "mean bits": f"{facts['fab_lowest']:.2f} to {facts['fab_highest']:.2f} over the scores",
         "tiles": f"{facts['patch']} pixels, {facts['step']} apart",
     }
-    if 0 in data.table.search_space:
-        computed = data.table.rows[data.table.rows.any(axis=1)]
-        lowest, highest = (percent(share) for share in np.sort((computed == 0).mean(axis=1))[[0, -1]])
-        described["skipped"] = f"{lowest} to {highest} of the layers over the scores"
     bypass = facts["bypass"]
-    if bypass and (data.table.part or facts["bypassed_below"]):
-        text, of_what = f"below a score of {facts['bypassed_below']:g}", "tiles"
-        if data.table.part:
-            below = f"with an edge peak below {bypass['threshold']:g}"
-            text, of_what = f"parts of {data.table.part} pixels {below}", "pixels"
+    if bypass:
+        text = f"parts of {bypass['part']} pixels with an edge peak below {bypass['threshold']:g}"
         if {"share", "loss_db"} <= bypass.keys():
-            text += f": {percent(bypass['share'])} of the validation {of_what}, {_loss(bypass['loss_db'])}"
+            text += f": {percent(bypass['share'])} of the validation pixels, {_loss(bypass['loss_db'])}"
         described["bypassed"] = text
     else:
         described["bypassed"] = "nothing"

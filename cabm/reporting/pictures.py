@@ -92,7 +92,6 @@ def make_pictures(
             "set": set_name,
             "psnr": row["psnr"],
             "fab": row.get("fab", fab_of(method)),
-            "skipped": row.get("skipped"),
         }
         for set_name, by_method in summary.items()
         for method, row in by_method.items()
@@ -107,7 +106,6 @@ def make_pictures(
             shown.low,
             shown.cabm.plan,
             table.fab_of(shown.cabm.scores) * shown.cabm.parts.entered,
-            (table.lookup(shown.cabm.scores) == 0).mean(axis=1),
             shown.cabm.parts,
         ),
         "crops": crops_side_by_side(shown.versions, boxes),

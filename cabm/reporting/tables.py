@@ -63,14 +63,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def has_skips(sets: Mapping[str, Mapping[str, Measured]]) -> bool:
-    """Whether any method skips layers, so that the results have a column for it."""
-    return any(row.skipped for rows in sets.values() for row in rows.values())
-
-
 def result_groups(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, Any]]:
     """Return a group per test set, a row per method: label, whether it is CABM's, and cells."""
-    groups, with_skips = [], has_skips(sets)
+    groups = []
     for name, rows in sets.items():
         eight = rows["pams"].bitops_image_T if "pams" in rows else None
         lines = []
@@ -81,7 +76,6 @@ def result_groups(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, 
                 decimal(row.ssim, 3),
                 {"full_precision": "32", "pams": "8"}.get(method, decimal(row.fab, 2)),
                 MISSING if row.bypassed is None else percent(row.bypassed),
-                *([MISSING if row.skipped is None else percent(row.skipped)] if with_skips else []),
                 decimal(bitops, 3, significant=True),
                 _ratio(bitops, eight),
                 decimal(row.bitops_patch_T, 3, significant=True),
@@ -155,9 +149,8 @@ def image_table(images: Sequence[ImageRow]) -> dict[str, Any] | None:
     with_bits = {row.method for row in images if row.fab is not None}
     bits = [method for method in methods if method in with_bits]
     heads = ["set", "image", *(label(method) for method in methods)]
-    skips = ["skipped"] if any(row.skipped for row in images) else []
     heads += [f"FAB {label(method)}" for method in bits]
-    heads += ["bypassed", *skips, "SSIM", "tiles", "seconds"]
+    heads += ["bypassed", "SSIM", "tiles", "seconds"]
     protocols = {}
     for protocol, found in by_protocol.items():
         rows = []
@@ -167,7 +160,6 @@ def image_table(images: Sequence[ImageRow]) -> dict[str, Any] | None:
             cells += [_cell(of_method[m].psnr if m in of_method else None, 2) for m in methods]
             cells += [_cell((of_method[m].fab or None) if m in of_method else None, 2) for m in bits]
             cells.append((percent(last.bypassed), last.bypassed))
-            cells += [(percent(last.skipped), last.skipped)] * len(skips)
             cells += [_cell(last.ssim, 3), _cell(last.tiles, 0), _cell(last.seconds, 2)]
             rows.append(cells)
         protocols[protocol] = rows

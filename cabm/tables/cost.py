@@ -32,34 +32,17 @@ class CostedLayer(Protocol):
 
 
 def fab(bits: ArrayLike) -> float:
-    """Feature average bits: the mean over tiles and adaptive positions that are computed.
+    """Feature average bits: the mean over adaptive positions and the tiles that enter the network.
 
     Args:
-        bits: (N, L) or (L,); 0 is a position (a whole row: a tile) that is skipped. It is left out
-            here, so that the figure compares with published ones. See :func:`skipped_share`.
+        bits: (N, L) or (L,); a row of zeros is a tile that is bypassed.
 
     Returns:
-        Mean bits; 0 if nothing is computed.
+        Mean bits; 0 if every tile is bypassed.
     """
     bits = np.asarray(bits)
     computed = bits[bits > 0]
     return float(computed.mean()) if computed.size else 0.0
-
-
-def skipped_share(bits: ArrayLike, bypassed: ArrayLike | None = None) -> float:
-    """Share (0..1) of the adaptive positions that are skipped in tiles that enter the network.
-
-    Args:
-        bits: (N, L); 0 is a position whose residual branch is skipped.
-        bypassed: (N,) share 0..1 of each tile that does not enter the network; None: all of those whose
-            bits are all 0.
-
-    Returns:
-        The share; 0 if no tile enters the network.
-    """
-    bits = np.atleast_2d(np.asarray(bits))
-    entered = bits.any(axis=1) if bypassed is None else np.asarray(bypassed) < 1
-    return float(np.mean(bits[entered] == 0)) if entered.any() else 0.0
 
 
 def bitops(
@@ -75,8 +58,8 @@ def bitops(
 ) -> float:
     """Bit operations of one image: sum of MACs x weight bits x activation bits.
 
-    What does not run is not counted: neither positions nor tiles of 0 bits. (Bicubic, which stands in for
-    what is bypassed, is not counted; it is below 1e-3 of any of these networks.)
+    Only what the network computes is counted. (Bicubic, which stands in for what is bypassed, is not; it is
+    below 1e-3 of any of these networks.)
 
     Args:
         layers: all layers of the network in order. A float one counts 32 x 32 bits.
@@ -89,8 +72,7 @@ def bitops(
         fixed_bits: in place of what the layers state.
         float_macs_per_pixel: of work in float beside the layers.
         computed: (N,) share 0..1 of each tile's pixels that the network computes; None: all, but for tiles
-            whose bits are all 0, as in tables. A selector may skip every position of a tile, whose other
-            layers run all the same.
+            whose bits are all 0, which are bypassed.
 
     Raises:
         ValueError: the bits do not fit the layers and tiles, or an unknown convention.

@@ -83,6 +83,7 @@ class Observations:
             raise ValueError("measures must be finite")
         if self.bits.shape != (len(scores), len(self.layers)):
             raise ValueError(f"bits {self.bits.shape} of {len(scores)} tiles, {len(self.layers)} layers")
+        check_search_space(self.search_space)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -130,6 +131,13 @@ class Observations:
             ) from None
 
 
+def check_search_space(search_space: tuple[int, ...]) -> None:
+    """Raise ValueError unless widths ascend, each 2 bits or more."""
+    ascending = list(search_space) == sorted(set(search_space))
+    if not search_space or not ascending or not all(2 <= width <= 32 for width in search_space):
+        raise ValueError(f"search space {list(search_space)}: ascending widths of 2 bits or more")
+
+
 def select_rows(
     scores: ArrayLike,
     bits: ArrayLike,
@@ -147,16 +155,14 @@ def select_rows(
       regression of the ``lowest`` rows, each weighted by the tiles seen at its score, that has the least
       sum of absolute differences (the fewest bits, of several). It uses only widths of the search space,
       and one outlier at a low score does not raise all that follow, as a running maximum would.
-      Layers that were 0 together in every observed row, a residual branch, are so in the result.
 
     Args:
         scores: (N,) edge scores.
-        bits: (N, L) from the search space. Rows of zeros are left out: in a table they mean bypass,
-            which is decided by measurement and not by a selector.
+        bits: (N, L) from the search space.
         search_space: bit-widths, ascending.
         strategy: see above.
-        fab_cap: observed rows whose mean bits (a skipped position counts 0) are not below it are
-            dropped. For ``monotone`` the result keeps below it too.
+        fab_cap: observed rows whose mean bits are not below it are dropped. For ``monotone`` the result
+            keeps below it too.
 
     Returns:
         thresholds (T,) ascending and rows (T, L); neighbours that are equal are one.
@@ -175,26 +181,26 @@ def select_rows(
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
 
-    computed = bits.any(axis=1)
-    if not computed.any():
-        raise InputError("no tile was observed with any bits: there is nothing to build a table from")
-    kept = computed if fab_cap is None else computed & (bits.mean(axis=1) < fab_cap)
-    if not kept.any():
-        raise InputError(
-            f"fab_cap {fab_cap:g}: no observed row of bits is below it, the lowest has "
-            f"{bits[computed].mean(axis=1).min():.2f} bits; raise the cap"
-        )
-    thresholds, rows, weights = _one_row_per_score(scores[kept], bits[kept], strategy)
+    if not len(bits):
+        raise InputError("no tile was observed: there is nothing to build a table from")
+    if fab_cap is not None:
+        kept = bits.mean(axis=1) < fab_cap
+        if not kept.any():
+            raise InputError(
+                f"fab_cap {fab_cap:g}: no observed row of bits is below it, the lowest has "
+                f"{bits.mean(axis=1).min():.2f} bits; raise the cap"
+            )
+        scores, bits = scores[kept], bits[kept]
+    thresholds, rows, weights = _one_row_per_score(scores, bits, strategy)
     if strategy == "monotone":
         lowest = rows[np.argmin(rows.sum(axis=1))]
         rows = _isotonic(rows, weights, search_space)
-        # Fitted layer by layer, a row can lose all bits, or pass the cap, though no observed one did.
-        usable = rows.any(axis=1)
         if fab_cap is not None:
-            usable &= rows.mean(axis=1) < fab_cap
-        thresholds, rows = thresholds[usable], rows[usable]
-        if not len(rows):
-            thresholds, rows = np.zeros(1), lowest[None]
+            # fitted layer by layer, a row can pass the cap though no observed one did
+            below = rows.mean(axis=1) < fab_cap
+            thresholds, rows = thresholds[below], rows[below]
+            if not len(rows):
+                thresholds, rows = np.zeros(1), lowest[None]
     return merge_equal_rows(thresholds, rows)
 
 

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from cabm.errors import InputError
 from cabm.tables.file import read_table, write_table
-from cabm.tables.observations import STRATEGIES, Observations, Strategy, merge_equal_rows, select_rows
+from cabm.tables.observations import (
+    STRATEGIES,
+    Observations,
+    Strategy,
+    check_search_space,
+    select_rows,
+)
 from cabm.tiling.edges import EDGE_BLOCK, EDGE_OPERATOR, TileEdges
 from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan
@@ -30,22 +36,21 @@ class EdgeToBitTable:
     """Bits by edge score, for one model.
 
     A score takes the row of the largest threshold not above it; below the first threshold, the
-    first row. A row of zeros means that the tile does not enter the network.
+    first row.
 
     Attributes:
         backbone, scale: the model it belongs to.
-        search_space: the bit-widths a row may hold, ascending; 0 is a skipped position.
+        search_space: the bit-widths a row may hold, ascending.
         layers: names of the adaptive positions, one per column.
         tile, stride: side and distance of the tiles it was built with, in low-resolution pixels.
         strategy: how one row per score was kept.
         thresholds: (T,) float64 scores, ascending, the first at least 0.
-        rows: (T, L) int64 bits; rows of zeros only at the low end.
+        rows: (T, L) int64 bits from the search space.
         operator: the edge operator of the scores.
         source_sha256: hash of the checkpoint the bits were observed with.
         fab_cap: rows at or above it were dropped.
-        bypass: what is bypassed and how that was chosen (budget, measured loss), None: nothing. With a
-            ``part`` (a side in pixels) the parts of tiles whose edge peak is below ``threshold``; without,
-            the tiles that the rows of zeros say.
+        bypass: what is bypassed and how that was chosen (budget, measured loss); None: nothing. Parts of
+            tiles (``part``: their side in pixels) whose edge peak is below ``threshold`` are bypassed.
 
     Raises:
         ValueError: the parts do not fit together; the message names the first that does not.
@@ -68,7 +73,7 @@ class EdgeToBitTable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "search_space", tuple(self.search_space))
         object.__setattr__(self, "layers", tuple(self.layers))
-        _check_search_space(self.search_space)
+        check_search_space(self.search_space)
         if self.operator != EDGE_OPERATOR:
             raise ValueError(f"edge operator {self.operator!r}, this version has {EDGE_OPERATOR!r}")
         thresholds = np.array(self.thresholds, dtype=np.float64)
@@ -88,18 +93,20 @@ class EdgeToBitTable:
             if len(row) != len(self.layers):
                 raise ValueError(f"rows: {len(row)} bits in row {number}, {len(self.layers)} layers")
         rows = np.array(self.rows, dtype=np.int64)
-        computed = rows.any(axis=1)
-        foreign = np.argwhere(~np.isin(rows, self.search_space) & computed[:, None])
+        if not rows.all():
+            row = int(np.flatnonzero(~rows.all(axis=1))[0])
+            raise ValueError(
+                f"rows: 0 bits in row {row}; tables that skip layers or tiles are no longer supported"
+            )
+        foreign = np.argwhere(~np.isin(rows, self.search_space))
         if len(foreign):
             row, layer = foreign[0]
             raise ValueError(
                 f"rows: {rows[row, layer]} bits in row {row} for layer {self.layers[layer]}, "
                 f"search space {list(self.search_space)}"
             )
-        if not computed[-1] or np.any(np.diff(computed.astype(int)) < 0):
-            raise ValueError("rows: zeros (bypass) above a row of bits; only the low end may skip")
-        if self.part is not None:
-            _check_part_bypass(self.bypass)
+        if self.bypass is not None:
+            _check_bypass(self.bypass)
         for name, array in (("thresholds", thresholds), ("rows", rows)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -122,13 +129,13 @@ class EdgeToBitTable:
         return self.rows[np.maximum(index, 0)]
 
     def fab_of(self, scores: ArrayLike | Tensor) -> np.ndarray:
-        """Mean bits over the computed positions of each tile: (...) float64, 0 for a bypassed one."""
-        return _fab(self.lookup(scores))
+        """Mean bits over the layers, by score: (...) float64."""
+        return self.lookup(scores).mean(axis=-1)
 
     @property
     def part(self) -> int | None:
-        """Side in pixels of the parts of tiles that are bypassed each by itself; None: whole tiles are."""
-        return None if self.bypass is None else self.bypass.get("part")
+        """Side in pixels of the parts of tiles that can be bypassed; None: nothing is."""
+        return None if self.bypass is None else self.bypass["part"]
 
     def assign(self, edges: TileEdges, tile_plan: TilePlan) -> tuple[np.ndarray, TileParts]:
         """Give tiles their bits.
@@ -142,45 +149,15 @@ class EdgeToBitTable:
         """
         bits = self.lookup(edges.scores)
         shape = (tile_plan.tile_height, tile_plan.tile_width)
-        parts = TileParts.of_tiles(*shape, ~bits.any(axis=1))
-        if self.part is not None:
-            smooth = _as_float64(edges.peaks) < self.bypass["threshold"]
-            parts = TileParts(self.part, *shape, smooth | parts.bypassed)
-            bits = np.where(parts.entered[:, None], bits, 0)
-        return bits, parts
-
-    @property
-    def bypassed_below(self) -> float:
-        """Tiles with a score below this do not enter the network; 0 without bypass."""
-        computed = self.rows.any(axis=1)
-        return 0.0 if computed[0] else float(self.thresholds[np.argmax(computed)])
-
-    def with_bypass(self, threshold: float, info: Mapping[str, Any] | None = None) -> EdgeToBitTable:
-        """Return the table with zeros below ``threshold``; the rows that lie wholly below it are lost.
-
-        Args:
-            threshold: edge score below which tiles are not computed; 0 takes the bypass away.
-            info: what to record with it, such as budget and measured loss in dB (JSON values).
-        """
-        if not np.isfinite(threshold) or threshold < 0:
-            raise ValueError(f"bypass threshold {threshold}: it must be finite and not negative")
-        computed = self.rows.any(axis=1)
-        thresholds, rows = self.thresholds[computed], self.rows[computed]
-        if not threshold:
-            return replace(self, thresholds=thresholds, rows=rows, bypass=None)
-        above = thresholds > threshold
-        at = rows[max(int(np.count_nonzero(~above)) - 1, 0)]
-        thresholds, rows = merge_equal_rows(
-            np.concatenate([[0.0, threshold], thresholds[above]]),
-            np.concatenate([np.zeros_like(rows[:1]), at[None], rows[above]]),
-        )
-        recorded = {"threshold": float(threshold), **(info or {})}
-        return replace(self, thresholds=thresholds, rows=rows, bypass=recorded)
+        if self.bypass is None:
+            return bits, TileParts.of_tiles(*shape, np.zeros(len(bits), dtype=bool))
+        parts = TileParts(self.part, *shape, _as_float64(edges.peaks) < self.bypass["threshold"])
+        return np.where(parts.entered[:, None], bits, 0), parts
 
     def with_part_bypass(
         self, part: int, threshold: float, info: Mapping[str, Any] | None = None
     ) -> EdgeToBitTable:
-        """Return the table without rows of zeros that bypasses smooth parts of tiles.
+        """Return the table that bypasses smooth parts of tiles.
 
         Args:
             part: side of the parts in pixels, a multiple of 8.
@@ -190,10 +167,9 @@ class EdgeToBitTable:
         Raises:
             ValueError: another part, or a threshold that is negative or not finite.
         """
-        table = self.with_bypass(0)
         if not threshold:
-            return table
-        return replace(table, bypass={"part": part, "threshold": float(threshold), **(info or {})})
+            return replace(self, bypass=None)
+        return replace(self, bypass={"part": part, "threshold": float(threshold), **(info or {})})
 
     def check(
         self,
@@ -202,18 +178,16 @@ class EdgeToBitTable:
         scale: int,
         layers: Sequence[str],
         search_space: Sequence[int] | None = None,
-        branches: Sequence[Sequence[int]] = (),
     ) -> None:
         """Refuse a model that the table was not built for.
 
         Args:
             backbone, scale, layers: of the model.
             search_space: the model's widths; None: not compared.
-            branches: columns of each residual branch that the model can skip.
 
         Raises:
-            InputError: another backbone, scale or list of layers, widths that the model lacks, or rows that
-                skip a part of a branch; the message names both sides.
+            InputError: another backbone, scale or list of layers, or widths that the model lacks; the
+                message names both sides.
         """
         if (self.backbone, self.scale, self.layers) != (backbone, scale, tuple(layers)):
             raise InputError(
@@ -221,43 +195,31 @@ class EdgeToBitTable:
                 f"does not fit the model, {_model_name(backbone, scale, layers)}: "
                 "use the table that was built from this model"
             )
-        rows = self.rows[self.rows.any(axis=1)]
-        if search_space is not None and not np.isin(rows, search_space).all():
+        if search_space is not None and not np.isin(self.rows, search_space).all():
             raise InputError(
-                f"edge-to-bit table of widths {np.unique(rows).tolist()} does not fit the model's search "
-                f"space {list(search_space)}: use the table that was built from this model"
+                f"edge-to-bit table of widths {np.unique(self.rows).tolist()} does not fit the model's "
+                f"search space {list(search_space)}: use the table that was built from this model"
             )
-        for columns in branches:
-            skipped = rows[:, list(columns)] == 0
-            if np.any(skipped.any(axis=1) != skipped.all(axis=1)):
-                names = " and ".join(self.layers[column] for column in columns)
-                raise InputError(
-                    f"edge-to-bit table: {names} are one residual branch: 0 bits stand at all its layers "
-                    "or at none; rebuild the table"
-                )
 
     def describe(self) -> dict[str, Any]:
         """Summary as JSON values; ``by_score`` has one entry per threshold, low scores first."""
-        fab = _fab(self.rows)
+        fab = self.rows.mean(axis=1)
         ends = [*self.thresholds[1:].tolist(), None]
-        widths = [0, *self.search_space] if 0 not in self.search_space else self.search_space
         by_score = [
             {
                 "from": float(start),
                 "to": end,
                 "fab": round(float(value), 4),
-                "layers_by_bits": {str(b): int(n) for b in widths if (n := np.sum(row == b))},
+                "layers_by_bits": {str(b): int(n) for b in self.search_space if (n := np.sum(row == b))},
             }
             for start, end, value, row in zip(self.thresholds, ends, fab, self.rows, strict=True)
         ]
-        computed = fab[fab > 0]
         summary = {k: v for k, v in self._document().items() if k not in ("thresholds", "rows")}
         return summary | {
             "num_layers": len(self.layers),
             "num_rows": len(self.rows),
-            "fab_lowest": round(float(computed.min()), 4),
-            "fab_highest": round(float(computed.max()), 4),
-            "bypassed_below": self.bypassed_below,
+            "fab_lowest": round(float(fab.min()), 4),
+            "fab_highest": round(float(fab.max()), 4),
             "by_score": by_score,
         }
 
@@ -320,7 +282,7 @@ def build_table(
         InputError: nothing observed, no row below ``fab_cap``, an unknown strategy.
     """
     search_space = tuple(search_space)
-    _check_search_space(search_space)
+    check_search_space(search_space)
     thresholds, rows = select_rows(
         scores, bits, search_space=search_space, strategy=strategy, fab_cap=fab_cap
     )
@@ -339,24 +301,13 @@ def build_table(
     )
 
 
-def _check_search_space(search_space: tuple[int, ...]) -> None:
-    widths = [width for width in search_space if width]
-    ascending = list(search_space) == sorted(set(search_space))
-    if not widths or not ascending or not all(2 <= width <= 32 for width in widths):
-        raise ValueError(f"search space {list(search_space)}: ascending widths of 2 bits or more, or 0")
-
-
-def _check_part_bypass(bypass: Mapping[str, Any]) -> None:
-    part, threshold = bypass["part"], bypass.get("threshold")
+def _check_bypass(bypass: Mapping[str, Any]) -> None:
+    part, threshold = bypass.get("part"), bypass.get("threshold")
     if not isinstance(part, int) or part < EDGE_BLOCK or part % EDGE_BLOCK:
         raise ValueError(f"bypass: parts of {part!r} pixels, expected a multiple of {EDGE_BLOCK}")
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if not number or not np.isfinite(threshold) or threshold < 0:
         raise ValueError(f"bypass: threshold {threshold!r} must be finite and not negative")
-
-
-def _fab(rows: np.ndarray) -> np.ndarray:
-    return rows.sum(axis=-1) / np.maximum(np.count_nonzero(rows, axis=-1), 1)
 
 
 def _as_float64(scores: ArrayLike | Tensor) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 Every process holds the whole model and takes its share of each batch. After the backward pass the
 gradients are averaged in one flat sum, so that all processes take the step that one process would take on
-the whole batch. That is done by hand and not by DistributedDataParallel: its buckets need every parameter
-to be used in every process, or a search for those that are not, while which branches a share's bits reach
-differs from process to process; and these small networks have little time for it to overlap.
+the whole batch. That is done by hand and not by DistributedDataParallel, whose overlap with the
+backward pass gains nothing on networks this small.
 """
 
 from __future__ import annotations
@@ -135,25 +134,21 @@ class Group:
                 f"processes {self.rank} and {others[0]} differ in {what}; give every node the same files"
             )
 
-    def synchronise_batch_norm(self, model: nn.Module) -> bool:
+    def synchronise_batch_norm(self, model: nn.Module) -> None:
         """Make batch norms take mean and variance over the whole batch, and not over each share.
 
         Parameters, buffers and their names stay. On GPUs that is `torch.nn.SyncBatchNorm`, which
-        has no implementation for CPUs. The model must reach its batch norms in every process.
-
-        Returns:
-            Whether there were any to synchronise.
+        has no implementation for CPUs.
         """
-        if self.size == 1 or not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            return False
+        if self.size == 1:
+            return
         if next(model.parameters()).is_cuda:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            return True
+            return
         for module in list(model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(module, name, _SynchronisedBatchNorm.of(child))
-        return True
 
 
 def _bytes(content: bytes) -> Tensor:

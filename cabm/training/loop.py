@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cabm.data.patches import Sampler
-from cabm.errors import InputError, TrainingDiverged
+from cabm.errors import TrainingDiverged
 from cabm.files import atomic_write
 from cabm.models.base import Backbone
 from cabm.project.schedule import Schedule
@@ -169,16 +169,10 @@ def train(
         group: the processes that train together. Their callbacks see the same parts and weights.
 
     Raises:
-        InputError: some process would not reach a batch norm that is common to all.
         TrainingDiverged: a loss or a weight is not finite; no state is written from then on.
         PeerLost: another process of the group ended or does not answer.
     """
-    skips_layers = model.precision.skips and model.precision.kind == "cabm"
-    if group.synchronise_batch_norm(model) and skips_layers:
-        raise InputError(
-            f"runtime.processes: with 0 in the search space {model.name} has batch norms that one process"
-            " may skip while others wait for it there; train it with 1"
-        )
+    group.synchronise_batch_norm(model)
     parameters = list(model.parameters())
     optimizer = _optimizer(model, plan)
     average = _Average(model, plan.ema_decay) if plan.ema_decay else None
@@ -206,7 +200,7 @@ def train(
                 high_resolution.float(),
                 step,
             )
-        parts = _of_whole_batch(parts, group)
+        parts = group.mean(parts)
         _require_finite(parts, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -244,16 +238,6 @@ def _autocast(plan: TrainingPlan, tensor: Tensor) -> AbstractContextManager[Any]
     if plan.autocast is None:
         return nullcontext()
     return torch.autocast(tensor.device.type, plan.autocast)
-
-
-def _of_whole_batch(parts: Mapping[str, float], group: Group) -> Mapping[str, float]:
-    """Average the parts over the group; FAB over computed positions, of which a share may have fewer."""
-    if group.size == 1 or "fab" not in parts:
-        return group.mean(parts)
-    computed = 1 - parts.get("skipped", 0.0)
-    means = dict(group.mean({**parts, "fab": parts["fab"] * computed, "computed": computed}))
-    computed = means.pop("computed")
-    return means | {"fab": means["fab"] / computed if computed else 0.0}
 
 
 def _require_finite(parts: Mapping[str, float], step: int) -> None:

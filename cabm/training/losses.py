@@ -45,14 +45,8 @@ def attention_map(feature: Tensor) -> Tensor:
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two features' attention maps, (B,C,h,w) each.
-
-    A sample whose feature is 0 everywhere was skipped (`cabm.quant.branch`) and has nothing to compare: it
-    counts as no difference.
-    """
-    attention = attention_map(student)
-    difference = attention - attention_map(teacher.detach())
-    return (difference * attention.detach().any(dim=1, keepdim=True)).square().mean()
+    """Mean squared difference of two features' attention maps, (B,C,h,w) each."""
+    return (attention_map(student) - attention_map(teacher.detach())).square().mean()
 
 
 @dataclass(frozen=True)
@@ -114,10 +108,7 @@ class Objective:
             weight = self.weights.bits + self.weights.bits_per_step * step
             terms["bits"] = weight * self.shares * output.bit_cost.sum()  # a sum, where others are means
         if output.bits is not None:
-            computed = output.bits[output.bits > 0].double()
-            parts["fab"] = computed.mean().item() if computed.numel() else 0.0
-            if model.precision.skips:
-                parts["skipped"] = 1 - computed.numel() / output.bits.numel()
+            parts["fab"] = output.bits.double().mean().item()
         total = torch.stack(list(terms.values())).sum()
         parts |= {name: term.item() for name, term in terms.items()}
         return total, parts

@@ -60,7 +60,7 @@ class Validation:
         self.runner = ModelRunner(copy.deepcopy(model), autocast, collapse_tail=True)
 
     def measure(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return mean ``psnr``, ``ssim``; for models with bits ``fab``, if they skip layers ``skipped``.
+        """Return mean ``psnr``, ``ssim``, and for models with bits ``fab``.
 
         They are the same in all processes.
         """
@@ -77,8 +77,7 @@ class Validation:
         tiles = [(np.array(bits), np.array(bypassed)) for bits, bypassed in filter(None, tiles)]
         means = {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}
         means |= mean_bits([bits for bits, _ in tiles], [bypassed for _, bypassed in tiles])
-        shown = ("psnr", "ssim", "fab", *(["skipped"] if self.runner.model.precision.skips else []))
-        return {name: value for name, value in means.items() if name in shown}
+        return {name: value for name, value in means.items() if name in ("psnr", "ssim", "fab")}
 
     def _upscale(self, image: np.ndarray) -> TiledResult:
         return super_resolve(

@@ -35,9 +35,9 @@ class TiledResult:
         image: (H*scale, W*scale, 3) uint8.
         plan: the tiles; one tile of the image's size where it was not cut.
         scores: (N,) edge score of each tile.
-        bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
-        parts: which parts of the tiles did not enter the network (bicubic); None: all did. A selector's
-            rows of zeros are tiles whose every residual branch was skipped, and did.
+        bits: (N,L) bits of each tile, zeros where none of it entered the network; None for models without
+            bits.
+        parts: which parts of the tiles did not enter the network (bicubic); None: all did.
     """
 
     image: np.ndarray
@@ -69,7 +69,7 @@ class TileRun:
         bits: (N,L) or None.
         batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
             a runner that takes one tile at a time.
-        parts: which parts of the tiles are bicubic; None: tiles whose bits are all 0.
+        parts: which parts of the tiles are bicubic; None: nothing is.
         at_border: (N,) whether a tile touches the image's border; None: each does. Batches do not mix both
             kinds where the runner ``splits_border``.
         dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
@@ -95,8 +95,7 @@ class TileRun:
     ) -> None:
         n, channels, height, width = tiles.shape
         if parts is None:
-            none = np.zeros(n, bool) if bits is None else ~bits.any(dim=1).numpy()
-            parts = TileParts.of_tiles(height, width, none)
+            parts = TileParts.of_tiles(height, width, np.zeros(n, bool))
         # colours lie side by side, as in an image and in what networks give back
         shape = (n, height * runner.scale, width * runner.scale, channels)
         numbers = np.uint8 if dtype == torch.uint8 else np.uint16

@@ -14,7 +14,7 @@ from cabm.errors import InputError
 from cabm.imaging.raster import Raster, array_raster, in_memory
 from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import torch_threads
-from cabm.tables.cost import bitops, fab, skipped_share
+from cabm.tables.cost import bitops, fab
 from cabm.tiling.blending import MAX_FADE
 from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan, plan
@@ -42,10 +42,10 @@ class Report:
 
     Attributes:
         plan: its tiles.
-        bits: (N,L) bits of each tile, 0 where skipped; None for models without bits.
-        fab: mean bits of the computed positions; None for models without bits.
+        bits: (N,L) bits of each tile, zeros where none of it entered the network; None for models without
+            bits.
+        fab: mean bits of the tiles that entered the network; None for models without bits.
         bypassed: share of the tiles' pixels that did not come from the network, 0..1.
-        skipped: share of the adaptive positions of tiles that entered the network that were skipped, 0..1.
         bitops_saved: share of the bit operations saved against the same network in float, 0..1.
         seconds: by phase: decode, score, look up, network, merge, encode (waiting for the encoder), total.
         engine: what computed, and where.
@@ -57,7 +57,6 @@ class Report:
     bits: np.ndarray | None
     fab: float | None
     bypassed: float
-    skipped: float
     bitops_saved: float
     seconds: dict[str, float]
     engine: str
@@ -228,7 +227,6 @@ class Upscaler:
             bits=bits,
             fab=None if counted is None else fab(counted),
             bypassed=float(bypassed.mean()),
-            skipped=0.0 if bits is None else skipped_share(bits, bypassed),
             bitops_saved=1 - used / full,
             seconds=trace.seconds,
             engine=f"{self.engine} on {self._chosen.device}",

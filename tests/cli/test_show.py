@@ -1,26 +1,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from cabm.checkpoints.model_directory import TABLE_FILE
-from cabm.tables.table import EdgeToBitTable
 from tests.cli.test_upscale import cabm  # noqa: F401
 from tests.upscaling.helpers import tiny_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("models") / "m", bypass=8.0)
+    return tiny_model(tmp_path_factory.mktemp("models") / "m", bypass=60.0)
 
 
 def test_a_model_is_described(cabm, model):  # noqa: F811
     code, out, _ = cabm("model", "show", model)
     assert code == 0
-    words = ("edsr x2", "cabm", "[4, 6, 8]", "parameters", "bicubic below score 8", "FAB 8.00: 4 at 8 bits")
+    words = ("edsr x2", "cabm", "[4, 6, 8]", "parameters", "below edge peak 60", "FAB 8.00: 4 at 8 bits")
     assert all(word in out for word in words), out
     described = json.loads(cabm("model", "show", model, "--json")[1])
     assert described["weights_sha256"] in out
@@ -40,26 +38,16 @@ def test_a_table_is_described(cabm, model, name):  # noqa: F811
     code, out, _ = cabm("table", "show", model / name)
     assert code == 0
     assert "score    8.00 and up  FAB 6.00: 4 at 6 bits" in out
-    assert json.loads(cabm("table", "show", model / name, "--json")[1])["bypassed_below"] == 8
-
-
-def test_skipped_layers_are_told_apart_from_bits(cabm, model, tmp_path):  # noqa: F811
-    described = EdgeToBitTable.load(model / TABLE_FILE).with_bypass(0)
-    rows = [[0, 0, 4, 8], [8, 8, 8, 8]]
-    replace(described, search_space=(0, 4, 6, 8), rows=rows).save(tmp_path / "table.json")
-    code, out, _ = cabm("table", "show", tmp_path / "table.json")
-    assert code == 0
-    assert "FAB 6.00: 1 at 4, 1 at 8 bits, 2 skipped" in out
-    assert out.count("skipped") == 1 and "bicubic" not in out
+    assert json.loads(cabm("table", "show", model / name, "--json")[1])["bypass"]["threshold"] == 60
 
 
 def test_what_a_bypass_costs_is_said_in_round_numbers(cabm, model, tmp_path):  # noqa: F811
     content = json.loads((model / TABLE_FILE).read_text())
-    content["bypass"] = {"threshold": 8.0, "max_loss_db": 0.01, "share": 0.05102040816326531}
+    content["bypass"] = {"part": 16, "threshold": 8.0, "max_loss_db": 0.01, "share": 0.05102040816326531}
     (tmp_path / TABLE_FILE).write_text(json.dumps(content))
     code, out, _ = cabm("table", "show", tmp_path / TABLE_FILE)
     assert code == 0
-    assert "bicubic below score 8 (max_loss_db 0.01, share 0.051)" in out
+    assert "bicubic in parts of 16 x 16 below edge peak 8 (max_loss_db 0.01, share 0.051)" in out
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

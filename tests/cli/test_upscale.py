@@ -17,7 +17,7 @@ from tests.upscaling.helpers import photo, tiny_model
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("models") / "m", bypass=8.0)
+    return tiny_model(tmp_path_factory.mktemp("models") / "m", bypass=60.0)
 
 
 @pytest.fixture

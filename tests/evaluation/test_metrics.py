@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cabm.evaluation.quality import psnr_y, ssim_y
-from cabm.tables.cost import bitops, fab, skipped_share
+from cabm.tables.cost import bitops, fab
 from cabm.tiling.plan import plan
 
 
@@ -122,20 +122,11 @@ def test_protocol_gives_published_bicubic_figures(shared_data):
     assert np.mean(ssim) == pytest.approx(0.811, abs=0.0005)
 
 
-def test_fab_leaves_out_what_is_skipped():
-    bits = np.array([[4, 8], [0, 0], [0, 6]])
+def test_fab_leaves_out_bypassed_tiles():
+    bits = np.array([[4, 8], [0, 0], [6, 6]])
     assert fab(bits) == 6
     assert fab(bits[0]) == 6
     assert fab(np.zeros((3, 2))) == 0
-
-
-def test_skipped_share_is_of_the_tiles_that_enter_the_network():
-    bits = np.array([[4, 8], [0, 0], [0, 6]])
-    assert skipped_share(bits) == pytest.approx(1 / 4)
-    # chosen by selectors, the second tile enters the network with every branch skipped
-    assert skipped_share(bits, bypassed=[False] * 3) == pytest.approx(3 / 6)
-    assert skipped_share(np.zeros((2, 4))) == 0
-    assert skipped_share([[8, 6]]) == 0
 
 
 LAYERS = [
@@ -175,11 +166,10 @@ def test_bitops_by_hand():
 
 def test_bitops_count_only_what_runs():
     tile_plan = plan(4, 8, 4, 4)
-    bits = [[0, 0], [0, 8]]
+    bits = [[0, 0], [4, 8]]
     found = bitops(LAYERS, bits, tile_plan, convention="patch")
-    assert found == 16 * (FLOAT + 7 * 64 + 10 * 64)
-    entered = bitops(LAYERS, bits, tile_plan, convention="patch", computed=[1, 1])
-    assert entered == found + 16 * (FLOAT + 7 * 64)
+    assert found == 16 * (FLOAT + 100 * 32 + 7 * 64 + 10 * 64)
+    assert bitops(LAYERS, bits, tile_plan, convention="patch", computed=[0, 0.25]) == found / 4
 
 
 @settings(deadline=None)

@@ -67,12 +67,7 @@ def test_trade_off_of_bicubic_alone():
     ("picture", "legend"),
     [
         (table(), ["4 bits", "6 bits", "8 bits"]),
-        (table().with_bypass(1.5), ["bypassed", "4 bits"]),
-        (table(search_space=(0, 4, 6, 8), rows=[[0, 4], [4, 6], [8, 8]]), ["skipped", "4 bits"]),
-        (
-            table(search_space=(0, 4, 6, 8), rows=[[0, 4], [4, 6], [8, 8]]).with_bypass(1.5),
-            ["skipped", "bypassed"],
-        ),
+        (table().with_part_bypass(16, 1.5), ["bypassed below edge peak 1.5", "4 bits"]),
         (table(thresholds=[0.0], rows=[[8, 8]]), ["8 bits"]),
     ],
 )
@@ -80,7 +75,7 @@ def test_table_picture(picture, legend):
     text = drawn(table_picture(picture))
     for expected in [*legend, "body.0.b", "edge score", "monotone"]:
         assert expected in text
-    assert ("bypassed" in text) == bool(picture.bypassed_below)
+    assert ("bypassed" in text) == (picture.bypass is not None)
 
 
 @pytest.mark.parametrize("size", [(60, 90), (1, 1), (5, 300)])
@@ -93,20 +88,6 @@ def test_bit_map_over_input_or_output(size, factor):
     text = drawn(bit_map_overlay(image.astype(np.uint8), tile_plan, fab))
     assert f"{len(tile_plan)} tiles" in text
     assert f"{1 / len(tile_plan):.0%} bypassed" in text
-
-
-def test_bit_map_tells_what_is_skipped():
-    tile_plan = plan(32, 64, 32, 32)
-    image = np.zeros((32, 64, 3), np.uint8)
-    text = drawn(bit_map_overlay(image, tile_plan, [4.0, 6.0], [0.25, 0.0]))
-    assert "12% of layers skipped" in text and "skip 25%" in text
-    assert "skip" not in drawn(bit_map_overlay(image, tile_plan, [4.0, 6.0]))
-
-
-def test_trade_off_tells_what_the_fab_leaves_out():
-    row = {"set": "a", "method": "cabm", "psnr": 32.0, "fab": 5.5}
-    assert "5.50 bits, 31% skipped" in drawn(psnr_against_fab([row | {"skipped": 0.31}]))
-    assert "skipped" not in drawn(psnr_against_fab([row | {"skipped": 0.0}]))
 
 
 def test_crops_carry_their_psnr():

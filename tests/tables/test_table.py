@@ -114,15 +114,15 @@ def test_monotone_is_the_nearest_non_decreasing_table(seen):
 
 
 @settings(deadline=None)
-@given(observed(widths=(0, 2, 5, 8)), st.none() | st.floats(2, 9))
+@given(observed(widths=(2, 3, 5, 8)), st.none() | st.floats(2, 9))
 def test_monotone_bits_never_fall_and_keep_below_the_cap(seen, cap):
-    origin = ORIGIN | {"search_space": (0, 2, 5, 8)}
+    origin = ORIGIN | {"search_space": (2, 3, 5, 8)}
     try:
         built = build_table(*seen, **origin, strategy="monotone", fab_cap=cap)
     except InputError:
         return
     assert np.all(np.diff(built.rows, axis=0) >= 0)
-    assert np.isin(built.rows, (0, 2, 5, 8)).all()
+    assert np.isin(built.rows, (2, 3, 5, 8)).all()
     if cap is not None:
         assert built.rows.mean(axis=1).max() < cap
 
@@ -151,29 +151,14 @@ def test_equal_neighbours_are_one(seen, strategy):
     assert np.array_equal(built.thresholds, np.round(built.thresholds, 2))
 
 
-@settings(deadline=None)
-@given(observed(), st.floats(0, 8), st.lists(st.floats(0, 10), max_size=10))
-def test_bypass_changes_only_what_lies_below_it(seen, threshold, scores):
-    built = build_table(*seen, **ORIGIN)
-    bypassing = built.with_bypass(threshold / 2).with_bypass(threshold, {"max_loss_db": 0.01})
-    assert bypassing.bypassed_below == threshold
-    for score in [*scores, threshold]:
-        expected = built.lookup(score) if score >= threshold else np.zeros(3)
-        assert np.array_equal(bypassing.lookup(score), expected)
-    restored = bypassing.with_bypass(0)
-    assert restored.bypass is None
-    assert restored.bypassed_below == 0
-    assert np.array_equal(restored.lookup(threshold), built.lookup(threshold))
-
-
 def test_save_and_load_give_the_same_table(tmp_path):
     path = tmp_path / "deep" / "edge_to_bit.json"
     info = {"max_loss_db": 0.01, "loss_db": 0.0081, "share": 0.52}
-    original = table(fab_cap=7.5).with_bypass(1.25, info)
+    original = table(fab_cap=7.5).with_part_bypass(16, 1.25, info)
     original.save(path)
     loaded = EdgeToBitTable.load(path)
     assert loaded == original
-    assert loaded.bypass == {"threshold": 1.25, **info}
+    assert loaded.bypass == {"part": 16, "threshold": 1.25, **info}
     assert loaded.rows.dtype == np.int64
     document = json.loads(path.read_text())
     assert document["format"] == "cabm.edge_to_bit/1"
@@ -196,13 +181,14 @@ def test_save_and_load_give_the_same_table(tmp_path):
         ({"thresholds": [1.5]}, "3 for 1 thresholds"),
         ({"rows": [[4, 4], [4, 6, 8], [8, 8, 8]]}, "2 bits in row 0, 3 layers"),
         ({"rows": [[4, 4, 4], [4, 5, 8], [8, 8, 8]]}, "5 bits in row 1 for layer body.0.b"),
-        ({"rows": [[4, 4, 4], [4, 0, 8], [8, 8, 8]]}, "0 bits in row 1"),
+        ({"rows": [[4, 4, 4], [4, 0, 8], [8, 8, 8]]}, "0 bits in row 1; tables that skip layers"),
         ({"rows": [[4, 4, 4.5], [4, 6, 8], [8, 8, 8]]}, "rows.0.2"),
         ({"rows": [[4, 4, 10**30], [4, 6, 8], [8, 8, 8]]}, "rows.0.2"),
-        ({"rows": [[4, 4, 4], [0, 0, 0], [8, 8, 8]]}, "only the low end"),
-        ({"rows": [[0, 0, 0], [0, 0, 0], [0, 0, 0]]}, "only the low end"),
+        ({"rows": [[0, 0, 0], [4, 6, 8], [8, 8, 8]]}, "0 bits in row 0; tables that skip layers"),
         ({"search_space": [8, 4]}, "search space"),
         ({"search_space": []}, "search space"),
+        ({"search_space": [0, 4, 6, 8]}, "search space [0, 4, 6, 8]"),
+        ({"bypass": {"threshold": 1.5, "loss_db": 0.0}}, "bypass: parts of None pixels"),
         ({"operator": "sobel"}, "'sobel'"),
     ],
 )
@@ -256,105 +242,24 @@ def test_check_names_both_models():
         assert f"{other['backbone']} x{other['scale']} with {len(other['layers'])}" in str(caught.value)
 
 
-def test_check_refuses_widths_and_skips_that_the_model_cannot_run():
+def test_check_refuses_widths_that_the_model_does_not_have():
     fit = {"backbone": "edsr", "scale": 4, "layers": list(ORIGIN["layers"])}
-    skipping = table(search_space=(0, 4, 6, 8), rows=[[0, 0, 4], [4, 6, 8], [8, 8, 8]])
-    # rows of zeros never reach the network
-    skipping.with_bypass(1.0).check(**fit, search_space=(0, 4, 6, 8), branches=[(0, 1)])
     table().check(**fit, search_space=(2, 4, 6, 8))
-    with pytest.raises(InputError, match=r"widths \[0, 4, 6, 8\] .* search space \[4, 6, 8\]"):
-        skipping.check(**fit, search_space=(4, 6, 8))
-    with pytest.raises(InputError, match=r"body.0.b and body.1.a are one residual branch") as caught:
-        skipping.check(**fit, search_space=(0, 4, 6, 8), branches=[(1, 2)])
-    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"widths \[4, 6, 8\] .* search space \[4, 8\]"):
+        table().check(**fit, search_space=(4, 8))
 
 
 def test_describe_is_json_and_counts_bits():
-    summary = table(rows=[[4, 4, 4], [4, 6, 8], [8, 8, 8]]).with_bypass(1.0).describe()
+    summary = table(rows=[[4, 4, 4], [4, 6, 8], [8, 8, 8]]).describe()
     assert json.loads(json.dumps(summary)) == summary
     assert (summary["fab_lowest"], summary["fab_highest"]) == (4, 8)
-    assert summary["bypassed_below"] == 1.0
-    assert [entry["fab"] for entry in summary["by_score"]] == [0, 4, 6, 8]
-    assert summary["by_score"][2] == {
+    assert [entry["fab"] for entry in summary["by_score"]] == [4, 6, 8]
+    assert summary["by_score"][1] == {
         "from": 3.0,
         "to": 7.25,
         "fab": 6.0,
         "layers_by_bits": {"4": 1, "6": 1, "8": 1},
     }
-
-
-def test_fab_counts_computed_positions_only():
-    sparse = table(search_space=(0, 4, 6, 8), rows=[[0, 4, 4], [4, 6, 8], [8, 8, 8]])
-    assert sparse.with_bypass(1.0).fab_of([0.5, 1.0, 3.0]).tolist() == [0, 4, 6]
-
-
-def test_selectors_cannot_order_a_bypass():
-    origin = ORIGIN | {"search_space": (0, 8)}
-    built = build_table([1, 1, 2], [[0, 0, 0], [8, 0, 0], [8, 8, 0]], **origin)
-    assert built.rows.tolist() == [[8, 0, 0], [8, 8, 0]]
-    with pytest.raises(InputError, match="nothing to build"):
-        build_table([1.0], [[0, 0, 0]], **origin)
-
-
-SKIPPING = {"search_space": (0, 4, 6, 8), "layers": ("a.1", "a.2", "b.1", "b.2")}
-
-
-@st.composite
-def observed_branches(draw):
-    """Tiles of a model of two residual branches, whose bits are 0 together or not at all."""
-    count = draw(st.integers(1, 20))
-    scores = draw(st.lists(st.sampled_from((1.0, 2.0, 3.5)), min_size=count, max_size=count))
-    width = st.sampled_from((4, 6, 8))
-    branch = st.just((0, 0)) | st.tuples(width, width)
-    rows = draw(
-        st.lists(
-            st.tuples(branch, branch).filter(lambda row: row[0] != (0, 0) or row[1] != (0, 0)),
-            min_size=count,
-            max_size=count,
-        )
-    )
-    return np.array(scores), np.array([(*first, *second) for first, second in rows])
-
-
-@settings(deadline=None)
-@given(observed_branches(), st.sampled_from(STRATEGIES), st.none() | st.floats(3, 9))
-def test_tables_skip_branches_as_a_whole_and_never_bypass_by_themselves(seen, strategy, cap):
-    origin = ORIGIN | SKIPPING
-    try:
-        built = build_table(*seen, **origin, strategy=strategy, fab_cap=cap)
-    except InputError:
-        return
-    built.check(
-        backbone="edsr",
-        scale=4,
-        layers=SKIPPING["layers"],
-        search_space=SKIPPING["search_space"],
-        branches=[(0, 1), (2, 3)],
-    )
-    assert built.bypassed_below == 0
-
-
-def test_monotone_rows_that_lose_all_bits_are_left_out():
-    """Fitted layer by layer, the first score would have 0 bits everywhere, which means bypass."""
-    rows = [[4, 4, 0, 0], [0, 0, 4, 4], [4, 4, 4, 4]]
-    built = build_table([1.0, 2.0, 3.0], rows, **(ORIGIN | SKIPPING), strategy="monotone")
-    assert built.rows.tolist() == [[0, 0, 4, 4], [4, 4, 4, 4]]
-    assert built.lookup(0.5).tolist() == [0, 0, 4, 4]
-    rows = [[4, 4, 0, 0], [0, 0, 4, 4]]
-    built = build_table([1.0, 2.0], rows, **(ORIGIN | SKIPPING), strategy="monotone")
-    assert built.rows.any() and built.bypassed_below == 0
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_tables_with_skipped_layers_survive_their_file(tmp_path, strategy):
-    rows = [[0, 0, 4, 4], [4, 6, 4, 4], [4, 6, 8, 8]]
-    built = build_table([1.0, 2.0, 3.0], rows, **(ORIGIN | SKIPPING), strategy=strategy)
-    built = built.with_bypass(0.5)
-    built.save(tmp_path / "table.json")
-    loaded = EdgeToBitTable.load(tmp_path / "table.json")
-    assert loaded == built
-    assert loaded.lookup([0.2, 1.0, 3.0]).tolist() == [[0] * 4, *rows[::2]]
-    assert loaded.describe()["by_score"][1]["layers_by_bits"] == {"0": 2, "4": 2}
 
 
 def test_tables_do_not_change_under_their_user():
@@ -387,6 +292,17 @@ def test_observations_rebuild_a_table_without_the_network(tmp_path):
     for strategy in STRATEGIES:
         expected = build_table(seen.scores, seen.bits, **ORIGIN, strategy=strategy)
         assert build_table(loaded.scores, loaded.bits, **loaded.origin, strategy=strategy) == expected
+
+
+def test_observations_of_a_model_that_skipped_layers_are_refused(tmp_path):
+    origin = ORIGIN | {"search_space": (4, 8)}
+    Observations(scores=[1.0], bits=[[4, 8, 8]], images=["a"], **origin).save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as new:
+        arrays = dict(new)
+    arrays["header"] = np.array(str(arrays["header"]).replace("[4, 8]", "[0, 8]"))
+    np.savez(tmp_path / "old.npz", **arrays)
+    with pytest.raises(InputError, match=r"old\.npz: .*search space \[0, 8\].*run edge_to_bit again"):
+        Observations.load(tmp_path / "old.npz")
 
 
 def test_broken_observations_are_named(tmp_path):

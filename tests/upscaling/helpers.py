@@ -18,7 +18,7 @@ ROWS = ((0.0, 4), (8.0, 6), (40.0, 8))
 
 
 def tiny_model(
-    directory: Path, kind: str = "cabm", *, scale: int = 2, bypass: float = 0.0, part: int | None = None
+    directory: Path, kind: str = "cabm", *, scale: int = 2, bypass: float = 0.0, part: int = TILE
 ) -> Path:
     """Write the directory of an EDSR of 8 features and 2 blocks, the same at every call."""
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def tiny_model(
             thresholds=[threshold for threshold, _ in ROWS],
             rows=[[width] * model.num_adaptive for _, width in ROWS],
         )
-        table = table.with_bypass(bypass) if part is None else table.with_part_bypass(part, bypass)
+        table = table.with_part_bypass(part, bypass)
     save_model(directory, model, table=table, provenance={"stage": "test", "epochs": 0})
     return directory
 

@@ -16,7 +16,7 @@ from cabm.imaging.bicubic import upscale_bicubic_batch
 from cabm.imaging.raster import array_raster
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
-from cabm.tiling.parts import MARGIN
+from cabm.tiling.parts import MARGIN, TileParts
 from cabm.upscaling import streaming
 from cabm.upscaling.runners import TileRunner
 from cabm.upscaling.tiles import TileRun
@@ -33,7 +33,7 @@ def models(tmp_path_factory) -> Path:
         tiny_model(folder / kind, kind)
     for scale in (3, 4):
         tiny_model(folder / f"x{scale}", scale=scale)
-    tiny_model(folder / "bypass", bypass=8.0)
+    tiny_model(folder / "bypass", bypass=60.0)
     tiny_model(folder / "parts", bypass=80.0, part=8)
     tiny_model(folder / "nothing", bypass=500.0)
     return folder
@@ -260,7 +260,8 @@ def test_tiles_without_their_surroundings_are_mirrored():
         scale = 2
 
     tiles = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
-    run = TileRun(Never(), tiles, torch.zeros(3, 4, dtype=torch.int64), batch_size=2).complete()
+    bicubic = TileParts.of_tiles(8, 9, np.ones(3, bool))
+    run = TileRun(Never(), tiles, None, batch_size=2, parts=bicubic).complete()
     expected = upscale_bicubic_batch(tiles.float(), 2).round().clamp(0, 255)
     assert (torch.from_numpy(run.upscaled).float() - expected).abs().max() <= 1
 

@@ -12,7 +12,7 @@ from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.packing import PackedConv, Row, Step, grid_of, is_skipped
+from cabm.engine.packing import PackedConv, Row, Step, grid_of
 from cabm.models.carn import CARN, Cascade, ResidualBlock
 
 
@@ -58,14 +58,13 @@ class CarnProgram:
         self._tail = ActiveTail(convs, model.factors, slopes, float_dtype, gain=255.0, offset=model.mean)
 
     def plan(self, row: Row) -> dict[ResidualBlock, _Block]:
-        """Return the residual blocks that run at the bits of ``row``."""
+        """Return the residual blocks at the bits of ``row``."""
         return {
             block: _Block(
                 conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
                 conv2=conv2.reading(grid_of(block.act2, row, Storage.POSITIVE)),
             )
             for block, (conv1, conv2) in self._packed.items()
-            if not is_skipped(block.act1, row)
         }
 
     def run(self, x: Tensor, plan: dict[ResidualBlock, _Block]) -> Tensor:
@@ -79,7 +78,7 @@ class CarnProgram:
             if isinstance(block, Cascade):
                 hidden = self._cascade(block, hidden, plan)
             else:
-                hidden = plan[block].run(hidden) if block in plan else F.relu(hidden)
+                hidden = plan[block].run(hidden)
             collected.append(hidden)
             hidden = F.relu(self._fusions[fusion](torch.cat(collected, dim=1)), inplace=True)
         return hidden

@@ -13,7 +13,7 @@ from cabm.engine.elementwise import dense
 from cabm.engine.grid import Storage
 from cabm.engine.linear_tail import CollapsedTail
 from cabm.engine.onednn import IntegerConv
-from cabm.engine.packing import PackedConv, Row, bits_of, grid_at, is_skipped
+from cabm.engine.packing import PackedConv, Row, bits_of, grid_at
 from cabm.models.edsr import EDSR, ResidualBlock
 
 
@@ -42,26 +42,19 @@ class EdsrProgram:
         replicate = model.replicate_tail
         self._tail = CollapsedTail(convs, model.factors, float_dtype, replicate=replicate)
 
-    def plan(self, row: Row) -> Blocks | FusedBlocks | None:
-        """Return the blocks that run at the bits of ``row``, None if there are none.
-
-        A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
-        """
+    def plan(self, row: Row) -> Blocks | FusedBlocks:
+        """Return the blocks at the bits of ``row``."""
         blocks = [
             self._block(index, tuple(bits_of(act, row) for act in _quantizers(block)))
             for index, block in enumerate(self._model.body)
-            if not is_skipped(block.act1, row)
         ]
-        if not blocks:
-            return None
         return Blocks(blocks) if self._kernel is None else FusedBlocks(self._kernel, blocks)
 
-    def run(self, x: Tensor, plan: Blocks | FusedBlocks | None) -> Tensor:
+    def run(self, x: Tensor, plan: Blocks | FusedBlocks) -> Tensor:
         """Upscale one tile; see `Program.run`."""
         x = x - self._model.mean
         head = self._head(x)
-        body = head if plan is None else plan(head)
-        feature = F.conv2d(body.to(self._dtype), *self._body_end, padding=1).float()
+        feature = F.conv2d(plan(head).to(self._dtype), *self._body_end, padding=1).float()
         return self._tail(feature.add_(head), x).add_(self._model.mean)
 
     def _make_block(self, index: int, bits: tuple[int, ...]) -> Block:

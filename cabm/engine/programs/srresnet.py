@@ -14,7 +14,7 @@ from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import add_decode, add_encode, encode
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.packing import PackedConv, Row, Step, grid_of, is_skipped
+from cabm.engine.packing import PackedConv, Row, Step, grid_of
 from cabm.models.srresnet import SRResNet
 
 ONE = np.float32(1)
@@ -55,10 +55,7 @@ class SRResNetProgram:
         self._tail = ActiveTail([*model.upsample, model.tail], model.factors, slopes, float_dtype)
 
     def plan(self, row: Row) -> list[_Block]:
-        """Return the blocks that run at the bits of ``row``.
-
-        A skipped block passes its input on, so that the sum before it is encoded for the next that runs.
-        """
+        """Return the blocks at the bits of ``row``."""
         return [
             _Block(
                 conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
@@ -68,14 +65,12 @@ class SRResNetProgram:
                 slope=self._slope,
             )
             for block, (conv1, conv2) in zip(self._blocks, self._convs, strict=True)
-            if not is_skipped(block.act1, row)
         ]
 
     def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
         """Upscale one tile; see `Program.run`."""
         head = F.leaky_relu(self._head(x), self._slope, inplace=True)
-        body = self._body(head, plan) if plan else head
-        return self._tail(self._body_end(body).float().add_(head), x)
+        return self._tail(self._body_end(self._body(head, plan)).float().add_(head), x)
 
     @staticmethod
     def _body(head: Tensor, plan: list[_Block]) -> Tensor:
