@@ -1,1 +1,1 @@
-"""The stages as functions: what each reads, computes and writes. `stages/` only names them."""
+"""The stages as functions, which `stages/` runs and Python can call."""

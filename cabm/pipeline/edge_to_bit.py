@@ -1,4 +1,4 @@
-"""The stage `edge_to_bit` (step 4): observe the CADyQ model's bits on validation tiles, build the table."""
+"""The stage `edge_to_bit` (step 4): observe the CADyQ model's bits by tile, and build the table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cabm.upscaling.runners import ModelRunner
 
 
 def edge_to_bit(stage: Stage) -> None:
-    """Write the observations and the table."""
+    """Write the observations and the edge-to-bit table."""
     settings = stage.params.edge_to_bit
     source = find_model(settings.cadyq_from) if settings.cadyq_from else stage.models / "cadyq"
     loaded = load_model(source)

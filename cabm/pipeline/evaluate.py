@@ -1,4 +1,4 @@
-"""The stage `evaluate`: measure every step on every test set, draw the figures, write the report."""
+"""The stage `evaluate`: measure every step on every test set, draw figures and write the report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cabm.data.store import PackedStore
 from cabm.evaluation.comparison import (
+    Method,
     compare,
     control_methods,
     image_rows,
@@ -30,15 +31,36 @@ from cabm.tables.observations import Observations
 def evaluate(stage: Stage) -> None:
     """Write metrics, per-image results, figures and the report."""
     started = time.perf_counter()
-    settings = stage.params.evaluate
-    methods = {method.name: method for method in load_methods(stage.models)}
     observations = Observations.load(stage.tables / "observations.npz")
-    if settings.controls:
-        methods |= {method.name: method for method in control_methods(methods["cabm"], observations)}
+    methods = _methods(stage, observations)
     folders = sorted(path.parent for path in (stage.data / "test").glob("*/index.json"))
     sets = {folder.name: PackedStore.open(folder) for folder in folders}
-    shown = show_image(methods, sets, settings)
+    shown = show_image(methods, sets, stage.params.evaluate)  # first: it may refuse evaluate.picture
+    summary, images = _measure(stage, methods, sets)
+    _write_quality(stage, summary, images)
+    figures = make_pictures(shown, methods["cabm"].loaded.table, summary["tiles"], observations)
+    save_figures(figures, stage.results / "figures")
+    save_crops(shown, stage.results / "crops")
+    for name, figure in figures.items():
+        stage.tracker.figure(name, figure)
+    _write_headline(stage, headline(summary["tiles"]))
+    write_json(stage.timing / "evaluate.json", {"seconds": round(time.perf_counter() - started, 2)})
+    write_report(Path(), stage.results)
 
+
+def _methods(stage: Stage, observations: Observations) -> dict[str, Method]:
+    """Return bicubic, every step's model and the controls that params ask for, by name."""
+    methods = {method.name: method for method in load_methods(stage.models)}
+    if stage.params.evaluate.controls:
+        methods |= {method.name: method for method in control_methods(methods["cabm"], observations)}
+    return methods
+
+
+def _measure(
+    stage: Stage, methods: dict[str, Method], sets: dict[str, PackedStore]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Return the means as ``summary[protocol][set][method]``, and one row per image."""
+    settings = stage.params.evaluate
     summary: dict[str, dict[str, Any]] = {}
     images: list[dict[str, Any]] = []
     passes = len(methods) * len(sets) * (2 if settings.whole_image else 1)
@@ -49,33 +71,33 @@ def evaluate(stage: Stage) -> None:
         images += image_rows(protocol, set_name, method, results)
         numbers = {f"{protocol}/{set_name}/{method}/{name}": value for name, value in row.items()}
         stage.tracker.metrics(numbers, 0)
-    described = protocol_description(settings, stage.params.model.scale)
+    return summary, images
+
+
+def _write_quality(stage: Stage, summary: dict[str, dict[str, Any]], images: list[dict[str, Any]]) -> None:
+    """Write and record the means and the images' rows."""
+    described = protocol_description(stage.params.evaluate, stage.params.model.scale)
     quality = {"protocol": described, "environment": environment(torch.get_num_threads())}
     write_json(stage.results / "quality.json", quality | {"results": summary})
+    write_json(stage.metrics / "evaluate.json", {"protocol": described})
     write_rows(stage.results / "images.csv", images)
-    for set_name in sets:
+    for set_name in summary["tiles"]:
         rows = [row for row in images if row["set"] == set_name]
         stage.tracker.table(f"images_{set_name}", rows)
-    figures = make_pictures(shown, methods["cabm"].loaded.table, summary["tiles"], observations)
-    save_figures(figures, stage.results / "figures")
-    save_crops(shown, stage.results / "crops")
-    for name, figure in figures.items():
-        stage.tracker.figure(name, figure)
-    compared = headline(summary["tiles"])
-    shave = stage.params.model.scale
-    protocol = f"Y, shave {shave}, LR tiles of {settings.tile}, stride {settings.stride}"
-    write_json(stage.metrics / "quality.json", {"protocol": protocol} | compared)
+
+
+def _write_headline(stage: Stage, rows: dict[str, dict[str, float]]) -> None:
+    """Write and record the numbers that experiments are compared by."""
+    settings = stage.params.evaluate
+    protocol = f"Y, shave {stage.params.model.scale}, LR tiles of {settings.tile}, stride {settings.stride}"
+    write_json(stage.metrics / "quality.json", {"protocol": protocol} | rows)
     stage.tracker.pipeline_metrics(
-        {f"{name}/{key}": value for name, row in compared.items() for key, value in row.items()}
+        {f"{set_name}/{name}": value for set_name, row in rows.items() for name, value in row.items()}
     )
-    seconds = round(time.perf_counter() - started, 2)
-    write_json(stage.metrics / "evaluate.json", {"protocol": described})
-    write_json(stage.timing / "evaluate.json", {"seconds": seconds})
-    write_report(Path(), stage.results)
 
 
 def headline(tiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the few numbers by set that experiments are compared by, rounded to be read."""
+    """Return the numbers that experiments are compared by, as ``rows[set][name]``, to four digits."""
     wanted = {
         "bicubic_psnr": ("bicubic", "psnr"),
         "float_psnr": ("full_precision", "psnr"),

@@ -14,7 +14,7 @@ from cabm.pipeline.stage import Stage
 
 
 def prepare_data(stage: Stage) -> None:
-    """Write data/prepared and what is in it."""
+    """Write the stores, and the numbers of their images and patches."""
     bars: dict[str, tqdm] = {}
 
     def report(part: str, done: int, total: int) -> None:

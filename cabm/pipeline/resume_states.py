@@ -1,4 +1,4 @@
-"""Resume states that lie about: which are kept, which go."""
+"""Removal of old resume states."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from pathlib import Path
 
 RESUME_FILE = "state.safetensors"
 
-
 KEPT_STATES = 4
-"""Resume states of a stage that stay beside its own: params that somebody may come back to."""
-
+"""Number of a stage's resume states that are kept besides its own, for a return to their params."""
 
 _DAY_SECONDS = 86400.0
 
 
 def remove_old_states(own: Path, *, keep: int = KEPT_STATES) -> None:
-    """Remove resume states of a stage that were left behind: broken off, and then tried with other params.
+    """Remove resume states of interrupted runs of a stage with other params.
 
-    What was written to in the last day stays, as another experiment may be at it; of the rest the newest.
-    Folders of runs that ended well, which hold none, go too.
+    States of the last day are kept, because another experiment may use them, and so are the newest of the
+    others. Folders without a state, which finished runs leave behind, are removed after a day.
 
     Args:
-        own: the resume file of this run, whose folder stays. The folders beside it are looked at.
-        keep: how many of those that hold a state stay.
+        own: the resume file of this run, whose folder is kept. The other folders are beside it.
+        keep: number of older states to keep.
     """
     states, finished = {}, []
     for folder in own.parent.parent.glob("*/"):
-        with suppress(FileNotFoundError):  # another experiment was faster
+        with suppress(FileNotFoundError):  # another experiment removed it
             changed = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
             if folder == own.parent or time.time() - changed < _DAY_SECONDS:
                 continue

@@ -1,4 +1,4 @@
-"""What every stage script shares: params, tracking, threads, errors, and where things lie."""
+"""A stage of the pipeline, and how a script runs it: params, threads, tracking, signals and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from cabm import __version__
 from cabm.data.store import PackedStore, data_hash
-from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed
+from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed, error_line
 from cabm.files import remove_leftovers
 from cabm.machine.cpu import cpu_threads
 from cabm.machine.memory import keep_freed_memory
@@ -43,7 +43,8 @@ from cabm.training.distributed import (
 )
 
 _STALE_SECONDS = 3600.0
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+_EXPECTED = (InputError, TrainingDiverged, PeerLost, WorkerFailed, SafetensorError, OSError, MemoryError)
+_NO_ACCESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class Stage:
     """One run of a stage.
 
     Attributes:
-        name: its name in dvc.yaml.
+        name: the stage's name in dvc.yaml, and of its section in params.yaml.
         params: all of params.yaml.
-        tracker: where figures and metrics go beside DVC's files.
-        group: the processes that run this stage together; one writes the outs.
-        data: train, validation and test stores.
-        models, tables, metrics, curves, results: folders of outs, relative to the working directory.
-        timing: the same of what each stage took. No stage depends on it: another time is no other result.
+        tracker: records the run beside DVC's files.
+        group: the processes that run this stage together; one of them writes the outs.
+        data: folder of the train, validation and test stores, relative to the working directory like all.
+        models, tables, metrics, curves, results: folders of outs.
+        timing: folder of durations. No stage depends on it, because a time does not change a result.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Stage:
     results: Path = RESULTS
 
     def settings(self) -> Any:
-        """Return this stage's own section of params.yaml."""
+        """Return this stage's section of params.yaml."""
         return getattr(self.params, self.name)
 
     def store(self, part: str) -> PackedStore:
@@ -81,10 +82,13 @@ class Stage:
         return PackedStore.open(self.data / part)
 
     def resume_file(self, inputs: dict[str, Any]) -> Path:
-        """Return where this stage keeps its resume state.
+        """Return the path of this stage's resume state.
 
-        The name is a fingerprint of everything that the result depends on, so that a run with other params
-        or inputs never picks up this one's state; it lies outside DVC's outs, which DVC deletes.
+        The folder's name is a fingerprint of params and inputs, so that a run with others does not resume
+        from this state. The folder is outside DVC's outs, which DVC deletes.
+
+        Args:
+            inputs: everything besides params that the result depends on, as JSON values.
         """
         sections = {
             name: getattr(self.params, name).model_dump(mode="json") for name in ("model", self.name)
@@ -97,13 +101,17 @@ class Stage:
 
 
 def run_stage(name: str, body: Callable[[Stage], None]) -> int:
-    """Run a stage and return its exit status.
+    """Run a stage in the working directory and return its exit status.
 
-    Input errors print one line. Ctrl-C and SIGTERM exit non-zero, so that DVC never records half a result.
-    One of several processes that fails does not return, but ends.
+    Errors are printed in one line. After Ctrl-C or SIGTERM the status is not zero, so that DVC never
+    records half a result. In a worker process a failure ends the process.
+
+    Args:
+        name: the stage's name in dvc.yaml.
+        body: computes the stage and writes its outs.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: background shells hand it on ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
     status = _try(name, body)
     if status and is_worker():
@@ -112,7 +120,7 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
 
 
 def _try(name: str, body: Callable[[Stage], None]) -> int:
-    """Run a stage, say in one line why it failed, and return its exit status."""
+    """Run a stage, print one line if it fails, and return its exit status."""
     try:
         params = load_params()
         trains = isinstance(getattr(params, name), TrainingSettings)
@@ -121,19 +129,11 @@ def _try(name: str, body: Callable[[Stage], None]) -> int:
             return 0
         with joined(params.runtime) if trains else nullcontext(ALONE) as group:
             _run(name, body, params, group)
-    except (InputError, TrainingDiverged, SafetensorError, PeerLost, WorkerFailed) as error:
-        return _fail(name, error, str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        then = "; make room or access, then `dvc repro` goes on" if error.errno in _NO_ROOM else ""
-        return _fail(name, error, f"{where}{error.strerror or error}{then}")
-    except MemoryError as error:
-        reason = " ".join(str(error).split())
-        return _fail(
-            name,
-            error,
-            f"not enough memory ({reason[:200]}); lower batch_size, patch or the model's options",
-        )
+    except _EXPECTED as error:
+        message = error_line(error) + _advice(error)
+        if not report_failure(error, message):
+            print(f"{name}: error: {message}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if not is_worker():
             print(f"{name}: interrupted; run `dvc repro` again to continue", file=sys.stderr)
@@ -142,8 +142,8 @@ def _try(name: str, body: Callable[[Stage], None]) -> int:
 
 
 def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group) -> None:
-    """Run a stage's body in this process, recorded if the process leads."""
-    # what is recorded and how leaves the pipeline the same
+    """Run a stage's body in this process; the leading process records the run."""
+    # settings of the recording do not change a result
     everything = params.model_dump(mode="json", exclude={"tracking", "serving"})
     torch.set_num_threads(cpu_threads(params.runtime.threads, group.local_size))
     section = getattr(params, name)
@@ -160,7 +160,7 @@ def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group)
         pipeline_key=params_hash(everything),
         pipeline_title=f"{params.model.name} x{params.model.scale}",
         pipeline_params=everything,
-        data_hash=None if name == "prepare" else data_hash(DATA),  # it replaces what is there
+        data_hash=None if name == "prepare" else data_hash(DATA),  # prepare replaces the data
     ) as tracker:
         if isinstance(section, TrainingSettings):
             torch.manual_seed(section.seed)
@@ -171,17 +171,20 @@ def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group)
 
 
 def _remove_leftovers(name: str) -> None:
-    """Remove what killed runs of this stage wrote aside."""
+    """Remove temporary files of killed runs of this stage."""
     for out in (MODELS / name, METRICS / f"{name}.json", CURVES / f"{name}.csv", TIMING / f"{name}.json"):
-        remove_leftovers(out)  # DVC lets one process at a time make an out
-    for folder in project_root().glob(".resume/*/*"):  # experiments share these
+        remove_leftovers(out)  # DVC lets one process at a time write an out
+    for folder in project_root().glob(".resume/*/*"):  # experiments share these folders
         remove_leftovers(folder / RESUME_FILE, older_than_s=_STALE_SECONDS)
 
 
-def _fail(name: str, error: Exception, message: str) -> int:
-    if not report_failure(error, message):
-        print(f"{name}: error: {message}", file=sys.stderr)
-    return 1
+def _advice(error: Exception) -> str:
+    """Return what the user can do about an error whose message does not tell."""
+    if isinstance(error, MemoryError):
+        return "; lower batch_size, patch or the model's options"
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+        return "; free space or allow access, then run `dvc repro` again to continue"
+    return ""
 
 
 def _interrupt(signum: int, frame: object) -> None:

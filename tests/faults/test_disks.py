@@ -45,7 +45,7 @@ def assert_one_clear_line(stage: str, status: int, output: str, *words: str) -> 
     errors = [line for line in output.splitlines() if line.startswith(f"{stage}: error:")]
     assert status == 1 and len(errors) == 1, output
     assert all(word in errors[0] for word in words), errors
-    assert "`dvc repro` goes on" in errors[0]
+    assert "run `dvc repro` again to continue" in errors[0]
     assert "Traceback" not in output
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 RATES = {"one": 2e-4, "two": 3e-4, "three": 4e-4, "four": 5e-4}  # none is the first run's
 WAIT_S = 3000
 # A busy machine may be told this of a moment; that the records arrived is looked at in the database.
-EXPLAINED = "MLflow does not answer; records wait for it, the run goes on"
+EXPLAINED = "MLflow does not answer; records are kept and sent later"
 
 
 def run_at_once(project: Clone) -> dict[str, str]:
