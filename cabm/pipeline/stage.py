@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 
 from cabm import __version__
 from cabm.data.store import PackedStore, data_hash
-from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed, error_line
+from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed, debugging, error_line
 from cabm.files import remove_leftovers
 from cabm.machine.cpu import cpu_threads
 from cabm.machine.memory import keep_freed_memory
@@ -103,8 +104,9 @@ class Stage:
 def run_stage(name: str, body: Callable[[Stage], None]) -> int:
     """Run a stage in the working directory and return its exit status.
 
-    Errors are printed in one line. After Ctrl-C or SIGTERM the status is not zero, so that DVC never
-    records half a result. In a worker process a failure ends the process.
+    Errors are printed in one line, with CABM_DEBUG=1 after their traceback. After Ctrl-C or SIGTERM the
+    status is not zero, so that DVC never records half a result. In a worker process a failure ends the
+    process.
 
     Args:
         name: the stage's name in dvc.yaml.
@@ -130,6 +132,8 @@ def _try(name: str, body: Callable[[Stage], None]) -> int:
         with joined(params.runtime) if trains else nullcontext(ALONE) as group:
             _run(name, body, params, group)
     except _EXPECTED as error:
+        if debugging():
+            traceback.print_exc()
         message = error_line(error) + _advice(error)
         if not report_failure(error, message):
             print(f"{name}: error: {message}", file=sys.stderr)
