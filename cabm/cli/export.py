@@ -10,40 +10,68 @@ import typer
 
 
 class Target(StrEnum):
-    """What to write."""
+    """Formats to export to."""
 
     onnx = "onnx"
     packed = "packed"
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Model directory, or the name of a packaged model.")],
-    to: Annotated[Target, typer.Option("--to", help="onnx: a file per row of bits. packed: int8 weights.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    model: Annotated[str, typer.Argument(help="Model directory, or name of a packaged model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file, or packed model directory.")],
+    to: Annotated[
+        Target,
+        typer.Option(
+            "--to", help="onnx: a file at one row of bits. packed: model directory with int8 weights."
+        ),
+    ] = Target.onnx,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="ONNX: take the table's row for this edge score. Default: its median threshold."
+        ),
+    ] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(help="ONNX: bits of all layers, such as 8, or of each layer, such as 4,6,8,8."),
+    ] = None,
 ) -> None:
-    """Write a quantized model for other runtimes, or with its weights as int8 codes.
+    """Write a quantized model as ONNX at one row of bits, or as a model directory with int8 weights.
 
-    Example: cabm export models/cabm --to onnx -o exported/
+    The ONNX model takes images of any height and width. It upscales all of them at the same bits: the edge
+    score of an image or tile does not change them.
+
+    Examples:
+
+    cabm export edsr_x4 -o model.onnx
+
+    cabm export models/cabm --bits 8 -o model.onnx
+
+    cabm export models/cabm --to packed -o small/
     """
-    from cabm.checkpoints.export import export_onnx, export_onnx_rows
+    from cabm.checkpoints.export import choose_row, export_onnx
     from cabm.checkpoints.find import find_model
     from cabm.checkpoints.model_directory import load_model, save_model
     from cabm.cli.outputs import replaceable_folder
     from cabm.errors import InputError
 
+    if to is Target.packed and (score is not None or bits is not None):
+        raise InputError("--to packed keeps the whole table; omit --score and --bits")
     loaded = load_model(find_model(model))
-    replaceable_folder(output)
     if to is Target.packed:
+        replaceable_folder(output)
         provenance = loaded.config.provenance
         save_model(output, loaded.model, table=loaded.table, provenance=provenance, packed=True)
-    elif loaded.table is not None:
-        export_onnx_rows(loaded.model, output, loaded.table.rows)
-    elif loaded.model.precision.kind == "pams":
-        export_onnx(loaded.model, output / "model.onnx")
-    else:
+        size = sum(file.stat().st_size for file in output.iterdir())
+        typer.echo(f"wrote {output}: {size / 1e6:.2f} MB")
+        return
+    try:
+        widths = None if bits is None else [int(width) for width in bits.split(",")]
+    except ValueError:
         raise InputError(
-            f"{model}: a {loaded.model.precision.kind} model has no fixed bits to export; "
-            "give a pams or cabm model"
-        )
-    size = sum(file.stat().st_size for file in output.iterdir())
-    typer.echo(f"wrote {output}: {len(list(output.iterdir()))} files, {size / 1e6:.2f} MB")
+            f"--bits {bits}: expected one width, or one per layer separated by commas"
+        ) from None
+    row = choose_row(loaded.model, loaded.table, score=score, bits=widths)
+    export_onnx(loaded.model, output, row)
+    mean = 8.0 if row is None else sum(row) / len(row)
+    typer.echo(f"wrote {output}: {output.stat().st_size / 1e6:.2f} MB, {mean:.2f} bits on average")

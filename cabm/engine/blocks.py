@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cabm.engine.elementwise import add_decode, add_encode, dense, encode, flat
 from cabm.engine.grid import Grid, Storage
-from cabm.engine.packing import Step
+from cabm.engine.packing import BoundConv
 from cabm.machine.compiled import Loop, jit, where_it_works
 from cabm.machine.cpu import cpu_features
 from cabm.quant.layers import QuantConv2d
@@ -36,8 +36,8 @@ class Block:
         res_scale: factor on the residual before it is encoded.
     """
 
-    conv1: Step
-    conv2: Step
+    conv1: BoundConv
+    conv2: BoundConv
     residual: Grid
     res_scale: float
 
@@ -54,17 +54,17 @@ class Block:
 
         The numbers NEXT_INVERSE and NEXT_HIGH depend on the following block and are left 0.
         """
-        steps = (self.conv1, self.conv2)
-        starts = np.stack([step.conv.starts for step in steps])
+        convs = (self.conv1, self.conv2)
+        starts = np.stack([each.conv.starts for each in convs])
         factors, biases = np.empty((2, *starts.shape), dtype=np.float32)
-        for row, step in enumerate(steps):
-            factors[row], biases[row] = step.scaling.arrays
+        for row, each in enumerate(convs):
+            factors[row], biases[row] = each.scaling.arrays
         hidden, residual, skip = self.conv2.grid, self.residual, self.conv1.grid
         first = (1, hidden.inverse, hidden.low, hidden.levels, 0, 0, 0, 0)
         second = (self.res_scale, residual.inverse, residual.low, residual.levels)
         second += (residual.scale, skip.scale, 0, 0)
         numbers = np.array([first, second], dtype=np.float32)
-        return np.array([step.conv.address for step in steps], np.uintp), starts, factors, biases, numbers
+        return np.array([each.conv.address for each in convs], np.uintp), starts, factors, biases, numbers
 
 
 class Blocks:

@@ -1,4 +1,4 @@
-"""Run a trained model in integer arithmetic, tile by tile."""
+"""Compile a trained model for the CPU's integer units, and run it tile by tile."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cabm.engine import elementwise as steps
-from cabm.engine import onednn
-from cabm.engine.packing import Program, Row
+from cabm.engine import elementwise, onednn
+from cabm.engine.packing import Row
+from cabm.engine.programs import Program
 from cabm.engine.programs.carn import CarnProgram
 from cabm.engine.programs.edsr import EdsrProgram
 from cabm.engine.programs.idn import IdnProgram
@@ -21,9 +21,9 @@ from cabm.machine.threads import in_order
 from cabm.models.base import Backbone
 from cabm.models.srresnet import SRResNet
 
-KEPT_PLANS = 256  # rows of bits whose scales stay worked out, of some 50 kB each
+KEPT_PLANS = 256  # about 50 kB each
 
-# a backbone joins the engine with a line here
+# one line per backbone
 PROGRAMS: dict[str, Callable[[Backbone, torch.dtype], Program]] = {
     "edsr": EdsrProgram,
     "srresnet": SRResNetProgram,
@@ -35,12 +35,12 @@ PROGRAMS: dict[str, Callable[[Backbone, torch.dtype], Program]] = {
 class IntegerModel:
     """A trained model whose quantized convolutions run on bytes; made by `compile_model`.
 
-    Weights are packed once; bit rows differ in scales and clips only, which are worked out at a row's
-    first use. The model that it was made of must not change afterwards.
+    Weights are packed once. The scales and clip values of a row of bits are computed when the row is first
+    used. The original model must not change afterwards.
 
     Attributes:
-        scale: upscaling.
-        num_adaptive: L, bits in a row; 0 for PAMS models, which take none.
+        scale: the scale factor.
+        num_adaptive: L, the number of bits per row; 0 for PAMS models, which take no bits.
         in_batches, splits_border: see `cabm.upscaling.runners.TileRunner`.
     """
 
@@ -63,24 +63,24 @@ class IntegerModel:
         threads: int | None = None,
         dtype: torch.dtype = torch.uint8,
     ) -> Tensor:
-        """Upscale tiles, each by itself on one thread: a tile's activations stay in that core's cache.
+        """Upscale tiles, each on one thread, so that its activations stay in one core's cache.
 
         Args:
             tiles: (N,3,h,w) uint8 or float in 0..255, on the CPU.
             bits: (N,L) integer widths from the search space; None for PAMS models.
-            threads: how many tiles run at once; default: as many as PyTorch uses. Fewer tiles than that
-                share the threads.
-            dtype: uint8 (rounded and clipped to 0..255) or float32 (as the network made it).
+            threads: tiles that run at once; default: PyTorch's number of threads. Fewer tiles share the
+                threads.
+            dtype: uint8 (rounded and clipped to 0..255) or float32 (the network's output).
 
         Returns:
             (N,3,h*scale,w*scale) of ``dtype``.
 
         Raises:
-            ValueError: ``bits`` are missing, not wanted, of another shape, or not in the search space.
+            ValueError: bits are missing, or given to a PAMS model, or have a wrong shape or width.
         """
         n, channels, height, width = tiles.shape
         rows = self._rows(n, bits)
-        # the channels of a pixel side by side, as the tails make them
+        # channels last, as the tails write them
         out = torch.empty(n, height * self.scale, width * self.scale, channels, dtype=dtype)
         out = out.permute(0, 3, 1, 2)
         for _ in in_order(
@@ -93,7 +93,8 @@ class IntegerModel:
     def _upscale(self, tile: Tensor, row: Row, out: Tensor) -> None:
         """Upscale a tile (3,h,w) at a row of bits into ``out``."""
         x = tile[None].float().contiguous()
-        _store(self._program.run(x, self._plan(row))[0], out)
+        result = self._program.run(x, self._plan(row))[0]
+        out.copy_(result.round_().clamp_(0, 255) if out.dtype == torch.uint8 else result)
 
     def __call__(
         self, tiles: Tensor, bits: Tensor | None, *, inside: bool = False
@@ -112,7 +113,7 @@ class IntegerModel:
             return [None] * n
         if bits.shape != (n, self.num_adaptive):
             wanted = (n, self.num_adaptive)
-            raise ValueError(f"bits have the shape {tuple(bits.shape)}, expected {wanted}")
+            raise ValueError(f"bits have shape {tuple(bits.shape)}, expected {wanted}")
         unknown = set(bits.unique().tolist()) - set(self._search_space)
         if unknown:
             raise ValueError(
@@ -126,25 +127,25 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
 
     Args:
         model: a quantized backbone on the CPU with calibrated clip values. CADyQ models run at given
-            bits; their selectors are not asked.
-        float_dtype: what the float convolutions behind the quantized ones compute in; default:
-            bfloat16 where the CPU has it in hardware, else float32.
+            bits; their bit selectors are not used.
+        float_dtype: type of the float convolutions after the quantized ones; default: bfloat16 if the CPU
+            has units for it, else float32.
 
     Raises:
-        InputError: the model or this machine cannot; `supports` says why beforehand.
+        InputError: the model or this machine is not supported; see `supports`.
     """
     reason = supports(model)
     if reason is not None:
         raise InputError(f"engine int8: {reason}; use engine float or auto")
     if float_dtype is None:
         float_dtype = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
-    steps.compiled()
+    elementwise.compiled()  # before threads need it
     with torch.no_grad():
         return IntegerModel(model, float_dtype)
 
 
 def supports(model: Backbone) -> str | None:
-    """Return why ``model`` cannot run on integers here, in one line, or None if it can."""
+    """Return one line on why a model cannot run in integer arithmetic here, or None if it can."""
     reason = why_not(model)
     if reason is not None:
         return reason
@@ -156,20 +157,14 @@ def supports(model: Backbone) -> str | None:
 
 
 def why_not(model: Backbone) -> str | None:
-    """Return why ``model`` has no integer form on any machine, or None if it has."""
+    """Return one line on why a model has no integer form on any machine, or None if it has one."""
     precision = model.precision
     if precision.kind == "float":
         return "a float model has no quantized layers"
     if model.name not in PROGRAMS:
-        return f"backbone {model.name} has no integer program yet"
+        return f"backbone {model.name} has no integer program"
     if precision.quantize_ends:
-        return "quantized heads and tails have no integer program yet"
+        return "quantized heads and tails have no integer program"
     if isinstance(model, SRResNet) and model.options["release_graph"]:
-        return "the released graph of srresnet convolves values that are not quantized"
+        return "the released graph of srresnet convolves inputs that are not quantized"
     return None
-
-
-def _store(result: Tensor, out: Tensor) -> None:
-    if out.dtype == torch.uint8:
-        result = result.round_().clamp_(0, 255)
-    out.copy_(result)

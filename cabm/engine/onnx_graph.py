@@ -1,8 +1,8 @@
-"""Build ONNX graphs of quantized convolutions, with codes in 8-bit containers.
+"""Build ONNX graphs of quantized convolutions; needs onnx (extra ``onnx``).
 
-A convolution whose result is quantized stands between DequantizeLinear and QuantizeLinear (QDQ), which
-runtimes fuse into one integer kernel. One whose result stays float is a ConvInteger, for the same reason.
-QuantizeLinear saturates at the container's range; codes of fewer bits are clipped as bytes behind it.
+Codes are stored in 8 bits. QuantizeLinear saturates there, so codes of fewer bits are clipped after it. A
+convolution whose result is quantized is a float Conv between DequantizeLinear and QuantizeLinear, which
+runtimes fuse into one integer kernel. A convolution whose result stays float is a ConvInteger.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from cabm.engine.grid import Grid
+from cabm.engine.packing import weight_bits_at
 from cabm.quant.functional import weight_codes
 from cabm.quant.layers import QuantConv2d
 
@@ -21,38 +24,33 @@ OPSET = 17
 
 
 class Codes(NamedTuple):
-    """A quantized tensor of the graph: the name of its bytes, and what they stand for."""
+    """A quantized tensor of the graph: the name of its bytes, and their grid."""
 
     data: str
     grid: Grid
 
 
 class GraphBuilder:
-    """Collects nodes and constants; names are made up in order.
+    """Collects the nodes and constants of a graph; methods return the name of the tensor they add."""
 
-    Args:
-        onnx: the onnx module, which is an optional dependency.
-    """
-
-    def __init__(self, onnx: Any) -> None:
-        self._onnx = onnx
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
         self._known: dict[tuple[str, bytes], str] = {}
 
     def constant(self, value: np.ndarray | Tensor | np.generic) -> str:
-        """Return the name of a constant; equal ones share it."""
+        """Return the name of a constant; equal constants share one tensor."""
         value = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
         key = f"{value.dtype}{value.shape}", value.tobytes()
         if key not in self._known:
             self._known[key] = f"constant_{len(self._constants)}"
-            self._constants.append(self._onnx.numpy_helper.from_array(value, self._known[key]))
+            self._constants.append(numpy_helper.from_array(value, self._known[key]))
         return self._known[key]
 
     def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output and return its name."""
+        """Add a node with one output."""
         name = output or f"{operator}_{len(self._nodes)}"
-        self._nodes.append(self._onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
+        self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
     def quantize(self, x: str, grid: Grid) -> Codes:
@@ -64,54 +62,50 @@ class GraphBuilder:
         return Codes(data, grid)
 
     def dequantize(self, codes: Codes) -> str:
-        """Return the float tensor that codes stand for."""
+        """Return the float values of codes."""
         return self.node("DequantizeLinear", codes.data, *self._scale_and_zero(codes.grid))
 
     def conv_between_codes(self, x: Codes, conv: QuantConv2d) -> str:
-        """Convolve codes where the result is quantized at once, but for a ReLU."""
-        weight, scale, pads = self._weight(conv, x.grid)
+        """Convolve codes; the result must go to `quantize`, at most a ReLU in between."""
+        weight, scale, pads = _weight(conv, x.grid)
         step = x.grid.scale * scale
-        inputs = [
-            self.dequantize(x),
-            self.node(
-                "DequantizeLinear", self.constant(weight), self.constant(scale), self.constant(np.int8(0))
-            ),
-        ]
+        weights = self.constant(weight), self.constant(scale), self.constant(np.int8(0))
+        inputs = [self.dequantize(x), self.node("DequantizeLinear", *weights)]
         if conv.bias is not None:
             codes = np.rint(conv.bias.detach().numpy() / step).clip(-(2**30), 2**30).astype(np.int32)
             inputs.append(self.node("DequantizeLinear", self.constant(codes), self.constant(step)))
         return self.node("Conv", *inputs, pads=pads, group=conv.groups)
 
     def conv_to_float(self, x: Codes, conv: QuantConv2d, outputs: slice = slice(None)) -> str:
-        """Convolve codes where the result stays float."""
-        weight, scale, pads = self._weight(conv, x.grid)
+        """Convolve codes to float values, for some of the output channels."""
+        weight, scale, pads = _weight(conv, x.grid)
         zeros = self.constant(np.uint8(x.grid.zero)), self.constant(np.int8(0))
         weight_name = self.constant(weight[outputs])
         sums = self.node("ConvInteger", x.data, weight_name, *zeros, pads=pads, group=conv.groups)
-        floats = self.node("Cast", sums, to=self._onnx.TensorProto.FLOAT)
+        floats = self.node("Cast", sums, to=onnx.TensorProto.FLOAT)
         y = self.node("Mul", floats, self.constant(x.grid.scale * scale))
         if conv.bias is None:
             return y
         return self.node("Add", y, self.constant(conv.bias[outputs].view(1, -1, 1, 1)))
 
-    def conv(self, x: str, weight: Tensor, bias: Tensor | None) -> str:
-        """Convolve floats; "same" padding, stride 1."""
+    def conv(self, x: str, weight: Tensor, bias: Tensor | None, output: str | None = None) -> str:
+        """Convolve floats with "same" padding and stride 1."""
         inputs = [x, self.constant(weight)] + ([] if bias is None else [self.constant(bias)])
-        return self.node("Conv", *inputs, pads=[weight.shape[-1] // 2] * 4)
+        return self.node("Conv", *inputs, pads=[weight.shape[-1] // 2] * 4, output=output)
 
     def norm(self, x: str, norm: nn.BatchNorm2d) -> str:
-        """Batch norm in evaluation mode."""
+        """Add batch norm in evaluation mode."""
         inputs = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         names = [self.constant(value) for value in inputs]
         return self.node("BatchNormalization", x, *names, epsilon=norm.eps)
 
     def pixel_shuffle(self, x: str, factor: int) -> str:
-        """Return PixelShuffle(factor) of a tensor."""
+        """Add PixelShuffle(factor)."""
         return self.node("DepthToSpace", x, blocksize=factor, mode="CRD")
 
-    def build(self, scale: int, properties: dict[str, str]) -> Any:
+    def build(self, scale: int, properties: dict[str, str]) -> onnx.ModelProto:
         """Return the checked model: "image" (N,3,h,w) float32 to "upscaled" (N,3,h*scale,w*scale)."""
-        helper, float32 = self._onnx.helper, self._onnx.TensorProto.FLOAT
+        float32 = onnx.TensorProto.FLOAT
         graph = helper.make_graph(
             self._nodes,
             "cabm",
@@ -122,15 +116,15 @@ class GraphBuilder:
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="cabm")
         helper.set_model_props(model, properties)
-        self._onnx.checker.check_model(model)
+        onnx.checker.check_model(model)
         return model
 
     def _scale_and_zero(self, grid: Grid) -> tuple[str, str]:
         return self.constant(grid.scale), self.constant(np.uint8(grid.zero))
 
-    @staticmethod
-    def _weight(conv: QuantConv2d, grid: Grid) -> tuple[np.ndarray, np.float32, list[int]]:
-        bits = grid.bits if conv.weight_bits == "same" else int(conv.weight_bits)
-        with torch.no_grad():
-            codes, scale = weight_codes(conv.weight, bits)
-        return codes.to(torch.int8).numpy(), np.float32(scale.item()), [*conv.padding, *conv.padding]
+
+def _weight(conv: QuantConv2d, grid: Grid) -> tuple[np.ndarray, np.float32, list[int]]:
+    """Return int8 codes, their step, and the padding of the four sides."""
+    with torch.no_grad():
+        codes, scale = weight_codes(conv.weight, weight_bits_at(conv, grid.bits))
+    return codes.to(torch.int8).numpy(), np.float32(scale.item()), [*conv.padding, *conv.padding]

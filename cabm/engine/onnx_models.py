@@ -1,25 +1,34 @@
-"""The backbones as ONNX graphs, at one row of bits each."""
+"""The backbones as ONNX graphs at one row of bits; a function per backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+import onnx
+import torch
 from torch import nn
 
 from cabm.engine.grid import Storage
 from cabm.engine.onnx_graph import GraphBuilder
 from cabm.engine.packing import Row, grid_of
-from cabm.engine.programs.idn import SLOPE, as_convolution
+from cabm.engine.programs.idn import as_convolution
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN, Cascade, ResidualBlock
 from cabm.models.edsr import EDSR, TAIL_REACH
-from cabm.models.idn import IDN, DistillationBlock
+from cabm.models.idn import IDN, SLOPE, DistillationBlock
 from cabm.models.srresnet import SRResNet
 
 
-def edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
-    """Add an EDSR; every quantized convolution stands between codes."""
+def onnx_model(model: Backbone, row: Row) -> onnx.ModelProto:
+    """Return a quantized backbone at one row of bits as an ONNX model."""
+    graphs = {"edsr": _edsr, "srresnet": _srresnet, "carn": _carn, "idn": _idn}
+    builder = GraphBuilder()
+    with torch.no_grad():
+        graphs[model.name](builder, model.eval(), row)
+    properties = {"backbone": model.name, "bits": "8" if row is None else " ".join(map(str, row))}
+    return builder.build(model.scale, properties)
+
+
+def _edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
     mean = g.constant(model.mean)
     head = g.conv(g.node("Sub", "image", mean), model.head.weight, model.head.bias)
     x = head
@@ -46,9 +55,7 @@ def edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
     g.node("Add", x, mean, output="upscaled")
 
 
-def srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
-    """Add an SRResNet."""
-
+def _srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
     def prelu(x: str, module: nn.PReLU) -> str:
         return g.node("LeakyRelu", x, alpha=float(module.weight))
 
@@ -63,13 +70,10 @@ def srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
     x = g.node("Add", g.norm(g.conv(x, model.body_end.weight, None), model.body_end_bn), head)
     for conv, module, factor in zip(model.upsample, model.upsample_prelu, model.factors, strict=True):
         x = prelu(g.pixel_shuffle(g.conv(x, conv.weight, None), factor), module)
-    pads = [model.tail.padding[0]] * 4
-    g.node("Conv", x, g.constant(model.tail.weight), pads=pads, output="upscaled")
+    g.conv(x, model.tail.weight, None, output="upscaled")
 
 
-def carn(g: GraphBuilder, model: CARN, row: Row) -> None:
-    """Add a CARN."""
-
+def _carn(g: GraphBuilder, model: CARN, row: Row) -> None:
     def block(x: str, module: ResidualBlock) -> str:
         codes = g.quantize(x, grid_of(module.act1, row, Storage.SHIFTED))
         hidden = g.node("Relu", g.conv_between_codes(codes, module.conv1))
@@ -94,9 +98,7 @@ def carn(g: GraphBuilder, model: CARN, row: Row) -> None:
     g.node("Mul", g.node("Add", x, mean), full, output="upscaled")
 
 
-def idn(g: GraphBuilder, model: IDN, row: Row) -> None:
-    """Add an IDN."""
-
+def _idn(g: GraphBuilder, model: IDN, row: Row) -> None:
     def leaky(x: str) -> str:
         return g.node("LeakyRelu", x, alpha=SLOPE)
 
@@ -124,11 +126,3 @@ def idn(g: GraphBuilder, model: IDN, row: Row) -> None:
     cubic = {"mode": "cubic", "cubic_coeff_a": -0.75, "coordinate_transformation_mode": "half_pixel"}
     bicubic = g.node("Resize", "image", "", sizes, **cubic)
     g.node("Add", upscaled, bicubic, output="upscaled")
-
-
-GRAPHS: dict[str, Callable[[GraphBuilder, Backbone, Row], None]] = {
-    "edsr": edsr,
-    "srresnet": srresnet,
-    "carn": carn,
-    "idn": idn,
-}

@@ -1,9 +1,9 @@
-"""From a model's quantizers and convolutions to byte grids and packed convolutions."""
+"""A model's quantizers as byte grids, and its quantized convolutions with packed weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,8 @@ from cabm.engine.onednn import IntegerConv, Scaling
 from cabm.quant.functional import weight_codes
 from cabm.quant.layers import PamsActivation, QuantConv2d
 
-Row = tuple[int, ...] | None  # bits of the L adaptive positions; None in a PAMS model
-
-
-class Program(Protocol):
-    """A backbone whose quantized convolutions run on bytes; one file per backbone."""
-
-    def plan(self, row: Row) -> Any:
-        """Return what `run` needs for tiles of these bits: grids, and references to packed weights."""
-        ...
-
-    def run(self, x: Tensor, plan: Any) -> Tensor:
-        """Upscale one tile (1,3,h,w) float32 in 0..255 to (1,3,h*scale,w*scale) float32.
-
-        Called from several threads at once.
-        """
-        ...
+Row = tuple[int, ...] | None
+"""Bits of the L adaptive layers; None for a PAMS model."""
 
 
 def bits_of(activation: nn.Module, row: Row) -> int:
@@ -41,23 +27,28 @@ def bits_of(activation: nn.Module, row: Row) -> int:
 
 
 def grid_at(activation: nn.Module, bits: int, storage: Storage) -> Grid:
-    """Return the byte grid of a quantizer at a width that it knows."""
+    """Return the byte grid of a quantizer at a width, its own or one of its search space."""
     index = 0 if isinstance(activation, PamsActivation) else activation.widths.tolist().index(bits)
     return Grid(float(activation.alpha.detach()[index]), bits, storage)
 
 
 def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
-    """Return the byte grid of a quantizer at its bits of ``row``."""
+    """Return the byte grid of a quantizer at the bits of ``row``."""
     return grid_at(activation, bits_of(activation, row), storage)
 
 
-class Step(NamedTuple):
-    """A convolution that reads codes of a grid: packed weights, and how sums become values.
+def weight_bits_at(conv: QuantConv2d, bits: int) -> int:
+    """Return the width of a convolution's weights when its input has ``bits``."""
+    return bits if conv.weight_bits == "same" else int(conv.weight_bits)
+
+
+class BoundConv(NamedTuple):
+    """A packed convolution bound to the grid of its input.
 
     Attributes:
-        conv: what `PackedConv` packed; to convolve by itself, an `IntegerConv`.
-        grid: of what it reads.
-        scaling: of its sums.
+        conv: the packed weights: an `IntegerConv`, or whatever `PackedConv` was given to pack with.
+        grid: of the input.
+        scaling: from integer sums to values.
     """
 
     conv: Any
@@ -65,26 +56,26 @@ class Step(NamedTuple):
     scaling: Scaling
 
     def to_codes(self, x: Tensor, out: Grid) -> Tensor:
-        """Convolve codes (N,I,H,W) and quantize the result to ``out``, in one pass where that is exact."""
+        """Convolve codes (N,I,H,W) and quantize to ``out``; two passes if ``out`` has no divisor."""
         if out.divisor is None:
             return encode(self.to_float(x), out)
         return self.conv.to_codes(x, self.grid, self.scaling, out)
 
     def to_float(self, x: Tensor) -> Tensor:
-        """Convolve codes (N,I,H,W); the result is float32."""
+        """Convolve codes (N,I,H,W) to float32 values."""
         return self.conv.to_float(x, self.grid, self.scaling)
 
 
 class PackedConv:
-    """A quantized convolution, its weights packed once per width of the weights that is asked for.
+    """A quantized convolution whose weights are packed once, at first use.
 
-    Widths of activations need no pack of their own, so that all bit rows share one, unless the weights
-    take the activation's width.
+    Packed weights do not depend on the activations' bits, so all bit rows share them. With
+    ``weight_bits: same`` there is one pack per width.
 
     Args:
         conv: the convolution.
-        outputs: a part of its output channels; not for grouped convolutions.
-        pack: what packs weights: takes what `IntegerConv` takes.
+        outputs: the output channels to compute; all of them for grouped convolutions.
+        pack: packs weights; called like `IntegerConv`.
     """
 
     def __init__(
@@ -98,18 +89,15 @@ class PackedConv:
         self._outputs = outputs
         self._packer = pack
         self._packs: dict[tuple[int, bool], tuple[Any, Tensor]] = {}
-        self._steps: dict[Grid, Step] = {}  # one per width: rows have hundreds of combinations of few grids
+        self._bound: dict[Grid, BoundConv] = {}  # few: hundreds of rows combine a few widths per layer
 
-    def reading(self, grid: Grid) -> Step:
+    def at(self, grid: Grid) -> BoundConv:
         """Return the convolution for inputs on ``grid``."""
-        if grid not in self._steps:
-            same = self._conv.weight_bits == "same"
-            packed, scale = self._pack(
-                grid.bits if same else int(self._conv.weight_bits), shifted=grid.zero != 0
-            )
+        if grid not in self._bound:
+            packed, scale = self._pack(weight_bits_at(self._conv, grid.bits), shifted=grid.zero != 0)
             bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
-            self._steps[grid] = Step(packed, grid, Scaling(scale * float(grid.scale), bias))
-        return self._steps[grid]
+            self._bound[grid] = BoundConv(packed, grid, Scaling(scale * float(grid.scale), bias))
+        return self._bound[grid]
 
     def _pack(self, bits: int, *, shifted: bool) -> tuple[Any, Tensor]:
         if (bits, shifted) not in self._packs:
@@ -126,6 +114,3 @@ class PackedConv:
             )
             self._packs[bits, shifted] = packed, scale
         return self._packs[bits, shifted]
-
-    def __len__(self) -> int:
-        return len(self._packs)

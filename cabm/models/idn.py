@@ -12,11 +12,12 @@ from cabm.quant import Precision, PrecisionContext, Quantizers
 
 GROUPS = 4
 KERNEL = 17  # of the transposed convolution
+SLOPE = 0.05  # of every LeakyReLU
 
 
 def leaky(x: Tensor) -> Tensor:
     """LeakyReLU with IDN's slope, in place."""
-    return F.leaky_relu(x, 0.05, inplace=True)
+    return F.leaky_relu(x, SLOPE, inplace=True)
 
 
 class DistillationBlock(nn.Module):

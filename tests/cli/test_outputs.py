@@ -1,4 +1,4 @@
-"""A folder that holds something else is never replaced."""
+"""A folder with other files in it is never replaced."""
 
 from __future__ import annotations
 

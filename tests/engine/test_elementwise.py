@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cabm.engine import elementwise as steps
+from cabm.engine import elementwise
 from cabm.engine.grid import Grid, Storage
 from cabm.quant.functional import quantize_to_codes
 
@@ -26,7 +26,7 @@ grids = st.builds(Grid, CLIPS, st.sampled_from([4, 6, 8]), st.sampled_from(Stora
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(steps, "compiled", lambda: None)
+        monkeypatch.setattr(elementwise, "compiled", lambda: None)
     return request.param
 
 
@@ -47,7 +47,7 @@ def test_encode_makes_the_simulations_codes(way: str, slope: float) -> None:
     @given(grid=grids, seed=st.integers(0, 99), spread=st.floats(0.01, 100))
     def check(grid: Grid, seed: int, spread: float) -> None:
         x = values(seed, spread)
-        codes = steps.encode(x, grid, slope=slope)
+        codes = elementwise.encode(x, grid, slope=slope)
         activated = torch.nn.functional.leaky_relu(x, slope)
         assert codes.dtype == grid.dtype
         assert codes.is_contiguous(memory_format=torch.channels_last)
@@ -77,8 +77,8 @@ def test_sums_and_their_codes_are_the_simulations(way: str, dtype: torch.dtype) 
         b = (values(seed + 1, 60.0).abs().clamp(max=127)).to(torch.uint8)
         kept = b.clone()
         total = a.float() * torch.tensor(a_scale) + (b.float() - b_grid.zero) * torch.tensor(b_grid.scale)
-        assert torch.equal(steps.add_decode(a, a_scale, b, b_grid), total)
-        found = steps.add_encode(a, a_scale, b, b_grid, out)
+        assert torch.equal(elementwise.add_decode(a, a_scale, b, b_grid), total)
+        found = elementwise.add_encode(a, a_scale, b, b_grid, out)
         assert torch.equal(found.float(), simulated_codes(total, out))
         assert torch.equal(b, kept)
 
@@ -88,7 +88,7 @@ def test_sums_and_their_codes_are_the_simulations(way: str, dtype: torch.dtype) 
 def test_rounds_half_to_even(way: str) -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 200.0, -200.0]).view(1, 1, 1, 7)
     grid = Grid(127.0, 8, Storage.SIGNED)
-    assert steps.encode(x, grid).flatten().tolist() == [0, 2, 2, 0, -2, 127, -127]
+    assert elementwise.encode(x, grid).flatten().tolist() == [0, 2, 2, 0, -2, 127, -127]
 
 
 @pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
@@ -100,9 +100,9 @@ def test_a_broken_numba_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch)
 
     if fault == "is missing":
         monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.setattr(steps, "jit", compile_kernel)
-    steps.compiled.cache_clear()
+    monkeypatch.setattr(elementwise, "jit", compile_kernel)
+    elementwise.compiled.cache_clear()
     try:
-        assert steps.compiled() is None
+        assert elementwise.compiled() is None
     finally:
-        steps.compiled.cache_clear()
+        elementwise.compiled.cache_clear()

@@ -5,8 +5,7 @@ import threading
 import pytest
 import torch
 
-from cabm.engine import compile_model, supports
-from cabm.engine import elementwise as steps
+from cabm.engine import compile_model, elementwise, supports
 from cabm.engine.grid import Grid
 from cabm.engine.onednn import IntegerConv
 from cabm.errors import InputError
@@ -201,7 +200,7 @@ def test_without_numba_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -
         tiles, bits = photograph(17, 14, seed=15), row(model, "mixed")
         wanted = compile_model(model).run(tiles, bits)
         with monkeypatch.context() as patch:
-            patch.setattr(steps, "compiled", lambda: None)
+            patch.setattr(elementwise, "compiled", lambda: None)
             assert torch.equal(compile_model(model).run(tiles, bits), wanted)
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from cabm.engine import blocks
-from cabm.engine import elementwise as steps
+from cabm.engine import blocks, elementwise
 from cabm.imaging import bicubic
 from cabm.machine.compiled import jit
 from cabm.quant import fused
 
 numba = pytest.importorskip("numba")
-USERS = [bicubic._loop, blocks.compiled, steps.compiled, fused._loops]
+USERS = [bicubic._loop, blocks.compiled, elementwise.compiled, fused._loops]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""CARN on bytes."""
+"""The integer program of CARN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.packing import PackedConv, Row, Step, grid_of
+from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of
 from cabm.models.carn import CARN, Cascade, ResidualBlock
 
 
@@ -20,8 +20,8 @@ from cabm.models.carn import CARN, Cascade, ResidualBlock
 class _Block:
     """One residual block at given bits."""
 
-    conv1: Step
-    conv2: Step
+    conv1: BoundConv
+    conv2: BoundConv
 
     def run(self, x: Tensor) -> Tensor:
         """Return the block's output (N,n,h,w) float32."""
@@ -32,11 +32,12 @@ class _Block:
 class CarnProgram:
     """A trained CARN: residual blocks on bytes; head, fusions and tail in float.
 
-    Fusions stand before quantizers and stay in float32: one code that rounds another way spreads.
+    The fusions are followed by quantizers and stay in float32: a code that is rounded differently would
+    change many codes after it.
 
     Args:
-        model: of any quantized kind, with float ends.
-        float_dtype: what the convolutions of the tail compute in.
+        model: of any quantized kind, with float head and tail.
+        float_dtype: type that the tail computes in.
     """
 
     def __init__(self, model: CARN, float_dtype: torch.dtype) -> None:
@@ -61,14 +62,14 @@ class CarnProgram:
         """Return the residual blocks at the bits of ``row``."""
         return {
             block: _Block(
-                conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
-                conv2=conv2.reading(grid_of(block.act2, row, Storage.POSITIVE)),
+                conv1=conv1.at(grid_of(block.act1, row, Storage.SHIFTED)),
+                conv2=conv2.at(grid_of(block.act2, row, Storage.POSITIVE)),
             )
             for block, (conv1, conv2) in self._packed.items()
         }
 
     def run(self, x: Tensor, plan: dict[ResidualBlock, _Block]) -> Tensor:
-        """Upscale one tile; see `Program.run`."""
+        """Upscale one tile; see `cabm.engine.programs.Program`."""
         head = self._head(x / 255 - self._model.mean)
         return self._tail(self._cascade(self._model.body, head, plan), x)
 

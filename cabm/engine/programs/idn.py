@@ -1,4 +1,4 @@
-"""IDN on bytes."""
+"""The integer program of IDN."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from torch.nn import functional as F
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.packing import PackedConv, Row, Step, grid_of
-from cabm.models.idn import IDN, DistillationBlock
-
-SLOPE = 0.05
+from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of
+from cabm.models.idn import IDN, SLOPE, DistillationBlock, leaky
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One distillation block at given bits: six convolutions, the third in two halves."""
+    """One distillation block at given bits: six convolutions, the third in two parts."""
 
-    steps: tuple[Step, ...]
-    distilling: Step  # the channels of the third convolution that skip the rest
+    convs: tuple[BoundConv, ...]
+    distilling: BoundConv  # the third convolution's channels that skip the last three convolutions
     compression: FloatConv
 
     def run(self, x: Tensor) -> Tensor:
         """Return the block's output (N,n,h,w) float32."""
-        first, second, third, fourth, fifth, sixth = self.steps
+        first, second, third, fourth, fifth, sixth = self.convs
         codes = _leaky_codes(first.to_float(encode(x, first.grid)), second)
         codes = _leaky_codes(second.to_float(codes), third)
-        distilled = _leaky(self.distilling.to_float(codes))
+        distilled = leaky(self.distilling.to_float(codes))
         codes = _leaky_codes(third.to_float(codes), fourth)
         codes = _leaky_codes(fourth.to_float(codes), fifth)
         codes = _leaky_codes(fifth.to_float(codes), sixth)
-        feature = _leaky(sixth.to_float(codes))
+        feature = leaky(sixth.to_float(codes))
         return self.compression(feature.add_(torch.cat([x, distilled], dim=1)))
 
 
 class IdnProgram:
     """A trained IDN: entry and distillation blocks on bytes; compressions and tail in float.
 
-    Compressions stand before quantizers and stay in float32: one code that rounds another way spreads.
+    The compressions are followed by quantizers and stay in float32: a code that is rounded differently
+    would change many codes after it.
 
     Args:
-        model: of any quantized kind, with float ends.
-        float_dtype: what the tail computes in.
+        model: of any quantized kind, with float tail.
+        float_dtype: type that the tail computes in.
     """
 
     def __init__(self, model: IDN, float_dtype: torch.dtype) -> None:
@@ -63,26 +62,26 @@ class IdnProgram:
         compression = FloatConv(block.compression.weight, block.compression.bias, torch.float32)
         return packed, distilling, compression
 
-    def plan(self, row: Row) -> tuple[tuple[Step, Step], list[_Block]]:
+    def plan(self, row: Row) -> tuple[tuple[BoundConv, BoundConv], list[_Block]]:
         """Return entry and blocks at the bits of ``row``."""
         model, blocks = self._model, []
         for block, (packed, distilling, compression) in zip(model.body, self._blocks, strict=True):
             acts = (block.act1, block.act2, block.act3, block.act4, block.act5, block.act6)
             grids = [grid_of(act, row, Storage.SHIFTED) for act in acts]
-            steps = tuple(conv.reading(grid) for conv, grid in zip(packed, grids, strict=True))
-            blocks.append(_Block(steps, distilling.reading(grids[2]), compression))
+            convs = tuple(conv.at(grid) for conv, grid in zip(packed, grids, strict=True))
+            blocks.append(_Block(convs, distilling.at(grids[2]), compression))
         entry1, entry2 = self._entry
         entry = (
-            entry1.reading(grid_of(model.entry1_act, row, Storage.POSITIVE)),  # pixels are not negative
-            entry2.reading(grid_of(model.entry2_act, row, Storage.SHIFTED)),
+            entry1.at(grid_of(model.entry1_act, row, Storage.POSITIVE)),  # pixels are not negative
+            entry2.at(grid_of(model.entry2_act, row, Storage.SHIFTED)),
         )
         return entry, blocks
 
-    def run(self, x: Tensor, plan: tuple[tuple[Step, Step], list[_Block]]) -> Tensor:
-        """Upscale one tile; see `Program.run`."""
+    def run(self, x: Tensor, plan: tuple[tuple[BoundConv, BoundConv], list[_Block]]) -> Tensor:
+        """Upscale one tile; see `cabm.engine.programs.Program`."""
         (entry1, entry2), blocks = plan
         codes = _leaky_codes(entry1.to_float(encode(x, entry1.grid)), entry2)
-        hidden = _leaky(entry2.to_float(codes))
+        hidden = leaky(entry2.to_float(codes))
         for block in blocks:
             hidden = block.run(hidden)
         scale = self._model.scale
@@ -90,24 +89,20 @@ class IdnProgram:
         return F.pixel_shuffle(self._tail(hidden).float(), scale).add_(bicubic)
 
 
-def _leaky(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE, inplace=True)
-
-
-def _leaky_codes(x: Tensor, following: Step) -> Tensor:
+def _leaky_codes(x: Tensor, following: BoundConv) -> Tensor:
     return encode(x, following.grid, slope=SLOPE)
 
 
 def as_convolution(deconv: torch.nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
-    """Return the convolution that equals a transposed one when PixelShuffle follows it.
+    """Return weight and bias of the convolution that, before a PixelShuffle, equals a transposed one.
 
-    Output row s * i + p of stride s reads input row i + j with the kernel's row s * j' + p + padding, where
-    j' = -j: each phase is a convolution by every s-th row and column of the kernel.
+    With stride s, output row s i + p reads input row i + j through kernel row p + padding - s j. Each phase
+    p is therefore a convolution by every s-th row and column of the kernel.
     """
     stride, padding = deconv.stride[0], deconv.padding[0]
     kernel = deconv.weight.detach().transpose(0, 1)  # (3,n,k,k)
     size = kernel.shape[-1]
-    # offsets j with 0 <= p + padding - s * j < k for any phase p
+    # the offsets j with 0 <= p + padding - s j < k for some phase p
     reach = max((padding + stride - 1) // stride, (size - 1 - padding) // stride)
     taps = torch.arange(-reach, reach + 1)
     rows = torch.arange(stride)[:, None] + padding - stride * taps  # (s,2*reach+1) of the kernel

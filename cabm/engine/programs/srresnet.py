@@ -1,4 +1,4 @@
-"""SRResNet on bytes."""
+"""The integer program of SRResNet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import add_decode, add_encode, encode
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.packing import PackedConv, Row, Step, grid_of
+from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of
 from cabm.models.srresnet import SRResNet
 
 ONE = np.float32(1)
@@ -24,15 +24,15 @@ ONE = np.float32(1)
 class _Block:
     """One residual block at given bits."""
 
-    conv1: Step  # its input is also the skip
-    conv2: Step
+    conv1: BoundConv  # the skip connection is its input
+    conv2: BoundConv
     norm1: nn.BatchNorm2d
     norm2: nn.BatchNorm2d
     slope: float
 
     def run(self, codes: Tensor) -> Tensor:
-        """Return the residual, float32."""
-        # batch norm by itself, not folded: folded, it rounds otherwise, and single codes would differ
+        """Return the residual (1,n,h,w) float32 for the codes of the block's input."""
+        # batch norm is not folded into the convolution: it would round differently and change codes
         hidden = encode(self.norm1(self.conv1.to_float(codes)), self.conv2.grid, slope=self.slope)
         return self.norm2(self.conv2.to_float(hidden))
 
@@ -41,8 +41,8 @@ class SRResNetProgram:
     """A trained SRResNet: blocks on bytes; head, last body convolution and tail in float.
 
     Args:
-        model: of any quantized kind, with float ends, whose blocks read what they quantized.
-        float_dtype: what the float convolutions behind the blocks compute in.
+        model: of any quantized kind, with float head and tail, not of the released graph.
+        float_dtype: type of the float convolutions after the blocks.
     """
 
     def __init__(self, model: SRResNet, float_dtype: torch.dtype) -> None:
@@ -58,8 +58,8 @@ class SRResNetProgram:
         """Return the blocks at the bits of ``row``."""
         return [
             _Block(
-                conv1=conv1.reading(grid_of(block.act1, row, Storage.SHIFTED)),
-                conv2=conv2.reading(grid_of(block.act2, row, Storage.SHIFTED)),
+                conv1=conv1.at(grid_of(block.act1, row, Storage.SHIFTED)),
+                conv2=conv2.at(grid_of(block.act2, row, Storage.SHIFTED)),
                 norm1=block.bn1,
                 norm2=block.bn2,
                 slope=self._slope,
@@ -68,7 +68,7 @@ class SRResNetProgram:
         ]
 
     def run(self, x: Tensor, plan: list[_Block]) -> Tensor:
-        """Upscale one tile; see `Program.run`."""
+        """Upscale one tile; see `cabm.engine.programs.Program`."""
         head = F.leaky_relu(self._head(x), self._slope, inplace=True)
         return self._tail(self._body_end(self._body(head, plan)).float().add_(head), x)
 
