@@ -13,12 +13,12 @@ import typer
 from cabm import __version__
 from cabm.cli.bench_train import bench_train
 from cabm.cli.bench_upscale import bench_upscale
-from cabm.cli.build_table import build_table
 from cabm.cli.export import export
 from cabm.cli.import_checkpoint import import_checkpoint
+from cabm.cli.model import show_model
 from cabm.cli.preset import preset
 from cabm.cli.report import report
-from cabm.cli.show import plot_table, show_model, show_table
+from cabm.cli.table import build_table, plot_table, show_table
 from cabm.cli.upscale import upscale
 from cabm.errors import InputError, TrainingDiverged, debugging, error_line
 
@@ -32,8 +32,8 @@ app = typer.Typer(
     help="Content-aware bit mapping for super-resolution of large images.",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios in one run.")
-models = typer.Typer(no_args_is_help=True, help="Look into model directories.")
-tables = typer.Typer(no_args_is_help=True, help="Look into edge-to-bit tables, and build them.")
+models = typer.Typer(no_args_is_help=True, help="Describe model directories.")
+tables = typer.Typer(no_args_is_help=True, help="Describe, draw and build edge-to-bit tables.")
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="model")
 app.add_typer(tables, name="table")

@@ -10,16 +10,16 @@ import typer
 
 def report(
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder that gets report.html, or an .html file.")
+        Path, typer.Option("-o", "--output", help="Folder for report.html, or an .html file.")
     ] = Path("report"),
     project: Annotated[
-        Path, typer.Option(help="Directory with params.yaml and the stages' files.")
+        Path, typer.Option(help="Directory with params.yaml and the output of the stages.")
     ] = Path(),
 ) -> None:
-    """Write one HTML page on what the pipeline's stages have made so far.
+    """Write an HTML page about what the pipeline has done so far.
 
-    The page is complete in itself: it can be sent by mail and opens without a network. A finished
-    pipeline has it as results/report.html.
+    The page is a single file that opens without a network. A finished pipeline has written it to
+    results/report.html.
 
     Example: cabm report -o report/
     """

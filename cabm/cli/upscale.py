@@ -257,7 +257,7 @@ def summary(reports: list[tuple[Task, Report]], survey: Survey) -> str:
 
 def draw_bit_map(task: Task, report: Report, path: Path) -> None:
     """Draw the bits of an image's tiles over it."""
-    from cabm.cli.figure_file import save_figure
+    from cabm.cli.outputs import save_figure
     from cabm.reporting.overlays import bit_map_overlay
 
     assert report.bits is not None
@@ -281,7 +281,7 @@ def _thumbnail(path: Path, side: int = 1600) -> np.ndarray:
 
 
 def _check_bit_map(path: Path, upscaler: Upscaler, num_inputs: int) -> None:
-    from cabm.cli.figure_file import check_figure_name
+    from cabm.cli.outputs import check_figure_name
 
     if num_inputs != 1:
         raise InputError(f"--bit-map {path}: draws one image, {num_inputs} were given")

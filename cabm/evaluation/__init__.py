@@ -1,1 +1,1 @@
-"""Measure a model on a packed store: quality, cost, and what the bit selectors choose."""
+"""Measure models on packed stores: quality, cost, and the bits that selectors choose."""

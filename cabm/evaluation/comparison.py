@@ -1,4 +1,4 @@
-"""The evaluate stage: every step of the method on every test set."""
+"""Compare bicubic upscaling and the models of all training steps on the test sets."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ STEPS = ("full_precision", "pams", "cadyq", "cabm")
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison.
+    """A method of upscaling to compare.
 
     Attributes:
-        name: bicubic, or a training step.
-        loaded: its model; None for bicubic.
-        runner: runs the model.
+        name: "bicubic", a training step, or a control.
+        loaded: the model; None for bicubic.
+        runner: runs the model; None for bicubic.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Method:
     runner: ModelRunner | None = None
 
     def upscale(self, settings: EvaluateSettings, scale: int, whole: bool) -> Callable[..., TiledResult]:
-        """Return the function that upscales one image by this method."""
+        """Return a function that upscales one image, in tiles or whole."""
         if self.runner is None or self.loaded is None:
             return lambda image: _bicubic(image, scale)
         loaded, runner = self.loaded, self.runner
@@ -58,7 +58,7 @@ class Method:
 
 
 def load_methods(models: Path) -> list[Method]:
-    """Return bicubic and every step's model from the folder of models."""
+    """Return bicubic and the model of every training step, from the folder of models."""
     methods = [Method("bicubic")]
     for name in STEPS:
         loaded = load_model(models / name)
@@ -67,11 +67,11 @@ def load_methods(models: Path) -> list[Method]:
 
 
 def control_methods(cabm: Method, observations: Observations) -> list[Method]:
-    """Return the CABM model with tables that know less: whether the edge score is worth anything.
+    """Return the CABM model with the two control tables of `cabm.tables.controls`.
 
     Args:
         cabm: the method with the learned table.
-        observations: those that the table was built from.
+        observations: the observations that the table was built from.
     """
     loaded = cabm.loaded
     assert loaded is not None and loaded.table is not None
@@ -89,12 +89,12 @@ def _bicubic(image: np.ndarray, scale: int) -> TiledResult:
 
 
 def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -> float:
-    """Bit operations of one image by a backbone; see `cabm.tables.cost.bitops`.
+    """Return the bit operations of one upscaled image; see `cabm.tables.cost.bitops`.
 
     Args:
-        model: the backbone.
-        result: what it made of the image; without bits, all that is quantized has 8.
-        convention: ``patch`` (overlaps counted) or ``image``.
+        model: the backbone that upscaled it.
+        result: the image and the bits of its tiles.
+        convention: "tile" (overlaps counted) or "image".
     """
     return bitops(
         model.layers,
@@ -102,14 +102,14 @@ def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -
         result.plan,
         convention=convention,
         weight_bits=model.precision.weight_bits,
-        computed=result.work if convention == "patch" else 1 - result.bypassed,
+        computed=result.work if convention == "tile" else 1 - result.bypassed,
     )
 
 
 def compare(
     methods: list[Method], sets: Mapping[str, PackedStore], settings: EvaluateSettings
 ) -> Iterator[tuple[str, str, str, list[ImageResult]]]:
-    """Yield (protocol, set, method, results) for all of them, tiles first, then whole images."""
+    """Yield (protocol, test set, method, results), first in tiles, then of whole images."""
     protocols = [("tiles", None)]
     if settings.whole_image:
         protocols.append(("whole", settings.max_whole_pixels))
@@ -123,7 +123,7 @@ def compare(
 
 
 def summarise(method: Method, results: list[ImageResult]) -> dict[str, Any]:
-    """Return the means of a set, with the bit operations of its images in both conventions, in 10^12."""
+    """Return the means over a test set, with the bit operations per image in 10^12 by both conventions."""
     row = mean_results(results)
     if method.loaded is None:
         return row
@@ -138,7 +138,7 @@ def summarise(method: Method, results: list[ImageResult]) -> dict[str, Any]:
 def image_rows(
     protocol: str, set_name: str, method: str, results: list[ImageResult]
 ) -> list[dict[str, Any]]:
-    """Return one row per image for the CSV."""
+    """Return one row per image, for the CSV file."""
     return [
         {
             "protocol": protocol,
@@ -157,7 +157,7 @@ def image_rows(
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of equal keys as CSV."""
+    """Write rows that have the same keys as CSV."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -165,13 +165,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def protocol_description(settings: EvaluateSettings, scale: int) -> dict[str, Any]:
-    """Say how the figures were measured, for the metrics file."""
+    """Describe how the numbers were measured, for the metrics file."""
     return {
-        "color": "Y of YCbCr (BT.601, 65.738 129.057 25.064 over 256, plus 16), SR rounded to 8 bit",
+        "color": "Y of YCbCr (BT.601, 65.738 129.057 25.064 over 256, plus 16), SR rounded to 8 bits",
         "shave": scale,
-        "ssim": "11x11 Gaussian, sigma 1.5, valid region, mean",
-        "tiles": f"LR tiles of {settings.tile}, stride {settings.stride}, overlaps cut in the middle",
-        "whole": "the uncut image; its one score decides the bits",
-        "fab": "mean bits over the adaptive positions of tiles that enter the network",
-        "bitops": "sum of MACs x weight bits x activation bits per image, 10^12; patch: overlaps counted",
+        "ssim": "Gaussian window of 11x11, sigma 1.5, only where it fits, mean",
+        "tiles": f"LR tiles of {settings.tile}, stride {settings.stride}, blended where they overlap",
+        "whole": "the image as a single tile; its edge score decides the bits",
+        "fab": "mean bits over the adaptive layers and the tiles that enter the network",
+        "bitops": "sum of MACs x weight bits x activation bits per image, in 10^12; tile: overlaps counted",
     }

@@ -14,23 +14,25 @@ from cabm.tables.cost import fab
 from cabm.upscaling.tiles import TiledResult
 
 MAX_PSNR = 100.0
-"""PSNR in dB that an image without any error is recorded with: means and JSON need a number.
+"""PSNR in dB recorded for an image without any error, because means and JSON need a finite number.
 
-It is what one level of error in 150 000 values gives. Images of one colour reach it, by bicubic already.
+An error of one level in one of 150 000 values gives the same PSNR. Images of a single colour reach it,
+even by bicubic upscaling.
 """
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What one image gave.
+    """Measurements of one image.
 
     Attributes:
-        name: of the image.
-        psnr, ssim: on Y, in dB up to `MAX_PSNR` and 0..1.
-        fab: mean bits over computed tiles and adaptive positions; None for models without bits.
-        bypassed: share of the tiles' pixels that did not come from the network.
-        seconds: wall-clock of the upscaling.
-        result: the image and its tiles.
+        name: name of the image.
+        psnr, ssim: on Y; PSNR in dB, at most `MAX_PSNR`.
+        fab: mean bits over the tiles that are computed and their adaptive layers; None for models without
+            bits.
+        bypassed: share of the tiles' pixels that kept the bicubic upscaling, 0..1.
+        seconds: wall-clock time of the upscaling.
+        result: the upscaled image and its tiles.
     """
 
     name: str
@@ -53,9 +55,9 @@ def evaluate_store(
 
     Args:
         store: pairs of images.
-        upscale: (h,w,3) uint8 -> result.
-        max_pixels: low-resolution images larger than this are left out.
-        images: numbers of the images to take; all by default.
+        upscale: takes (h, w, 3) uint8.
+        max_pixels: skip low-resolution images larger than this.
+        images: indices of the images to measure; all by default.
 
     Raises:
         InputError: an image is too small to be measured.
@@ -92,7 +94,7 @@ def check_measurable(store: PackedStore) -> None:
 
 
 def mean_results(results: list[ImageResult]) -> dict[str, float]:
-    """Average a set: PSNR, SSIM, seconds over images; FAB and bypass over tiles (as the papers do)."""
+    """Average PSNR and SSIM over images, FAB and bypass over tiles, as papers do; add up the seconds."""
     means = {
         "psnr": float(np.mean([r.psnr for r in results])),
         "ssim": float(np.mean([r.ssim for r in results])),
@@ -103,14 +105,14 @@ def mean_results(results: list[ImageResult]) -> dict[str, float]:
 
 
 def mean_bits(bits: Sequence[np.ndarray], bypassed: Sequence[np.ndarray]) -> dict[str, float]:
-    """Average over tiles.
+    """Average bits and bypass over the tiles of all images.
 
     Args:
-        bits: of each image, the bits (N,L) of its tiles.
-        bypassed: of each image, the share (N,) of each of its tiles that was not computed.
+        bits: for each image, the bits (N, L) of its tiles.
+        bypassed: for each image, the share (N,) of each tile that was bypassed.
 
     Returns:
-        ``bypassed`` and, where anything was computed, ``fab``; nothing for no images.
+        ``bypassed`` and, if any tile was computed, ``fab``; empty without images.
     """
     if not bits:
         return {}

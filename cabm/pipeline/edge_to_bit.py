@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import load_model
@@ -10,7 +11,7 @@ from cabm.evaluation.observe import observe
 from cabm.files import write_json
 from cabm.pipeline.stage import Stage
 from cabm.reporting.bits import table_picture
-from cabm.tables.bypass import apply_bypass
+from cabm.tables.bypass import choose_bypass
 from cabm.tables.cost import fab
 from cabm.tables.table import build_table
 from cabm.upscaling.runners import ModelRunner
@@ -32,17 +33,13 @@ def edge_to_bit(stage: Stage) -> None:
     )
     seconds = time.perf_counter() - started
     observations.save(stage.tables / "observations.npz")
-    table = build_table(
-        observations.scores,
-        observations.bits,
-        **observations.origin,
-        strategy=settings.strategy,
-        fab_cap=settings.fab_cap,
+    table = build_table(observations, strategy=settings.strategy, fab_cap=settings.fab_cap)
+    bypass = choose_bypass(
+        observations,
+        max_loss_db=settings.bypass.max_loss_db,
+        max_tile_loss_db=settings.bypass.max_tile_loss_db,
     )
-    bypass = settings.bypass
-    table = apply_bypass(
-        table, observations, max_loss_db=bypass.max_loss_db, max_tile_loss_db=bypass.max_tile_loss_db
-    )
+    table = replace(table, bypass=bypass)
     table.save(stage.tables / "edge_to_bit.json")
 
     metrics = {
@@ -50,8 +47,8 @@ def edge_to_bit(stage: Stage) -> None:
         "rows": len(table.rows),
         "cadyq_fab": fab(observations.bits),
         "table_fab": fab(table.lookup(observations.scores)),
-        "bypassed": 0.0 if table.bypass is None else table.bypass["share"],
-        "bypass_loss_db": 0.0 if table.bypass is None else table.bypass["loss_db"],
+        "bypassed": 0.0 if bypass is None else bypass.share,
+        "bypass_loss_db": 0.0 if bypass is None else bypass.loss_db,
     }
     timing = {
         "seconds": round(seconds, 2),

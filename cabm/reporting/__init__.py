@@ -1,1 +1,1 @@
-"""Figures, and the HTML page that `cabm report` writes."""
+"""Figures, and the HTML page of `cabm report`."""

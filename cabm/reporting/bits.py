@@ -1,13 +1,13 @@
-"""Figures of tables, models and results.
+"""Figures of bits: PSNR against bits, the bits of a table, and bits against edge scores.
 
-Every function returns a matplotlib ``Figure`` and leaves saving to the caller. Figures are made without
-pyplot, so that nothing global changes and no display is needed. Bits have one colour in all of them.
+Functions return a matplotlib ``Figure``; callers save it. Figures are made without pyplot, so that no
+global state changes and no display is needed. A bit-width has the same colour in all figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,42 +17,33 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
-from cabm.reporting.overlays import bit_map_overlay, crops_side_by_side, detailed_boxes
-from cabm.reporting.style import (
-    FAINT,
-    INK,
-    WIDEST,
-    bit_color,
-    plain,
-)
+from cabm.reporting.style import FAINT, INK, WIDEST, bit_color, plain
+from cabm.tables.controls import CONTROLS
 from cabm.tables.table import EdgeToBitTable
 
-__all__ = [
-    "bit_map_overlay",
-    "crops_side_by_side",
-    "detailed_boxes",
-    "edge_hypothesis",
-    "psnr_against_fab",
-    "table_picture",
-]
 
-# Caption, colour, marker.
+class _Look(NamedTuple):
+    label: str
+    color: str
+    marker: str = "o"
+
+
 _METHODS = {
-    "bicubic": ("bicubic", "#8c8c8c", "x"),
-    "full_precision": ("float", "#262626", "o"),
-    "pams": ("PAMS", "#c96a1f", "s"),
-    "cadyq": ("CADyQ", "#2f7f86", "^"),
-    "cabm": ("CABM", "#6b1353", "D"),
+    "bicubic": _Look("bicubic", "#8c8c8c", "x"),
+    "full_precision": _Look("float", "#262626", "o"),
+    "pams": _Look("PAMS", "#c96a1f", "s"),
+    "cadyq": _Look("CADyQ", "#2f7f86", "^"),
+    "cabm": _Look("CABM", "#6b1353", "D"),
 }
 _OTHER_COLORS = ("#4c6fb1", "#5d8a3a", "#a63d40", "#7d6b2f")
 
 
 def psnr_against_fab(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw PSNR over FAB, one panel per test set.
+    """Draw PSNR against FAB, one panel per test set.
 
     Args:
-        rows: one per method and test set: ``method``, ``set``, ``psnr`` in dB, ``fab``. Rows without a FAB
-            (None or missing), or with one above 8, are float or bicubic: lines across.
+        rows: one per method and test set, with ``method``, ``set``, ``psnr`` in dB and ``fab``. Float and
+            bicubic have no FAB (missing, None or above 8); they are drawn as horizontal lines.
     """
     sets = list(dict.fromkeys(str(row["set"]) for row in rows))
     columns = min(len(sets), 3 if len(sets) != 4 else 2)
@@ -68,13 +59,31 @@ def psnr_against_fab(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def trade_off_rows(set_name: str, methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of one test set for :func:`psnr_against_fab`.
+
+    Args:
+        set_name: name of the test set.
+        methods: means by method; see `cabm.evaluation.comparison.summarise`.
+    """
+    return [
+        {
+            "set": set_name,
+            "method": method,
+            "psnr": row["psnr"],
+            "fab": 8.0 if method == "pams" else row.get("fab"),
+        }
+        for method, row in methods.items()
+        if method not in CONTROLS  # too close to CABM for labels; the tables have them
+    ]
+
+
 def table_picture(table: EdgeToBitTable) -> Figure:
-    """Draw the bits of every layer over the edge score, and above them the FAB of each score."""
-    num_layers = len(table.layers)
+    """Draw the bits of every layer against the edge score, and the FAB of each score above."""
+    num_layers, widths = len(table.layers), table.search_space
     end = max(table.thresholds[-1] * 1.08, table.thresholds[-1] + 1)
     starts = np.concatenate([[0.0], table.thresholds[1:]])
     edges = np.concatenate([starts, [end]])
-    widths = table.search_space
     figure = Figure(figsize=(8.5, 2.6 + 0.17 * max(num_layers, 8)), layout="constrained")
     curve, grid = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 0.17 * max(num_layers, 8)])
 
@@ -102,53 +111,26 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
     title = f"{table.backbone} x{table.scale}: {rows}, strategy {table.strategy}"
     if table.bypass is not None:
-        title += f"; bypassed below edge peak {table.bypass['threshold']:g}"
-    figure.suptitle(
-        title,
-        color=INK,
-        fontsize=11,
-    )
+        title += f"; bypass below an edge peak of {table.bypass.threshold:g}"
+    figure.suptitle(title, color=INK, fontsize=11)
     return figure
 
 
 def edge_hypothesis(scores: ArrayLike, bits: ArrayLike, layers: Sequence[str]) -> Figure:
-    """Draw what the method rests on: tiles with more edges are given more bits by the selectors.
+    """Draw whether selectors give more bits to tiles with more edges, as the method assumes.
 
-    Left, every tile by edge score and mean bits, with the median; right, the rank correlation (Spearman)
-    of score and bits for each layer.
+    Left: every tile by edge score and mean bits, and the median. Right: Spearman's rank correlation of
+    score and bits for each layer.
 
     Args:
         scores: (N,) edge scores of observed tiles.
-        bits: (N, L) their bits.
-        layers: the L names.
+        bits: (N, L) bits of these tiles.
+        layers: names of the L layers.
     """
     scores, bits = np.asarray(scores, dtype=np.float64), np.asarray(bits)
-    mean_bits = bits.mean(axis=1)
     figure = Figure(figsize=(9.5, 1.6 + 0.16 * max(len(layers), 16)), layout="constrained")
     cloud, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    cloud.scatter(scores, mean_bits, s=12, alpha=0.35, color="#4c6fb1", linewidth=0)
-    ends = np.unique(np.quantile(scores, np.linspace(0, 1, min(13, len(scores) // 8 + 2))))
-    bins = np.clip(np.searchsorted(ends, scores, side="right") - 1, 0, max(len(ends) - 2, 0))
-    filled = np.unique(bins)
-    cloud.plot(
-        [np.median(scores[bins == b]) for b in filled],
-        [np.median(mean_bits[bins == b]) for b in filled],
-        color=bit_color(8),
-        marker="o",
-        markersize=4,
-        linewidth=1.8,
-        label="median",
-    )
-    cloud.set_xlabel("edge score of the tile")
-    cloud.set_ylabel("mean bits of its layers")
-    cloud.set_title(
-        f"{len(scores)} tiles, rank correlation {_rank_correlation(scores, mean_bits):.2f}",
-        color=INK,
-        fontsize=11,
-    )
-    cloud.legend(frameon=False, loc="lower right")
-    plain(cloud)
-
+    _draw_cloud(cloud, scores, bits.mean(axis=1))
     correlations = [_rank_correlation(scores, column) for column in bits.T]
     places = np.arange(len(layers))
     bars.barh(places, correlations, color=bit_color(5), height=0.75)
@@ -164,14 +146,36 @@ def edge_hypothesis(scores: ArrayLike, bits: ArrayLike, layers: Sequence[str]) -
     return figure
 
 
-def _draw_trade_off(
-    panel: Axes, rows: Sequence[Mapping[str, Any]], looks: Mapping[str, tuple[str, str, str]]
-) -> None:
+def _draw_cloud(panel: Axes, scores: np.ndarray, mean_bits: np.ndarray) -> None:
+    """Draw tiles by score and mean bits, and the median in up to 12 bins of equally many tiles."""
+    panel.scatter(scores, mean_bits, s=12, alpha=0.35, color="#4c6fb1", linewidth=0)
+    ends = np.unique(np.quantile(scores, np.linspace(0, 1, min(13, len(scores) // 8 + 2))))
+    bins = np.clip(np.searchsorted(ends, scores, side="right") - 1, 0, max(len(ends) - 2, 0))
+    filled = np.unique(bins)
+    panel.plot(
+        [np.median(scores[bins == b]) for b in filled],
+        [np.median(mean_bits[bins == b]) for b in filled],
+        color=bit_color(8),
+        marker="o",
+        markersize=4,
+        linewidth=1.8,
+        label="median",
+    )
+    panel.set_xlabel("edge score of the tile")
+    panel.set_ylabel("mean bits of the tile")
+    correlation = _rank_correlation(scores, mean_bits)
+    panel.set_title(f"{len(scores)} tiles, rank correlation {correlation:.2f}", color=INK, fontsize=11)
+    panel.legend(frameon=False, loc="lower right")
+    plain(panel)
+
+
+def _draw_trade_off(panel: Axes, rows: Sequence[Mapping[str, Any]], looks: Mapping[str, _Look]) -> None:
+    """Draw the methods of one test set: points by FAB and PSNR, and lines without FAB."""
     points = [row for row in rows if row.get("fab") and row["fab"] <= WIDEST]
     across = [row for row in rows if row not in points]
     values = [row["psnr"] for row in points] or [row["psnr"] for row in across]
     spread = max(max(values) - min(values), 0.1)
-    # A line far away would press all else together: it is told in words instead.
+    # a distant line would squeeze everything else, so it is mentioned in the title instead
     near = [row for row in across if abs(row["psnr"] - np.mean(values)) < 6 * spread]
     far = [row for row in across if row not in near]
     shown = values + [row["psnr"] for row in near]
@@ -180,44 +184,45 @@ def _draw_trade_off(
     left = min([row["fab"] - 0.9 for row in points] + [WIDEST - 3.0])
     panel.set_xlim(left, WIDEST + 0.4)
     for row in near:
-        label, color, _ = looks[str(row["method"])]
-        panel.axhline(row["psnr"], color=color, linestyle="--", linewidth=1)
-        panel.annotate(
-            f"{label}  {row['psnr']:.2f} dB",
-            (left, row["psnr"]),
-            (4, 3),
-            textcoords="offset points",
-            color=color,
-            fontsize=8.5,
-        )
+        look = looks[str(row["method"])]
+        panel.axhline(row["psnr"], color=look.color, linestyle="--", linewidth=1)
+        text = f"{look.label}  {row['psnr']:.2f} dB"
+        _annotate(panel, text, (left, row["psnr"]), (4, 3), color=look.color)
     for row in points:
-        label, color, marker = looks[str(row["method"])]
+        look = looks[str(row["method"])]
         neighbours = [x for x in points if abs(x["fab"] - row["fab"]) < 1.2]
         above = len(neighbours) > 1 and row is max(neighbours, key=lambda x: (x["psnr"], x["fab"]))
-        panel.scatter(row["fab"], row["psnr"], color=color, marker=marker, s=46, zorder=3)
-        panel.annotate(
-            f"{label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits",
-            (row["fab"], row["psnr"]),
+        place = (row["fab"], row["psnr"])
+        panel.scatter(*place, color=look.color, marker=look.marker, s=46, zorder=3)
+        _annotate(
+            panel,
+            f"{look.label}  {row['psnr']:.2f} dB\n{row['fab']:.2f} bits",
+            place,
             (0, 7 if above else -8),
-            textcoords="offset points",
             ha="right" if row["fab"] > WIDEST - 0.7 else "center",
             va="bottom" if above else "top",
-            color=color,
-            fontsize=8.5,
+            color=look.color,
         )
-    notes = [f"{looks[str(row['method'])][0]} {row['psnr']:.2f} dB, off the scale" for row in far]
+    notes = [f"{looks[str(row['method'])].label} {row['psnr']:.2f} dB, off the scale" for row in far]
     panel.set_title("   ".join(notes), loc="right", color=FAINT, fontsize=8.5)
     panel.set_xlabel("feature average bits (FAB)")
     panel.set_ylabel("PSNR on Y, dB")
     plain(panel)
 
 
-def _method_looks(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Caption, colour and marker of each method; unknown ones get colours in order of appearance."""
+def _annotate(
+    panel: Axes, text: str, place: tuple[float, float], offset: tuple[int, int], **style: Any
+) -> None:
+    """Write text at an offset in points from a place in data coordinates."""
+    panel.annotate(text, place, offset, textcoords="offset points", fontsize=8.5, **style)
+
+
+def _method_looks(methods: Sequence[str]) -> dict[str, _Look]:
+    """Return the look of each method; unknown methods get colours in order of appearance."""
     looks = dict(_METHODS)
     for method in methods:
         if method not in looks:
-            looks[method] = (method, _OTHER_COLORS[len(looks) % len(_OTHER_COLORS)], "o")
+            looks[method] = _Look(method, _OTHER_COLORS[len(looks) % len(_OTHER_COLORS)])
     return looks
 
 

@@ -1,4 +1,4 @@
-"""What a report is made from: the files that the stages wrote, read and checked."""
+"""Read and check the files of a pipeline that a report shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from cabm.checkpoints.model_directory import CONFIG_FILE, ModelConfig, read_config
 from cabm.errors import InputError, describe
@@ -22,7 +22,7 @@ STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "
 STEPS = ("full_precision", "pams", "cadyq", "cabm")
 FIGURES = ("bit_map", "crops", "edge_hypothesis", "edge_to_bit")
 _PNG = b"\x89PNG\r\n\x1a\n"
-# what the evaluate stage draws is far smaller; a page that nobody can open helps nobody
+# far larger than any figure of the evaluate stage; more would make a page that browsers cannot open
 _MAX_IMAGE_BYTES = 16 * 2**20
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -31,19 +31,24 @@ OptionalNumber = Annotated[Number | None, BeforeValidator(lambda value: None if 
 
 
 class Measured(BaseModel):
-    """Means of one method on one test set; see `cabm.evaluation.comparison.summarise`."""
+    """Means of one method on one test set; see `cabm.evaluation.comparison.summarise`.
+
+    Results written by earlier versions call the bit operations of tiles ``bitops_patch_T``.
+    """
 
     psnr: Number
     ssim: Number
     seconds: Number
     fab: Number | None = None
     bypassed: Number | None = None
-    bitops_patch_T: Number | None = None
+    bitops_tile_T: Annotated[
+        Number | None, Field(validation_alias=AliasChoices("bitops_tile_T", "bitops_patch_T"))
+    ] = None
     bitops_image_T: Number | None = None
 
 
 class Quality(BaseModel):
-    """results/quality.json; results by protocol, test set and method."""
+    """The file results/quality.json: means by protocol, test set and method."""
 
     protocol: dict[str, str | int | float] = {}
     environment: dict[str, str] = {}
@@ -51,7 +56,7 @@ class Quality(BaseModel):
 
 
 class ImageRow(BaseModel):
-    """A row of results/images.csv."""
+    """One row of results/images.csv."""
 
     protocol: str
     set: str
@@ -73,21 +78,21 @@ class CropVersion(BaseModel):
 
 
 class Crop(BaseModel):
-    """A place of the image and its versions by caption."""
+    """One crop of the image: its place, and its versions by caption."""
 
     box: tuple[int, int, int, int]
     versions: dict[str, CropVersion]
 
 
 class Crops(BaseModel):
-    """results/crops/crops.json; see `cabm.reporting.pictures.save_crops`."""
+    """The file results/crops/crops.json; see `cabm.reporting.pictures.save_crops`."""
 
     image: str
     crops: list[Crop]
 
 
 class Validation(BaseModel):
-    """What the validation images measured after a training step."""
+    """Means over the validation images after training."""
 
     psnr: Number
     ssim: Number
@@ -95,7 +100,7 @@ class Validation(BaseModel):
 
 
 class Timing(BaseModel):
-    """timing/STAGE.json."""
+    """The file timing/STAGE.json."""
 
     seconds: Number | None = None
     patches_per_second: Number | None = None
@@ -103,31 +108,31 @@ class Timing(BaseModel):
 
 
 class StageMetrics(BaseModel):
-    """metrics/STAGE.json, as far as a report shows it."""
+    """The file metrics/STAGE.json of a stage whose metrics the report does not show."""
 
 
 class StepMetrics(StageMetrics):
-    """The same of a training step."""
+    """The file metrics/STAGE.json of a training stage."""
 
     validation: Validation
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows. A piece that no stage has written yet is None or empty.
+    """Everything that a report shows. Parts that no stage has written yet are None or empty.
 
     Attributes:
-        quality: means by protocol, set and method.
-        images: per-image results.
+        quality: means by protocol, test set and method.
+        images: results of each image.
         metrics: by stage.
-        timing: what each stage took.
-        curves: rows of numbers by training step; a column that was not measured in a row is absent.
-        models: descriptions by training step.
+        timing: by stage.
+        curves: rows of numbers by training stage; values that were not measured in a row are absent.
+        models: configs by training stage.
         table: the edge-to-bit table.
-        params: params.yaml.
-        figures: data URIs of the evaluate stage's figures by name.
-        crops: places of the shown image.
-        crop_images: data URIs by file name.
+        params: the content of params.yaml.
+        figures: figures of the evaluate stage as data URIs, by name.
+        crops: the crops of the shown image.
+        crop_images: data URIs of the crops, by file name.
     """
 
     quality: Quality | None = None
@@ -150,7 +155,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
         project: the directory with params.yaml.
 
     Raises:
-        InputError: there is no such directory, no stage has written anything, or a file is damaged.
+        InputError: there is no such directory, no stage has written anything yet, or a file is damaged.
     """
     project = Path(project)
     if not project.is_dir():
@@ -179,7 +184,7 @@ def read_report_data(project: str | Path = ".") -> ReportData:
         crop_images={v.file: image_uri(results / "crops" / v.file) for v in versions},
     )
     if not (data.quality or data.metrics or data.timing or data.curves or data.models or data.table):
-        raise InputError(f"{project}: no stage has written anything here to report; run dvc repro first")
+        raise InputError(f"{project}: nothing to report, no stage has run here; run dvc repro first")
     return data
 
 
@@ -193,7 +198,7 @@ def image_uri(path: Path) -> str:
         raise InputError(f"{path}: no such image; run the evaluate stage again")
     content = path.read_bytes()
     if len(content) > _MAX_IMAGE_BYTES:
-        raise InputError(f"{path}: {len(content) / 2**20:.0f} MiB are too many for a page")
+        raise InputError(f"{path}: an image of {len(content) / 2**20:.0f} MiB is too large for a page")
     if not content.startswith(_PNG):
         raise InputError(f"{path}: not a PNG image; run the evaluate stage again")
     return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
@@ -234,7 +239,7 @@ def _read_curve(path: Path) -> list[dict[str, float]]:
         try:
             rows.append({name: float(text) for name, text in row.items() if text})
         except (TypeError, ValueError):
-            raise InputError(f"{path}: line {number} has something other than numbers") from None
+            raise InputError(f"{path}: line {number} does not hold numbers only") from None
         if "step" not in rows[-1]:
             raise InputError(f"{path}: line {number} has no step")
     return rows

@@ -1,4 +1,4 @@
-"""Figures that show images: bits over a photograph, and crops side by side."""
+"""Figures over photographs: a map of bits, and crops side by side."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _MAX_SHOWN_PIXELS = 1600
 
 
 def bit_map_overlay(
-    image: np.ndarray,
-    tile_plan: TilePlan,
-    fab_per_tile: ArrayLike,
-    parts: TileParts | None = None,
+    image: np.ndarray, tile_plan: TilePlan, fab_per_tile: ArrayLike, parts: TileParts | None = None
 ) -> Figure:
-    """Draw the mean bits of each tile over an image; what was not computed is hatched gray.
+    """Draw the mean bits of each tile over an image, with bypassed parts hatched.
 
     Args:
-        image: (H, W, 3) uint8, the input or (a multiple of its size) the output.
+        image: (H, W, 3) uint8, the input or its upscaled version.
         tile_plan: the tiles of the input.
-        fab_per_tile: (N,) mean bits of the layers, 0 for bypassed tiles.
-        parts: what of the tiles was computed; None: all of those that have bits.
+        fab_per_tile: (N,) mean bits of each tile; those of tiles that are bypassed as a whole do not count.
+        parts: the bypassed parts; None: all tiles are computed.
     """
     values = np.asarray(fab_per_tile, dtype=np.float64)
+    if parts is None:
+        parts = TileParts.all_computed(len(values), tile_plan.tile_height, tile_plan.tile_width)
+    computed = values[parts.entered]
     height, width = tile_plan.height, tile_plan.width
     shown = image[_thinned(image.shape[0]), _thinned(image.shape[1])]
     panel_width = 8.0
@@ -44,14 +44,11 @@ def bit_map_overlay(
         figsize=(panel_width + 1.1, max(panel_width * height / width, 1.6) + 0.7), layout="constrained"
     )
     axes = figure.subplots()
-    # Gray, so that no colour of the image is taken for bits, and pale, so that dark places show them.
+    # in gray, so that no colour of the image looks like bits, and pale, so that dark areas show them
     gray = 255 - 0.62 * (255 - (shown.mean(axis=2) if shown.ndim == 3 else shown))
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    scale = Normalize(min(4.0, values[values > 0].min(initial=4.0)), WIDEST)
+    scale = Normalize(min(4.0, computed.min(initial=4.0)), WIDEST)
     colormap = bit_colormap(scale)
-    computed = values > 0
-    if parts is None:
-        parts = TileParts.of_tiles(tile_plan.tile_height, tile_plan.tile_width, ~computed)
     cores = [[region.core for region in regions] for regions in parts.regions]
     owner, drawn = _rectangles(tile_plan, cores)
     boxes = PatchCollection(drawn, linewidth=0.5, edgecolor="white")
@@ -59,14 +56,9 @@ def bit_map_overlay(
     boxes.set_alpha(0.6)
     axes.add_collection(boxes)
     _, left_out = _rectangles(tile_plan, parts.boxes_left_out)
+    pale, dark = (1, 1, 1, 0.25), (0.35, 0.35, 0.35, 0.8)
     axes.add_collection(
-        PatchCollection(
-            left_out,
-            facecolor=(1, 1, 1, 0.25),
-            edgecolor=(0.35, 0.35, 0.35, 0.8),
-            linewidth=0.0,
-            hatch=HATCH,
-        )
+        PatchCollection(left_out, facecolor=pale, edgecolor=dark, linewidth=0.0, hatch=HATCH)
     )
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -74,14 +66,18 @@ def bit_map_overlay(
     bar = figure.colorbar(ScalarMappable(scale, colormap), ax=axes, shrink=0.8, pad=0.02)
     bar.set_label("mean bits of the tile")
     bar.outline.set_visible(False)
-    mean = f"FAB {values[computed].mean():.2f}" if computed.any() else "nothing computed"
+    mean = f"FAB {computed.mean():.2f}" if len(computed) else "nothing computed"
     title = f"{len(values)} tiles, {mean}, {parts.share.mean():.0%} bypassed"
     axes.set_title(title, color=INK, fontsize=11)
     return figure
 
 
 def _rectangles(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[list[int], list[Rectangle]]:
-    """Boxes of tiles as rectangles of the image, as far as their tile owns it, with its number."""
+    """Turn boxes of tiles into rectangles of the image, clipped to the pixels that belong to their tile.
+
+    Returns:
+        The tile of each rectangle, and the rectangles.
+    """
     tiles, rectangles = [], []
     owned = tile_plan.owned(2) / 2
     for tile, of_tile in enumerate(boxes):
@@ -99,11 +95,11 @@ def _rectangles(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[list[int],
 def crops_side_by_side(
     images: Mapping[str, np.ndarray], boxes: Sequence[tuple[int, int, int, int]]
 ) -> Figure:
-    """Draw the same crops of several versions of one image, each with its PSNR-Y against the first.
+    """Draw the same crops of several versions of one image, with their PSNR on Y against the first.
 
     Args:
         images: (H, W, 3) uint8 of one size by caption, the original first.
-        boxes: y0, x0, y1, x1 of each crop, one row of the figure each; see :func:`detailed_boxes`.
+        boxes: y0, x0, y1, x1 of each crop, drawn in one row each; see :func:`detailed_boxes`.
     """
     names = list(images)
     original = images[names[0]]
@@ -136,18 +132,21 @@ def crops_side_by_side(
 
 
 def detailed_boxes(image: np.ndarray, size: int, count: int) -> list[tuple[int, int, int, int]]:
-    """Find the squares of an image with the most edges, for :func:`crops_side_by_side`.
+    """Find the squares of an image with the most edges.
 
     Args:
         image: (H, W, 3) uint8.
         size: side of a square in pixels; smaller if the image is.
         count: how many at most; they do not overlap.
+
+    Returns:
+        y0, x0, y1, x1 of each square, ends excluded.
     """
     size = min(size, *image.shape[:2])
     tiles = plan(image.shape[0], image.shape[1], size, max(size // 2, 1))
     order = np.argsort(-edges_of_image(image, tiles).scores.numpy(), kind="stable")
     chosen: list[tuple[int, int, int, int]] = []
-    # Well apart where the image has room, else merely without overlap.
+    # well apart if the image has room, else without overlap
     for distance in (max(2 * size, min(image.shape[:2]) // 2), size):
         for y0, x0, y1, x1 in tiles.boxes[order].tolist():
             apart = all(max(abs(y0 - b[0]), abs(x0 - b[1])) >= distance for b in chosen)
@@ -157,5 +156,5 @@ def detailed_boxes(image: np.ndarray, size: int, count: int) -> list[tuple[int, 
 
 
 def _thinned(length: int) -> slice:
-    """Every n-th pixel, so that a figure of an 8K image draws no more than it shows."""
+    """Select every n-th pixel, so that the figure of an 8K image draws no more than it shows."""
     return slice(None, None, max(length // _MAX_SHOWN_PIXELS, 1))

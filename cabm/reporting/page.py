@@ -1,13 +1,12 @@
-"""The report: one HTML page, complete in itself, on what a pipeline's stages have written."""
+"""The report: one self-contained HTML page about the results of a pipeline."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -15,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from cabm.files import atomic_write
-from cabm.reporting.bits import psnr_against_fab
+from cabm.reporting.bits import psnr_against_fab, trade_off_rows
 from cabm.reporting.curves import training_curves
 from cabm.reporting.inputs import STAGES, STEPS, Measured, ReportData, StepMetrics, read_report_data
 from cabm.reporting.tables import (
@@ -29,9 +28,10 @@ from cabm.reporting.tables import (
     result_groups,
     stage_rows,
 )
-from cabm.tables.controls import CONTROLS
+from cabm.tables.bypass import Bypass
+from cabm.tables.table import EdgeToBitTable
 
-PROTOCOLS = {"tiles": "In tiles", "whole": "Whole image"}
+PROTOCOLS = {"tiles": "In tiles", "whole": "Whole images"}
 
 
 def write_report(project: str | Path, output: str | Path) -> Path:
@@ -39,13 +39,13 @@ def write_report(project: str | Path, output: str | Path) -> Path:
 
     Args:
         project: the directory with params.yaml.
-        output: an .html file, or a folder that gets ``report.html``.
+        output: an .html file, or a folder for ``report.html``.
 
     Returns:
-        The file.
+        The path of the page.
 
     Raises:
-        InputError: nothing to report, or a damaged file.
+        InputError: there is nothing to report, or a file is damaged.
     """
     page = render_report(read_report_data(project))
     output = Path(output)
@@ -56,7 +56,7 @@ def write_report(project: str | Path, output: str | Path) -> Path:
 
 
 def render_report(data: ReportData) -> str:
-    """Return the page. The same data gives the same bytes."""
+    """Return the page as HTML. Equal data gives equal text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cabm.reporting", "templates"),
         autoescape=True,
@@ -66,7 +66,7 @@ def render_report(data: ReportData) -> str:
         keep_trailing_newline=True,
     )
     results = {} if data.quality is None else data.quality.results
-    table_facts = None if data.table is None else table_description(data)
+    table_facts = None if data.table is None else table_description(data.table)
     return environment.get_template("report.html").render(
         title=model_title(data),
         headline=headline(data),
@@ -104,13 +104,13 @@ def render_report(data: ReportData) -> str:
 
 
 def _asset(environment: jinja2.Environment, name: str) -> Markup:
-    """Return a file of the package for a style or script element, whose content HTML does not escape."""
+    """Return a template file as it is, for a style or script element."""
     assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
 def model_title(data: ReportData) -> str:
-    """Return which network it is, as ``EDSR ×4``."""
+    """Return the backbone and scale, such as ``EDSR ×4``."""
     for config in reversed(list(data.models.values())):
         return f"{config.backbone.upper()} ×{config.scale}"
     if data.table is not None:
@@ -121,17 +121,16 @@ def model_title(data: ReportData) -> str:
 
 
 def headline(data: ReportData) -> str:
-    """Return what came out, in one sentence."""
+    """Summarise the result in one sentence."""
     name, rows = headline_set(data)
     if name is None:
         done = [label(step) for step in STEPS if step in data.metrics or step in data.models]
         return f"Not evaluated yet. Trained so far: {', '.join(done) or 'nothing'}."
     cabm = rows.get("cabm")
     if cabm is None:
-        return f"{model_title(data)} on {name}: evaluated, without a CABM model."
+        return f"{model_title(data)} on {name}: evaluated without a CABM model."
     if cabm.fab is None:
-        text = f"{name}: CABM bypasses every tile: {cabm.psnr:.2f} dB, by bicubic upscaling alone."
-        return _unbroken(text)
+        return _unbroken(f"{name}: CABM bypasses every tile and reaches {cabm.psnr:.2f} dB, all bicubic.")
     text = f"{model_title(data)} on {name} reaches {cabm.psnr:.2f} dB at {cabm.fab:.2f} bits on average"
     comparisons = [
         f"{compared(cabm.psnr - rows[other].psnr)} {words}"
@@ -142,24 +141,24 @@ def headline(data: ReportData) -> str:
         text += f": {' and '.join(comparisons)}"
     share = _share_of_bitops(rows, "cabm", "pams")
     if share is not None:
-        text += f", for {percent(share)} of PAMS’s bit operations"
+        text += f", with {percent(share)} of the bit operations of PAMS"
     return _unbroken(text + ".")
 
 
 def _unbroken(text: str) -> str:
-    """Keep numbers and their units on one line."""
+    """Join numbers and units with spaces that do not break."""
     return re.sub(r"(?<=\d) (?=dB|bits|%)|(?<=\w) (?=×)", "\u00a0", text)
 
 
 def compared(difference: float) -> str:
-    """Return a difference of PSNR in words, up to the comparison's other side."""
+    """Return a difference of PSNR in words, to be followed by the name of the other method."""
     if abs(difference) < 0.005:
         return "equal to"
     return f"{abs(difference):.2f} dB {'above' if difference > 0 else 'below'}"
 
 
 def headline_set(data: ReportData) -> tuple[str | None, Mapping[str, Measured]]:
-    """Return the last test set's name and rows by method, None where nothing was evaluated."""
+    """Return the name and the rows by method of the last test set; None if nothing was evaluated."""
     tiles = {} if data.quality is None else data.quality.results.get("tiles", {})
     for name in reversed(tiles):
         return name, tiles[name]
@@ -167,7 +166,7 @@ def headline_set(data: ReportData) -> tuple[str | None, Mapping[str, Measured]]:
 
 
 def key_numbers(data: ReportData) -> list[dict[str, str]]:
-    """Return CABM's numbers on the last test set, each with what it compares with."""
+    """Return the numbers of CABM on the last test set, each with those of other methods."""
     _, rows = headline_set(data)
     cabm = rows.get("cabm")
     if cabm is None:
@@ -193,81 +192,71 @@ def key_numbers(data: ReportData) -> list[dict[str, str]]:
         {
             "value": MISSING if cabm.bypassed is None else percent(cabm.bypassed),
             "unit": "bypassed",
-            "note": "bicubic takes their place",
+            "note": "of the pixels are bicubic",
         },
         {
             "value": MISSING if share is None else percent(share),
-            "unit": "of float’s BitOPs",
+            "unit": "of the float BitOPs",
             "note": f"{decimal(cabm.bitops_image_T, 3, significant=True)} T per image",
         },
     ]
 
 
 def _beside(values: Mapping[str, str]) -> str:
+    """Return the values of bicubic and float, to compare with."""
     shown = ("bicubic", "full_precision")
     return ", ".join(f"{label(name)} {values[name]}" for name in shown if name in values)
 
 
 def _share_of_bitops(rows: Mapping[str, Measured], method: str, other: str) -> float | None:
-    """Return the ratio of the bit operations of two methods, overlaps of tiles not counted."""
+    """Return the ratio of two methods' bit operations, without the overlaps of tiles."""
     pair = [rows[name].bitops_image_T if name in rows else None for name in (method, other)]
     return pair[0] / pair[1] if pair[0] is not None and pair[1] else None
 
 
 def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, str]]:
-    """Return PSNR over FAB for each test set."""
+    """Return PSNR against FAB for each test set, as a data URI."""
     found = []
-    for name, rows in sets.items():
-        points: Sequence[dict[str, Any]] = [
-            {
-                "set": name,
-                "method": method,
-                "psnr": row.psnr,
-                "fab": 8.0 if method == "pams" else row.fab,
-            }
-            for method, row in rows.items()
-            if method not in CONTROLS  # too near to CABM for labels; the table has them
-        ]
-        if points:
-            found.append({"set": name, "figure": svg_uri(psnr_against_fab(points))})
+    for name, methods in sets.items():
+        rows = trade_off_rows(name, {method: row.model_dump() for method, row in methods.items()})
+        if rows:
+            found.append({"set": name, "figure": svg_uri(psnr_against_fab(rows))})
     return found
 
 
 def whole_curve(data: ReportData, step: str) -> list[dict[str, float]]:
-    """Return the rows of a training step's curve, with the validation of its result in the last one."""
+    """Return the rows of a training curve; the last one gets the validation of the final model."""
     rows, metrics = data.curves[step], data.metrics.get(step)
     if not rows or not isinstance(metrics, StepMetrics):
         return rows
     return [*rows[:-1], {"validation_psnr": metrics.validation.psnr} | rows[-1]]
 
 
-def table_description(data: ReportData) -> dict[str, Any]:
-    """Return what the report says of the edge-to-bit table."""
-    assert data.table is not None
-    facts = data.table.describe()
-    described = {
-        "rows": f"{facts['num_rows']}, by the strategy “{facts['strategy']}”",
-        "layers": f"{facts['num_layers']} adaptive, bits from {', '.join(map(str, facts['search_space']))}",
-        "mean bits": f"{facts['fab_lowest']:.2f} to {facts['fab_highest']:.2f} over the scores",
-        "tiles": f"{facts['patch']} pixels, {facts['step']} apart",
+def table_description(table: EdgeToBitTable) -> dict[str, str]:
+    """Return the facts that the report states about the edge-to-bit table."""
+    fab = table.rows.mean(axis=1)
+    return {
+        "rows": f"{len(table.rows)}, strategy “{table.strategy}”",
+        "layers": f"{len(table.layers)} adaptive, bits from {', '.join(map(str, table.search_space))}",
+        "mean bits": f"{fab.min():.2f} to {fab.max():.2f}, depending on the score",
+        "tiles": f"{table.tile} pixels, stride {table.stride}",
+        "bypass": "none" if table.bypass is None else _bypass_description(table.bypass),
     }
-    bypass = facts["bypass"]
-    if bypass:
-        text = f"parts of {bypass['part']} pixels with an edge peak below {bypass['threshold']:g}"
-        if {"share", "loss_db"} <= bypass.keys():
-            text += f": {percent(bypass['share'])} of the validation pixels, {_loss(bypass['loss_db'])}"
-        described["bypassed"] = text
-    else:
-        described["bypassed"] = "nothing"
-    return described
+
+
+def _bypass_description(bypass: Bypass) -> str:
+    text = f"parts of {bypass.part} pixels with an edge peak below {bypass.threshold:g}"
+    if bypass.share is None or bypass.loss_db is None:
+        return text
+    return f"{text}: {percent(bypass.share)} of the validation pixels, {_loss(bypass.loss_db)}"
 
 
 def _loss(loss_db: float) -> str:
-    return f"at {loss_db:.3f} dB" if loss_db >= 0 else f"with a gain of {-loss_db:.2f} dB"
+    return f"a loss of {loss_db:.3f} dB" if loss_db >= 0 else f"a gain of {-loss_db:.3f} dB"
 
 
 def svg_uri(figure: Figure) -> str:
-    """Return a figure as a data URI of SVG; the same figure gives the same bytes."""
+    """Return a figure as an SVG data URI. Equal figures give equal text."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "cabm"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

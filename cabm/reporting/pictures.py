@@ -1,4 +1,4 @@
-"""The evaluate stage's figures, as files and as figures of its run."""
+"""The figures and crops of the evaluate stage."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from cabm.evaluation.quality import psnr_y
 from cabm.files import atomic_write, write_json
 from cabm.imaging.images import write_image
 from cabm.project.sections import EvaluateSettings
-from cabm.reporting.bits import edge_hypothesis, psnr_against_fab, table_picture
+from cabm.reporting.bits import edge_hypothesis, psnr_against_fab, table_picture, trade_off_rows
 from cabm.reporting.overlays import bit_map_overlay, crops_side_by_side, detailed_boxes
-from cabm.tables.controls import CONTROLS
 from cabm.tables.observations import Observations
 from cabm.tables.table import EdgeToBitTable
 from cabm.upscaling.tiles import TiledResult
 
 CROP = 96  # output pixels
-WIDE_CROP = 168  # of the crops that the report lays over each other; three fit its width, doubled
+WIDE_CROP = 168  # for the report, where three fit side by side at twice their size
 ORIGINAL = "original"
 SHOWN_METHODS = {"bicubic": "bicubic", "full_precision": "float", "cabm": "CABM"}
 
 
 @dataclass(frozen=True)
 class ShownImage:
-    """The test image that pictures show.
+    """The test image that figures show.
 
     Attributes:
         name: ``set/image``.
-        low: (h,w,3) uint8, the input.
-        versions: (H,W,3) uint8 by caption, the original first.
-        cabm: what CABM's tiles took.
+        low: (h, w, 3) uint8, the input.
+        versions: (H, W, 3) uint8 by caption, the original first.
+        cabm: the result of CABM with its tiles.
     """
 
     name: str
@@ -51,15 +50,15 @@ class ShownImage:
 def show_image(
     methods: Mapping[str, Method], sets: Mapping[str, PackedStore], settings: EvaluateSettings
 ) -> ShownImage:
-    """Upscale the image that pictures show by the methods that they compare.
+    """Upscale the image to show by the methods that the figures compare.
 
     Args:
-        methods: bicubic and the steps, by name.
+        methods: all methods by name.
         sets: test sets by name.
-        settings: tiles, and which image to show.
+        settings: the tiles, and which image to show.
 
     Raises:
-        InputError: the image to show is not in the sets.
+        InputError: the image to show is not in any test set.
     """
     store, index = chosen_image(sets, settings.picture)
     set_name = next(name for name, candidate in sets.items() if candidate is store)
@@ -81,47 +80,31 @@ def make_pictures(
     """Draw the figures of an evaluation.
 
     Args:
-        shown: the image for bit map and crops.
-        table: of the CABM model.
-        summary: means by set and method.
-        observations: what the table was built from.
+        shown: the image for the bit map and the crops.
+        table: the table of the CABM model.
+        summary: means by test set and method.
+        observations: the observations that the table was built from.
+
+    Returns:
+        Figures by name.
     """
-    rows = [
-        {
-            "method": method,
-            "set": set_name,
-            "psnr": row["psnr"],
-            "fab": row.get("fab", fab_of(method)),
-        }
-        for set_name, by_method in summary.items()
-        for method, row in by_method.items()
-        if method not in CONTROLS  # too near to CABM for labels; tables have them
-    ]
+    rows = [row for name, methods in summary.items() for row in trade_off_rows(name, methods)]
     boxes = detailed_boxes(shown.versions[ORIGINAL], CROP, 3)
+    cabm = shown.cabm
     return {
         "psnr_against_fab": psnr_against_fab(rows),
         "edge_to_bit": table_picture(table),
         "edge_hypothesis": edge_hypothesis(observations.scores, observations.bits, observations.layers),
-        "bit_map": bit_map_overlay(
-            shown.low,
-            shown.cabm.plan,
-            table.fab_of(shown.cabm.scores) * shown.cabm.parts.entered,
-            shown.cabm.parts,
-        ),
+        "bit_map": bit_map_overlay(shown.low, cabm.plan, table.fab_of(cabm.scores), cabm.parts),
         "crops": crops_side_by_side(shown.versions, boxes),
     }
 
 
-def fab_of(method: str) -> float | None:
-    """Return the FAB of a method that measures none: 8 for PAMS, None for float and bicubic."""
-    return 8.0 if method == "pams" else None
-
-
 def chosen_image(sets: Mapping[str, PackedStore], picture: str | None) -> tuple[PackedStore, int]:
-    """Return the store and index of ``set/image``; by default the last set's first image.
+    """Return the store and index of ``set/image``; by default the first image of the last set.
 
     Raises:
-        InputError: there is no such image.
+        InputError: there is no such set or image.
     """
     if picture is None:
         return list(sets.values())[-1], 0
@@ -139,7 +122,7 @@ def save_figures(figures: Mapping[str, Figure], directory: Path) -> None:
 
 
 def save_crops(shown: ShownImage, directory: Path) -> None:
-    """Write an image's most detailed places, a PNG per version, and ``crops.json`` that lists them."""
+    """Write crops of the most detailed places, one PNG per version, and their list in ``crops.json``."""
     original = shown.versions[ORIGINAL]
     crops = []
     for number, (y0, x0, y1, x1) in enumerate(detailed_boxes(original, WIDE_CROP, 3)):

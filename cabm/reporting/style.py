@@ -1,4 +1,4 @@
-"""What all figures share: the colours of bits and plain axes."""
+"""The style that all figures share: colours of bits, and plain axes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize, to_rgb
 
 INK, FAINT, GRID = "#262626", "#8c8c8c", "#e9e9e9"
-HATCH, HATCH_COLOR, BYPASS_COLOR = "////", "#a6a6a6", "#d9d9d9"
+HATCH = "////"  # of bypassed parts
 WIDEST = 8
+"""The largest bit-width that has a colour of its own."""
 
-# From pale blue (few bits) over violet to dark red (8): readable in gray and to the colour-blind.
+# from pale blue (few bits) to dark red (8): legible in gray and to the colour-blind
 _BIT_COLORS = {
     2: "#e7f0fa",
     3: "#c5dcf0",
@@ -23,12 +24,12 @@ _BIT_COLORS = {
 
 
 def bit_color(width: int) -> str:
-    """Colour of a bit-width; gray for 0."""
-    return _BIT_COLORS[min(width, WIDEST)] if width else BYPASS_COLOR
+    """Return the colour of a bit-width."""
+    return _BIT_COLORS[min(width, WIDEST)]
 
 
 def bit_colormap(scale: Normalize) -> ListedColormap:
-    """The colours of the widths and all between them, over the range of ``scale``."""
+    """Return the colours of all bit-widths and the values between, over the range of ``scale``."""
     colors = np.array([to_rgb(color) for color in _BIT_COLORS.values()])
     values = np.linspace(scale.vmin, scale.vmax, 256)
     channels = [np.interp(values, list(_BIT_COLORS), channel) for channel in colors.T]
@@ -36,7 +37,7 @@ def bit_colormap(scale: Normalize) -> ListedColormap:
 
 
 def plain(axes: Axes) -> None:
-    """Leave out what carries no information, and put the grid behind the data."""
+    """Remove the frame at the top and right, and put the grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(color=GRID, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""The report's tables: numbers as text, in the order that the page shows them."""
+"""The tables of the report, with numbers formatted as text."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ LABELS = {
     "cabm_constant": "CABM, one row for all",
 }
 STAGE_WORK = {
-    "prepare": "pack images",
+    "prepare": "pack the images",
     "full_precision": "train in full precision",
-    "pams": "8 bits, learned clip values",
-    "cadyq": "learn bit selectors",
-    "edge_to_bit": "observe, build the table",
+    "pams": "train with 8 bits and learned clip values",
+    "cadyq": "train the bit selectors",
+    "edge_to_bit": "build the table",
     "cabm": "fine-tune with the table",
-    "evaluate": "every step on every set",
+    "evaluate": "measure all models",
 }
-# they say where runs are recorded, and a store's address may hold a password
+# sections with the addresses of servers, which may hold a password
 NOT_SHOWN = {"tracking", "serving"}
 
 
 def label(method: str) -> str:
-    """Return the name that the field has for a step."""
+    """Return the display name of a method."""
     return LABELS.get(method, method)
 
 
 def decimal(value: float | None, digits: int, *, significant: bool = False) -> str:
-    """Return a number with ``digits`` after the point, or as many significant ones; a dash for None."""
+    """Return a number with ``digits`` decimals or significant digits; a dash for None and infinity."""
     if value is None or not math.isfinite(value):
         return MISSING
     if significant:
@@ -47,12 +47,12 @@ def decimal(value: float | None, digits: int, *, significant: bool = False) -> s
 
 
 def percent(share: float) -> str:
-    """Return a share of one in percent; small ones keep a digit."""
+    """Return a share 0..1 in percent, with one decimal below 10 %."""
     return f"{100 * share:.{1 if 0 < share < 0.0995 else 0}f} %"
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as people say them."""
+    """Return a time in seconds, minutes or hours."""
     if seconds is None:
         return MISSING
     if seconds < 60:
@@ -64,7 +64,7 @@ def duration(seconds: float | None) -> str:
 
 
 def result_groups(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, Any]]:
-    """Return a group per test set, a row per method: label, whether it is CABM's, and cells."""
+    """Return one group per test set, with one row per method: its label, whether it is CABM, and cells."""
     groups = []
     for name, rows in sets.items():
         eight = rows["pams"].bitops_image_T if "pams" in rows else None
@@ -78,7 +78,7 @@ def result_groups(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, 
                 MISSING if row.bypassed is None else percent(row.bypassed),
                 decimal(bitops, 3, significant=True),
                 _ratio(bitops, eight),
-                decimal(row.bitops_patch_T, 3, significant=True),
+                decimal(row.bitops_tile_T, 3, significant=True),
                 decimal(row.seconds, 3, significant=True),
             ]
             lines.append({"method": label(method), "ours": method == "cabm", "cells": cells})
@@ -87,13 +87,14 @@ def result_groups(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[str, 
 
 
 def _ratio(part: float | None, whole: float | None) -> str:
+    """Return a ratio in percent, or as a factor from 2."""
     if part is None or not whole:
         return MISSING
     return percent(part / whole) if part < 2 * whole else f"{part / whole:.1f} ×"
 
 
 def stage_rows(data: ReportData) -> list[dict[str, str]]:
-    """Return what each stage that has run did, took and reached."""
+    """Return the settings, time and validation of each stage that has run."""
     rows = []
     for name in STAGES:
         if name not in data.metrics:
@@ -119,11 +120,13 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
 
 
 def _settings(config: ModelConfig | None) -> Mapping[str, Any]:
+    """Return the training settings that a model records; empty if there are none."""
     settings = {} if config is None else config.provenance.get("settings")
     return settings if isinstance(settings, dict) and {"batch_size", "patch"} <= settings.keys() else {}
 
 
 def _throughput(name: str, timing: Timing, images: Sequence[ImageRow]) -> str:
+    """Return patches or tiles per second; those of the evaluation are CABM's."""
     if timing.patches_per_second is not None:
         return f"{decimal(timing.patches_per_second, 3, significant=True)} patches/s"
     if timing.tiles_per_second is not None:
@@ -131,14 +134,14 @@ def _throughput(name: str, timing: Timing, images: Sequence[ImageRow]) -> str:
     ours = [row for row in images if row.method == "cabm" and row.protocol == "tiles"]
     seconds = sum(row.seconds for row in ours)
     if name == "evaluate" and seconds:
-        return f"{decimal(sum(row.tiles for row in ours) / seconds, 3, significant=True)} tiles/s by CABM"
+        return f"{decimal(sum(row.tiles for row in ours) / seconds, 3, significant=True)} tiles/s (CABM)"
     return MISSING
 
 
 def image_table(images: Sequence[ImageRow]) -> dict[str, Any] | None:
-    """Return the per-image results, one row per image: heads, and rows by protocol.
+    """Return the results of each image: column heads, and one row per image by protocol.
 
-    Each cell is the text and the number that it sorts by (None: by its text).
+    A cell is its text and the number to sort by; None: sort by the text.
     """
     if not images:
         return None
@@ -186,7 +189,7 @@ def param_sections(params: Params | None) -> list[dict[str, Any]]:
 
 
 def model_rows(models: Mapping[str, ModelConfig]) -> list[dict[str, str]]:
-    """Return what each model is, where it comes from and which version wrote it."""
+    """Return the precision, origin and version of each model."""
     rows = []
     for name, config in models.items():
         inputs = config.provenance.get("inputs")

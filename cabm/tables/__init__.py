@@ -1,1 +1,1 @@
-"""From a tile's edge score to the bits of every layer: tables, bypass, and what they cost."""
+"""Edge-to-bit tables: built from observations, looked up by edge score; bypass and cost."""

@@ -1,4 +1,7 @@
-"""Tables that a learned one is held against: its own rows at other scores, and one row for all."""
+"""Control tables, which show what the edge score contributes.
+
+They hold the rows of a learned table at the wrong scores, or a single row for all scores.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,20 @@ import numpy as np
 from cabm.tables.table import EdgeToBitTable
 
 CONTROLS = ("cabm_shuffled", "cabm_constant")
-"""Names of the methods that use them."""
+"""Names of the methods that use the two control tables."""
 
 
 def shuffled(table: EdgeToBitTable, *, seed: int) -> EdgeToBitTable:
-    """Return the table with its rows in random order: the same rows, at the wrong scores.
-
-    Args:
-        table: a learned table.
-        seed: of the order.
-    """
+    """Return the table with its rows in random order."""
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(table.rows))
     return replace(table, rows=table.rows[order])
 
 
 def constant(table: EdgeToBitTable, scores: np.ndarray) -> EdgeToBitTable:
-    """Return the table with one row for all scores: content does not count.
+    """Return the table with one of its rows at all scores, so that content does not matter.
 
-    It is the table's own row whose mean bits come closest to what the table gives tiles of these scores.
-
-    Args:
-        table: a learned table.
-        scores: (N,) edge scores of tiles, such as the validation tiles it was built from.
+    The mean bits of this row are the closest to those that the table assigns to tiles of ``scores`` (N,).
     """
-    aim = table.lookup(scores).mean()
-    nearest = np.abs(table.rows.mean(axis=1) - aim).argmin()
+    target = table.lookup(scores).mean()
+    nearest = np.abs(table.rows.mean(axis=1) - target).argmin()
     return replace(table, rows=np.repeat(table.rows[nearest : nearest + 1], len(table.rows), axis=0))

@@ -1,4 +1,4 @@
-"""What a model costs: feature average bits (FAB) and bit operations (BitOPs)."""
+"""The cost of a model: feature average bits (FAB) and bit operations (BitOPs)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cabm.tiling.plan import TilePlan
 
 _FLOAT_BITS = 32
 
-Convention = Literal["patch", "image"]
+Convention = Literal["tile", "image"]
 
 
 class CostedLayer(Protocol):
-    """What the cost of a layer is computed from."""
+    """The facts about a layer that its cost depends on."""
 
     @property
     def macs_per_pixel(self) -> float:
-        """Multiply-accumulates per low-resolution pixel."""
+        """Multiply-accumulate operations per low-resolution pixel."""
 
     @property
     def adaptive(self) -> bool:
@@ -28,11 +28,11 @@ class CostedLayer(Protocol):
 
     @property
     def fixed_bits(self) -> int:
-        """Activation bits where they do not: 8, or 32 for a layer that stays in float."""
+        """Activation bits of a layer that is not adaptive: 8, or 32 if it stays in float."""
 
 
 def fab(bits: ArrayLike) -> float:
-    """Feature average bits: the mean over adaptive positions and the tiles that enter the network.
+    """Return the feature average bits: the mean over adaptive layers and the tiles that are computed.
 
     Args:
         bits: (N, L) or (L,); a row of zeros is a tile that is bypassed.
@@ -52,52 +52,44 @@ def bitops(
     *,
     convention: Convention,
     weight_bits: int | Literal["same"] = 8,
-    fixed_bits: int | None = None,
-    float_macs_per_pixel: float = 0.0,
-    computed: ArrayLike | None = None,
+    computed: ArrayLike | float = 1.0,
 ) -> float:
-    """Bit operations of one image: sum of MACs x weight bits x activation bits.
+    """Return the bit operations of one image: the sum of MACs x weight bits x activation bits.
 
-    Only what the network computes is counted. (Bicubic, which stands in for what is bypassed, is not; it is
-    below 1e-3 of any of these networks.)
+    Only the network is counted. The bicubic upscaling of bypassed parts costs less than 0.1 % of it.
 
     Args:
-        layers: all layers of the network in order. A float one counts 32 x 32 bits.
-        bits: (N, L) activation bits of the L adaptive layers, for the plan's N tiles; (L,) for all tiles
-            alike; None for the float network, where every layer counts 32 x 32 bits.
-        tile_plan: the tiles of the image; one tile as large as the image for whole-image inference.
-        convention: "patch" counts every tile in full, overlaps and all: the work that is done. "image"
-            counts every pixel of the image once, with the bits of the tile that it is taken from.
-        weight_bits: of quantized layers; "same" as their activations (the paper's; the release keeps 8).
-        fixed_bits: in place of what the layers state.
-        float_macs_per_pixel: of work in float beside the layers.
-        computed: (N,) share 0..1 of each tile's pixels that the network computes; None: all, but for tiles
-            whose bits are all 0, which are bypassed.
+        layers: all layers of the network, in order. Float layers count 32 x 32 bits.
+        bits: (N, L) activation bits of the L adaptive layers for the N tiles of the plan, or (L,) for all
+            tiles; None for the float network, where every layer counts 32 x 32 bits.
+        tile_plan: the tiles of the image; a single tile if it is upscaled whole.
+        convention: "tile" counts all pixels of every tile, overlaps included: the work that is done.
+            "image" counts each pixel of the image once, with the bits of the tile that it belongs to.
+        weight_bits: bits of the weights of quantized layers; "same": those of the activations, as in the
+            paper (the released code keeps 8).
+        computed: (N,) pixels of each tile that the network computes, relative to the tile: 0..1.
 
     Raises:
-        ValueError: the bits do not fit the layers and tiles, or an unknown convention.
+        ValueError: the bits do not fit the layers and tiles, or the convention is unknown.
     """
     macs = np.array([layer.macs_per_pixel for layer in layers], dtype=np.float64)
     adaptive = np.array([layer.adaptive for layer in layers], dtype=bool)
-    num_tiles, width = tile_plan.num_tiles, int(adaptive.sum())
-    if convention == "patch":
+    num_tiles, num_adaptive = tile_plan.num_tiles, int(adaptive.sum())
+    if convention == "tile":
         areas = np.full(num_tiles, float(tile_plan.tile_height * tile_plan.tile_width))
     elif convention == "image":
         areas = tile_plan.owned_areas
     else:
-        raise ValueError(f"convention {convention!r}: 'patch' or 'image'")
+        raise ValueError(f"convention {convention!r}: choose 'tile' or 'image'")
     if bits is None:
-        return float(areas.sum() * (macs.sum() + float_macs_per_pixel) * _FLOAT_BITS**2)
+        return float(areas.sum() * macs.sum() * _FLOAT_BITS**2)
     bits = np.asarray(bits)
-    if bits.shape not in [(num_tiles, width), (width,)]:
-        raise ValueError(f"bits {bits.shape} for {num_tiles} tiles of {width} adaptive layers")
+    if bits.shape not in [(num_tiles, num_adaptive), (num_adaptive,)]:
+        raise ValueError(f"bits {bits.shape} for {num_tiles} tiles of {num_adaptive} adaptive layers")
 
     activations = np.empty((num_tiles, len(layers)))
-    activations[:] = [fixed_bits or layer.fixed_bits for layer in layers]
+    activations[:] = [layer.fixed_bits for layer in layers]
     activations[:, adaptive] = bits
     weights = activations if weight_bits == "same" else np.full_like(activations, weight_bits)
     weights = np.where(activations == _FLOAT_BITS, _FLOAT_BITS, weights)
-    if computed is None:
-        computed = activations[:, adaptive].any(axis=1) if width else np.ones(num_tiles, dtype=bool)
-    per_pixel = (activations * weights) @ macs + float_macs_per_pixel * _FLOAT_BITS**2
-    return float(np.sum(per_pixel * areas * np.asarray(computed)))
+    return float(np.sum((activations * weights) @ macs * areas * np.asarray(computed)))

@@ -4,58 +4,52 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from cabm.errors import InputError
 from cabm.files import atomic_write, read_json
 
 TABLE_FORMAT = "cabm.edge_to_bit/1"
 
-
-class _Document(BaseModel):
-    """Types of the file; what its values must satisfy together is the table's own matter."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    format: Literal["cabm.edge_to_bit/1"]
-    backbone: str = Field(min_length=1)
-    scale: int = Field(ge=1, le=64)
-    search_space: list[int]
-    layers: list[str] = Field(min_length=1)
-    tile: int = Field(ge=1, alias="patch")
-    stride: int = Field(ge=1, alias="step")
-    operator: str
-    strategy: str
-    fab_cap: float | None
-    source_sha256: str | None
-    bypass: dict[str, JsonValue] | None
-    thresholds: list[float]
-    rows: list[list[Annotated[int, Field(ge=0, le=32)]]]
+Table = TypeVar("Table")
 
 
-def read_table(path: str | Path) -> dict[str, Any]:
-    """Read the fields of a table file and check their types.
+def read_document(path: str | Path, table: type[Table]) -> Table:
+    """Read a table from its file.
+
+    Args:
+        path: the file.
+        table: the dataclass whose fields the file must have, all of them.
 
     Raises:
-        InputError: no such file, not JSON, another format, a field that is missing, unknown or of a
-            wrong type; one line that names the file and the place in it.
+        InputError: there is no such file, it is not JSON or has another format, or a field is missing,
+            unknown or wrong.
     """
     document = read_json(path)
-    found = document.get("format") if isinstance(document, dict) else None
+    found = document.pop("format", None) if isinstance(document, dict) else None
     if found != TABLE_FORMAT:
         raise InputError(f"{path}: format {found!r} is not an edge-to-bit table ({TABLE_FORMAT!r})")
+    adapter = TypeAdapter(table)
     try:
-        return _Document.model_validate(document, strict=True).model_dump(exclude={"format"})
+        # as JSON, lists are tuples and objects are dataclasses to a strict check
+        loaded = adapter.validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {place}: {first['msg']}; rebuild the table") from None
+        if first["type"] == "value_error":
+            problem = str(first["ctx"]["error"])  # our own message, which names the field
+        else:
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{path}: {problem}; rebuild the table") from None
+    missing = adapter.dump_python(loaded, by_alias=True).keys() - document.keys()
+    if missing:
+        raise InputError(f"{path}: {min(missing)}: Field required; rebuild the table")
+    return loaded
 
 
-def write_table(path: str | Path, fields: dict[str, Any]) -> None:
-    """Write the fields as JSON, one row of bits a line so that differences read well, atomically."""
+def write_document(path: str | Path, fields: dict[str, Any]) -> None:
+    """Write the fields of a table as JSON, atomically; one row of bits per line, for readable diffs."""
     document = {"format": TABLE_FORMAT, **fields}
     rows = ",\n".join(f"    {json.dumps(row)}" for row in document.pop("rows"))
     lines = [

@@ -1,8 +1,7 @@
-"""What the bit selectors chose for validation tiles, and the choice of one row of bits per score.
+"""The scores and bits of observed tiles, from which tables are built.
 
-Observations are the raw material of an edge-to-bit table (CABM, section 3.2): the edge score of a tile
-and the bits of its adaptive layers. One score sees many rows of bits; :func:`select_rows` keeps
-one per score by a strategy.
+Observations are kept in a file of their own, so that a table can be rebuilt with another strategy or
+bypass budget without running the network.
 """
 
 from __future__ import annotations
@@ -10,92 +9,112 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from pydantic import AfterValidator, Field
 
 from cabm.errors import InputError
 from cabm.files import atomic_write
 
 OBSERVATIONS_FORMAT = "cabm.observations/2"
-SCORE_DECIMALS = 2
-"""Scores are rounded to this many decimals before they become thresholds, as in the released tables."""
+MEASURES = ("peaks", "network_sse", "bicubic_sse", "samples")
+"""What is measured of each part of a tile; see `cabm.evaluation.observe.observe`."""
 
-_FILE_KEYS = {"tile": "patch", "stride": "step"}  # the words of the format
-# the last one where the archive says that it is encrypted, or of a later version
+_FILE_KEYS = {"tile": "patch", "stride": "step"}  # keys that differ from the names of the fields
+# numpy raises the last two for archives that claim to be encrypted or of a later version
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError, OverflowError, MemoryError)
 
-Strategy = Literal["lowest", "majority", "monotone"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+def check_search_space(search_space: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the widths if they ascend and each is 2..32 bits, else raise ValueError."""
+    ascending = list(search_space) == sorted(set(search_space))
+    if not search_space or not ascending or not all(2 <= width <= 32 for width in search_space):
+        raise ValueError(f"search space {list(search_space)}: give ascending widths from 2 to 32 bits")
+    return search_space
 
 
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """Edge score and bits of N tiles, with what a table needs to know of their origin.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The model and tiles that bits were observed with.
+
+    The annotations are checked where `EdgeToBitTable` reads a file, whose keys are the aliases.
 
     Attributes:
-        scores: (N,) float64 edge scores, not rounded.
-        bits: (N, L) int64.
-        images: (N,) names of the images the tiles come from.
-        backbone, scale, search_space, layers: the model that chose the bits.
-        tile, stride: side and distance of the tiles, in low-resolution pixels.
-        source_sha256: hash of its checkpoint.
-        part: side of the parts of a tile that are measured, in pixels.
-        measures: further numbers by name, such as the network's error: (N, R, C) float64 of the parts of
-            each tile, 0 for those beyond a tile that is smaller than ``tile``.
+        backbone, scale: the model.
+        search_space: the bit-widths it selects from, ascending.
+        layers: names of its L adaptive layers, one per column of bits.
+        tile, stride: side of the tiles and distance between neighbours, in low-resolution pixels.
     """
 
+    backbone: Annotated[str, Field(min_length=1)]
+    scale: Annotated[int, Field(ge=1, le=64)]
+    search_space: Annotated[tuple[int, ...], AfterValidator(check_search_space)]
+    layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    tile: Annotated[int, Field(ge=1, alias=_FILE_KEYS["tile"])]
+    stride: Annotated[int, Field(ge=1, alias=_FILE_KEYS["stride"])]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Observations(Origin):
+    """Edge scores and bits of N tiles.
+
+    Attributes:
+        source_sha256: hash of the weights that selected the bits.
+        scores: (N,) float64 edge scores, not rounded.
+        bits: (N, L) int64.
+        images: (N,) name of the image that each tile is from.
+        part: side in pixels of the parts of a tile that were measured; None if none were.
+        measures: arrays (N, R, C) float64 by name, one value per part of each tile; 0 for parts beyond the
+            end of a tile that is smaller than ``tile``. See `MEASURES`.
+
+    Raises:
+        ValueError: the arrays do not fit together, a measure is not finite, or the search space is wrong.
+    """
+
+    source_sha256: str | None = None
     scores: np.ndarray
     bits: np.ndarray
     images: np.ndarray
-    backbone: str
-    scale: int
-    search_space: tuple[int, ...]
-    layers: tuple[str, ...]
-    tile: int
-    stride: int
-    source_sha256: str | None = None
     part: int | None = None
     measures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float64)
-        arrays = {
+        converted = {
             "scores": scores,
             "bits": np.asarray(self.bits, dtype=np.int64),
             "images": np.asarray(self.images, dtype=np.str_),
             "measures": {k: np.asarray(v, dtype=np.float64) for k, v in self.measures.items()},
-            "search_space": tuple(self.search_space),
+            "search_space": check_search_space(tuple(self.search_space)),
             "layers": tuple(self.layers),
         }
-        for name, value in arrays.items():
+        for name, value in converted.items():
             object.__setattr__(self, name, value)
         per_tile = [self.scores, self.images]
         if any(array.shape != (len(scores),) for array in per_tile):
-            raise ValueError(f"one number per tile: {[array.shape for array in per_tile]}")
+            raise ValueError(f"expected one value per tile, got {[array.shape for array in per_tile]}")
         shapes = {array.shape for array in self.measures.values()}
         if any(len(shape) != 3 or shape[0] != len(scores) for shape in shapes) or len(shapes) > 1:
-            raise ValueError(f"one number per part of each tile: {sorted(shapes)}")
+            raise ValueError(f"expected one value per part of each tile, got {sorted(shapes)}")
         if not all(np.isfinite(array).all() for array in self.measures.values()):
             raise ValueError("measures must be finite")
         if self.bits.shape != (len(scores), len(self.layers)):
             raise ValueError(f"bits {self.bits.shape} of {len(scores)} tiles, {len(self.layers)} layers")
-        check_search_space(self.search_space)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The keyword arguments of ``build_table`` that say where the observations come from."""
-        names = ("backbone", "scale", "search_space", "layers", "tile", "stride", "source_sha256")
+        """The fields that a table takes over: those of `Origin`, and ``source_sha256``."""
+        names = [*(each.name for each in fields(Origin)), "source_sha256"]
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz (without pickle), atomically; equal observations give equal bytes."""
-        header = {"format": OBSERVATIONS_FORMAT, "part": self.part}
+        """Write an .npz without pickled objects, atomically. Equal observations give equal bytes."""
+        header = {"format": OBSERVATIONS_FORMAT}
         header |= {_FILE_KEYS.get(name, name): value for name, value in self.origin.items()}
-        header["measures"] = list(self.measures)
+        header |= {"part": self.part, "measures": list(self.measures)}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -108,10 +127,10 @@ class Observations:
 
     @classmethod
     def load(cls, path: str | Path) -> Observations:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            InputError: no such file, or not a whole file of observations.
+            InputError: there is no such file, or it is not a complete file of observations.
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -129,117 +148,3 @@ class Observations:
             raise InputError(
                 f"{path}: not a file of {OBSERVATIONS_FORMAT!r} ({error}); run edge_to_bit again"
             ) from None
-
-
-def check_search_space(search_space: tuple[int, ...]) -> None:
-    """Raise ValueError unless widths ascend, each 2 bits or more."""
-    ascending = list(search_space) == sorted(set(search_space))
-    if not search_space or not ascending or not all(2 <= width <= 32 for width in search_space):
-        raise ValueError(f"search space {list(search_space)}: ascending widths of 2 bits or more")
-
-
-def select_rows(
-    scores: ArrayLike,
-    bits: ArrayLike,
-    *,
-    search_space: tuple[int, ...],
-    strategy: Strategy,
-    fab_cap: float | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keep one row of bits per rounded score.
-
-    - ``lowest``: the row of fewest bits in all; of several, the most frequent, then the first in
-      lexicographic order (CABM: the fine-tuning recovers the quality).
-    - ``majority``: the most frequent row; of several, the one of fewest bits, then the first.
-    - ``monotone``: bits that never fall as the score rises, for every layer: the isotonic
-      regression of the ``lowest`` rows, each weighted by the tiles seen at its score, that has the least
-      sum of absolute differences (the fewest bits, of several). It uses only widths of the search space,
-      and one outlier at a low score does not raise all that follow, as a running maximum would.
-
-    Args:
-        scores: (N,) edge scores.
-        bits: (N, L) from the search space.
-        search_space: bit-widths, ascending.
-        strategy: see above.
-        fab_cap: observed rows whose mean bits are not below it are dropped. For ``monotone`` the result
-            keeps below it too.
-
-    Returns:
-        thresholds (T,) ascending and rows (T, L); neighbours that are equal are one.
-
-    Raises:
-        InputError: nothing observed, or no row below the cap.
-    """
-    scores = np.round(np.asarray(scores, dtype=np.float64), SCORE_DECIMALS)
-    bits = np.asarray(bits, dtype=np.int64)
-    if scores.ndim != 1 or bits.ndim != 2 or len(bits) != len(scores):
-        raise ValueError(f"scores {scores.shape} and bits {bits.shape} of N tiles")
-    if not np.all(np.isfinite(scores) & (scores >= 0)):
-        raise ValueError("edge scores must be finite and not negative")
-    if not np.isin(bits, search_space).all():
-        raise ValueError(f"bits outside the search space {list(search_space)} were observed")
-    if strategy not in STRATEGIES:
-        raise InputError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
-
-    if not len(bits):
-        raise InputError("no tile was observed: there is nothing to build a table from")
-    if fab_cap is not None:
-        kept = bits.mean(axis=1) < fab_cap
-        if not kept.any():
-            raise InputError(
-                f"fab_cap {fab_cap:g}: no observed row of bits is below it, the lowest has "
-                f"{bits.mean(axis=1).min():.2f} bits; raise the cap"
-            )
-        scores, bits = scores[kept], bits[kept]
-    thresholds, rows, weights = _one_row_per_score(scores, bits, strategy)
-    if strategy == "monotone":
-        lowest = rows[np.argmin(rows.sum(axis=1))]
-        rows = _isotonic(rows, weights, search_space)
-        if fab_cap is not None:
-            # fitted layer by layer, a row can pass the cap though no observed one did
-            below = rows.mean(axis=1) < fab_cap
-            thresholds, rows = thresholds[below], rows[below]
-            if not len(rows):
-                thresholds, rows = np.zeros(1), lowest[None]
-    return merge_equal_rows(thresholds, rows)
-
-
-def merge_equal_rows(thresholds: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop every threshold (T,) whose row (T, L) is the one before it."""
-    changed = np.concatenate([[True], np.any(rows[1:] != rows[:-1], axis=1)])
-    return thresholds[changed], rows[changed]
-
-
-def _one_row_per_score(
-    scores: np.ndarray, bits: np.ndarray, strategy: Strategy
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds (T,), rows (T, L) and the number of tiles at each score (T,)."""
-    distinct, row_id = np.unique(bits, axis=0, return_inverse=True)
-    thresholds, score_id, weights = np.unique(scores, return_inverse=True, return_counts=True)
-    pairs, counts = np.unique(np.stack([score_id, row_id.reshape(-1)], axis=1), axis=0, return_counts=True)
-    total = distinct.sum(axis=1)[pairs[:, 1]]
-    ranks = (total, -counts) if strategy != "majority" else (-counts, total)
-    order = np.lexsort((pairs[:, 1], ranks[1], ranks[0], pairs[:, 0]))  # the last key counts first
-    first = order[np.unique(pairs[order, 0], return_index=True)[1]]
-    return thresholds, distinct[pairs[first, 1]], weights
-
-
-def _isotonic(rows: np.ndarray, weights: np.ndarray, search_space: tuple[int, ...]) -> np.ndarray:
-    """Non-decreasing rows (T, L) from the search space, nearest in weighted absolute difference.
-
-    The problem falls apart into one per width: from which threshold on is a layer at least that wide?
-    The best place of each step is a search over cumulative sums. Taking the last of equally good
-    places gives the fewest bits, and keeps the steps of wider widths from coming before narrower ones.
-    """
-    widths = np.asarray(search_space)
-    levels = np.zeros(rows.shape, dtype=np.int64)
-    thresholds = len(rows)
-    for width in widths[1:]:
-        wide = (rows >= width) * weights[:, None]
-        zero = np.zeros((1, rows.shape[1]), dtype=wide.dtype)
-        lost_below = np.concatenate([zero, np.cumsum(wide, axis=0)])
-        narrow = np.concatenate([zero, np.cumsum((rows < width) * weights[:, None], axis=0)])
-        cost = lost_below + narrow[-1] - narrow
-        step = thresholds - np.argmin(cost[::-1], axis=0)
-        levels += np.arange(thresholds)[:, None] >= step
-    return widths[levels]

@@ -1,115 +1,109 @@
-"""The edge-to-bit table: bits of every adaptive layer, looked up by the edge score of a tile.
+"""The edge-to-bit table: the bits of every adaptive layer, looked up by a tile's edge score.
 
-CABM, section 3.2. A table is built from :class:`Observations` of a trained CADyQ model, which live in a
-file of their own, so that it can be built again by another strategy without running the network.
+CABM, section 3.2. Tables are built from :class:`Observations` of a trained CADyQ model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from cabm.errors import InputError
-from cabm.tables.file import read_table, write_table
-from cabm.tables.observations import (
-    STRATEGIES,
-    Observations,
-    Strategy,
-    check_search_space,
-    select_rows,
-)
-from cabm.tiling.edges import EDGE_BLOCK, EDGE_OPERATOR, TileEdges
+from cabm.tables.bypass import Bypass
+from cabm.tables.file import read_document, write_document
+from cabm.tables.observations import Observations, Origin
+from cabm.tables.rows import Strategy, select_rows
+from cabm.tiling.edges import EDGE_OPERATOR, TileEdges
 from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan
 
-__all__ = ["STRATEGIES", "EdgeToBitTable", "Observations", "Strategy", "build_table"]
+
+def _as_lists(values: object) -> object:
+    return values.tolist() if isinstance(values, np.ndarray) else values
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeToBitTable:
+if TYPE_CHECKING:
+    Scores = Rows = np.ndarray
+else:  # lists in files, checked as such; arrays in memory
+    _lists = (BeforeValidator(_as_lists), PlainSerializer(np.ndarray.tolist))
+    Scores = Annotated[list[float], *_lists]
+    Rows = Annotated[list[list[Annotated[int, Field(ge=0, le=32)]]], *_lists]
+
+
+@dataclass(
+    frozen=True,
+    eq=False,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True),
+)
+class EdgeToBitTable(Origin):
     """Bits by edge score, for one model.
 
-    A score takes the row of the largest threshold not above it; below the first threshold, the
-    first row.
+    A score selects the row of the largest threshold that is not above it, or the first row if it is below
+    all of them. The fields, in this order, make the file; see :meth:`save`.
 
     Attributes:
-        backbone, scale: the model it belongs to.
-        search_space: the bit-widths a row may hold, ascending.
-        layers: names of the adaptive positions, one per column.
-        tile, stride: side and distance of the tiles it was built with, in low-resolution pixels.
-        strategy: how one row per score was kept.
-        thresholds: (T,) float64 scores, ascending, the first at least 0.
-        rows: (T, L) int64 bits from the search space.
+        backbone, scale: the model that the table belongs to.
+        search_space: the bit-widths that rows may hold, ascending.
+        layers: names of the L adaptive layers, one per column.
+        tile, stride: side of the tiles it was built with and distance between neighbours, in
+            low-resolution pixels.
         operator: the edge operator of the scores.
-        source_sha256: hash of the checkpoint the bits were observed with.
-        fab_cap: rows at or above it were dropped.
-        bypass: what is bypassed and how that was chosen (budget, measured loss); None: nothing. Parts of
-            tiles (``part``: their side in pixels) whose edge peak is below ``threshold`` are bypassed.
+        strategy: how one row per score was selected; see `cabm.tables.rows.select_rows`.
+        fab_cap: rows of this mean or above were dropped; None: no cap.
+        source_sha256: hash of the weights that selected the bits.
+        bypass: which parts of tiles bypass the network; None: none do.
+        thresholds: (T,) float64 edge scores, ascending, not negative.
+        rows: (T, L) int64 bits.
 
     Raises:
-        ValueError: the parts do not fit together; the message names the first that does not.
+        ValueError: a field has a wrong type or value, or the fields do not fit together.
     """
 
-    backbone: str
-    scale: int
-    search_space: tuple[int, ...]
-    layers: tuple[str, ...]
-    tile: int
-    stride: int
-    strategy: str
-    thresholds: np.ndarray
-    rows: np.ndarray
     operator: str = EDGE_OPERATOR
-    source_sha256: str | None = None
+    strategy: str
     fab_cap: float | None = None
-    bypass: Mapping[str, Any] | None = None
+    source_sha256: str | None = None
+    bypass: Bypass | None = None
+    thresholds: Scores
+    rows: Rows
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "search_space", tuple(self.search_space))
-        object.__setattr__(self, "layers", tuple(self.layers))
-        check_search_space(self.search_space)
         if self.operator != EDGE_OPERATOR:
             raise ValueError(f"edge operator {self.operator!r}, this version has {EDGE_OPERATOR!r}")
         thresholds = np.array(self.thresholds, dtype=np.float64)
-        if thresholds.ndim != 1 or not len(thresholds):
-            raise ValueError("thresholds: expected a list of at least one score")
-        if not np.isfinite(thresholds).all() or thresholds[0] < 0:
-            raise ValueError("thresholds: scores must be finite and not negative")
-        if np.any(np.diff(thresholds) <= 0):
-            at = int(np.argmax(np.diff(thresholds) <= 0)) + 1
-            raise ValueError(
-                f"thresholds: {thresholds[at]:g} at position {at} is not above "
-                f"{thresholds[at - 1]:g} before it"
-            )
+        _check_thresholds(thresholds)
         if len(self.rows) != len(thresholds):
             raise ValueError(f"rows: {len(self.rows)} for {len(thresholds)} thresholds")
         for number, row in enumerate(self.rows):
             if len(row) != len(self.layers):
                 raise ValueError(f"rows: {len(row)} bits in row {number}, {len(self.layers)} layers")
         rows = np.array(self.rows, dtype=np.int64)
-        if not rows.all():
-            row = int(np.flatnonzero(~rows.all(axis=1))[0])
-            raise ValueError(
-                f"rows: 0 bits in row {row}; tables that skip layers or tiles are no longer supported"
-            )
-        foreign = np.argwhere(~np.isin(rows, self.search_space))
-        if len(foreign):
-            row, layer = foreign[0]
-            raise ValueError(
-                f"rows: {rows[row, layer]} bits in row {row} for layer {self.layers[layer]}, "
-                f"search space {list(self.search_space)}"
-            )
-        if self.bypass is not None:
-            _check_bypass(self.bypass)
+        self._check_bits(rows)
         for name, array in (("thresholds", thresholds), ("rows", rows)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+
+    def _check_bits(self, rows: np.ndarray) -> None:
+        foreign = np.argwhere(~np.isin(rows, self.search_space))
+        if not len(foreign):
+            return
+        row, layer = foreign[0]
+        if not rows[row, layer]:
+            raise ValueError(
+                f"rows: 0 bits in row {row}; tables that skip layers or tiles are no longer supported"
+            )
+        raise ValueError(
+            f"rows: {rows[row, layer]} bits in row {row} for layer {self.layers[layer]}, "
+            f"search space {list(self.search_space)}"
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EdgeToBitTable):
@@ -117,7 +111,13 @@ class EdgeToBitTable:
         return self._document() == other._document()
 
     def lookup(self, scores: ArrayLike | Tensor) -> np.ndarray:
-        """Bits for tiles: scores of any shape (...) in [0, inf) -> (..., L) int64.
+        """Look up the bits of tiles.
+
+        Args:
+            scores: edge scores of any shape (...).
+
+        Returns:
+            (..., L) int64.
 
         Raises:
             ValueError: a score is negative, infinite or not a number.
@@ -129,47 +129,30 @@ class EdgeToBitTable:
         return self.rows[np.maximum(index, 0)]
 
     def fab_of(self, scores: ArrayLike | Tensor) -> np.ndarray:
-        """Mean bits over the layers, by score: (...) float64."""
+        """Return the mean bits over the layers for edge scores of any shape (...): (...) float64."""
         return self.lookup(scores).mean(axis=-1)
 
     @property
     def part(self) -> int | None:
-        """Side in pixels of the parts of tiles that can be bypassed; None: nothing is."""
-        return None if self.bypass is None else self.bypass["part"]
+        """Side in pixels of the parts of tiles that can be bypassed; None without bypass."""
+        return None if self.bypass is None else self.bypass.part
 
     def assign(self, edges: TileEdges, tile_plan: TilePlan) -> tuple[np.ndarray, TileParts]:
         """Give tiles their bits.
 
         Args:
-            edges: of N tiles, with the peaks of parts of `part` pixels if the table has that.
-            tile_plan: the shape of the tiles.
+            edges: of N tiles, with the peaks of parts of `part` pixels if the table has a bypass.
+            tile_plan: a plan with tiles of that shape.
 
         Returns:
-            (N, L) int64 bits, zeros for tiles that do not enter the network, and which parts do not.
+            (N, L) int64 bits, zeros for tiles that do not enter the network, and the bypassed parts.
         """
         bits = self.lookup(edges.scores)
         shape = (tile_plan.tile_height, tile_plan.tile_width)
         if self.bypass is None:
-            return bits, TileParts.of_tiles(*shape, np.zeros(len(bits), dtype=bool))
-        parts = TileParts(self.part, *shape, _as_float64(edges.peaks) < self.bypass["threshold"])
+            return bits, TileParts.all_computed(len(bits), *shape)
+        parts = TileParts(self.bypass.part, *shape, _as_float64(edges.peaks) < self.bypass.threshold)
         return np.where(parts.entered[:, None], bits, 0), parts
-
-    def with_part_bypass(
-        self, part: int, threshold: float, info: Mapping[str, Any] | None = None
-    ) -> EdgeToBitTable:
-        """Return the table that bypasses smooth parts of tiles.
-
-        Args:
-            part: side of the parts in pixels, a multiple of 8.
-            threshold: parts with an edge peak below it are not computed; 0 takes the bypass away.
-            info: what to record with it, such as budget and measured loss in dB (JSON values).
-
-        Raises:
-            ValueError: another part, or a threshold that is negative or not finite.
-        """
-        if not threshold:
-            return replace(self, bypass=None)
-        return replace(self, bypass={"part": part, "threshold": float(threshold), **(info or {})})
 
     def check(
         self,
@@ -186,8 +169,7 @@ class EdgeToBitTable:
             search_space: the model's widths; None: not compared.
 
         Raises:
-            InputError: another backbone, scale or list of layers, or widths that the model lacks; the
-                message names both sides.
+            InputError: another backbone, scale or list of layers, or widths that the model lacks.
         """
         if (self.backbone, self.scale, self.layers) != (backbone, scale, tuple(layers)):
             raise InputError(
@@ -202,7 +184,7 @@ class EdgeToBitTable:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Summary as JSON values; ``by_score`` has one entry per threshold, low scores first."""
+        """Summarise the table as JSON values; ``by_score`` has one entry per threshold, ascending."""
         fab = self.rows.mean(axis=1)
         ends = [*self.thresholds[1:].tolist(), None]
         by_score = [
@@ -224,90 +206,66 @@ class EdgeToBitTable:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON, one row of bits a line, atomically."""
-        write_table(path, self._document())
+        """Write the table as JSON, atomically."""
+        write_document(path, self._document())
 
     @classmethod
     def load(cls, path: str | Path) -> EdgeToBitTable:
-        """Read a table and check all of it.
+        """Read and check a table.
 
         Raises:
-            InputError: no such file, not JSON, another format, a wrong type or value; names file and place.
+            InputError: there is no such file, or something in it is missing or wrong; names the place.
         """
-        fields = read_table(path)
-        try:
-            return cls(**fields)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; rebuild the table") from None
+        return read_document(path, cls)
 
     def _document(self) -> dict[str, Any]:
-        return {
-            "backbone": self.backbone,
-            "scale": self.scale,
-            "search_space": list(self.search_space),
-            "layers": list(self.layers),
-            "patch": self.tile,
-            "step": self.stride,
-            "operator": self.operator,
-            "strategy": self.strategy,
-            "fab_cap": self.fab_cap,
-            "source_sha256": self.source_sha256,
-            "bypass": None if self.bypass is None else dict(self.bypass),
-            "thresholds": self.thresholds.tolist(),
-            "rows": self.rows.tolist(),
-        }
+        document = TypeAdapter(EdgeToBitTable).dump_python(self, mode="json", by_alias=True)
+        if self.bypass is not None:
+            document["bypass"] = {k: v for k, v in document["bypass"].items() if v is not None}
+        return document
 
 
 def build_table(
-    scores: ArrayLike,
-    bits: ArrayLike,
+    observations: Observations,
     *,
-    backbone: str,
-    scale: int,
-    search_space: Sequence[int],
-    layers: Sequence[str],
-    tile: int,
-    stride: int,
     strategy: Strategy = "lowest",
     fab_cap: float | None = None,
-    source_sha256: str | None = None,
 ) -> EdgeToBitTable:
-    """Build a table from the scores (N,) and the bits (N, L) of observed tiles.
+    """Build a table without bypass from observed tiles; see also `cabm.tables.bypass.choose_bypass`.
 
-    See :func:`cabm.tables.observations.select_rows` for the strategies and the cap,
-    :class:`EdgeToBitTable` for the rest. Of :class:`Observations` ``o`` it is
-    ``build_table(o.scores, o.bits, **o.origin, strategy=...)``.
+    Args:
+        observations: scores and bits of tiles.
+        strategy, fab_cap: how to select one row per score; see `cabm.tables.rows.select_rows`.
 
     Raises:
-        InputError: nothing observed, no row below ``fab_cap``, an unknown strategy.
+        InputError: nothing was observed, no row is below ``fab_cap``, or the strategy is unknown.
     """
-    search_space = tuple(search_space)
-    check_search_space(search_space)
     thresholds, rows = select_rows(
-        scores, bits, search_space=search_space, strategy=strategy, fab_cap=fab_cap
+        observations.scores,
+        observations.bits,
+        search_space=observations.search_space,
+        strategy=strategy,
+        fab_cap=fab_cap,
     )
     return EdgeToBitTable(
-        backbone=backbone,
-        scale=scale,
-        search_space=search_space,
-        layers=tuple(layers),
-        tile=tile,
-        stride=stride,
+        **observations.origin,
         strategy=strategy,
+        fab_cap=fab_cap,
         thresholds=thresholds,
         rows=rows,
-        fab_cap=fab_cap,
-        source_sha256=source_sha256,
     )
 
 
-def _check_bypass(bypass: Mapping[str, Any]) -> None:
-    part, threshold = bypass.get("part"), bypass.get("threshold")
-    if not isinstance(part, int) or part < EDGE_BLOCK or part % EDGE_BLOCK:
-        raise ValueError(f"bypass: parts of {part!r} pixels, expected a multiple of {EDGE_BLOCK}")
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not number or not np.isfinite(threshold) or threshold < 0:
-        raise ValueError(f"bypass: threshold {threshold!r} must be finite and not negative")
+def _check_thresholds(thresholds: np.ndarray) -> None:
+    if thresholds.ndim != 1 or not len(thresholds):
+        raise ValueError("thresholds: expected a list of at least one score")
+    if not np.isfinite(thresholds).all() or thresholds[0] < 0:
+        raise ValueError("thresholds: scores must be finite and not negative")
+    wrong = np.flatnonzero(np.diff(thresholds) <= 0)
+    if len(wrong):
+        at = int(wrong[0]) + 1
+        before = f"{thresholds[at - 1]:g} before it"
+        raise ValueError(f"thresholds: {thresholds[at]:g} at position {at} is not above {before}")
 
 
 def _as_float64(scores: ArrayLike | Tensor) -> np.ndarray:

@@ -84,9 +84,9 @@ class TileParts:
         assert self.bypassed.shape[1:] == grid, (self.bypassed.shape, grid)
 
     @classmethod
-    def of_tiles(cls, height: int, width: int, bypassed: np.ndarray) -> TileParts:
-        """Return the parts of tiles of which each is computed or bypassed (N,) as a whole."""
-        return cls(max(height, width), height, width, np.asarray(bypassed, dtype=bool)[:, None, None])
+    def all_computed(cls, num_tiles: int, height: int, width: int) -> TileParts:
+        """Return tiles of which no part is bypassed."""
+        return cls(max(height, width), height, width, np.zeros((num_tiles, 1, 1), dtype=bool))
 
     def __len__(self) -> int:
         return len(self.bypassed)

@@ -95,7 +95,7 @@ class TileRun:
     ) -> None:
         n, channels, height, width = tiles.shape
         if parts is None:
-            parts = TileParts.of_tiles(height, width, np.zeros(n, bool))
+            parts = TileParts.all_computed(n, height, width)
         # colours lie side by side, as in an image and in what networks give back
         shape = (n, height * runner.scale, width * runner.scale, channels)
         numbers = np.uint8 if dtype == torch.uint8 else np.uint16

@@ -216,7 +216,7 @@ class Upscaler:
         bits = trace.bits
         kind, weight_bits = self.model.precision.kind, self.model.precision.weight_bits
         counted = np.full(self.model.num_adaptive, 8) if kind == "pams" else bits
-        costs = {"convention": "patch", "weight_bits": weight_bits}
+        costs = {"convention": "tile", "weight_bits": weight_bits}
         parts = trace.parts
         bypassed = np.zeros(len(tile_plan)) if parts is None else parts.share
         work = np.ones(len(tile_plan)) if parts is None else parts.work

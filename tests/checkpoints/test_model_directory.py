@@ -15,7 +15,7 @@ from cabm.files import sha256_file
 from cabm.models import Backbone, build_model
 from cabm.quant import Kind, Precision
 from cabm.quant.functional import weight_codes
-from cabm.tables.table import EdgeToBitTable, build_table
+from cabm.tables.table import EdgeToBitTable
 
 OPTIONS = {"num_features": 8, "num_blocks": 2}
 
@@ -26,9 +26,10 @@ def make_model(kind: Kind) -> Backbone:
 
 
 def make_table(model: Backbone) -> EdgeToBitTable:
-    return build_table(
-        [1.0, 5.0],
-        [[4, 4, 4, 6], [8, 8, 6, 8]],
+    return EdgeToBitTable(
+        thresholds=[1.0, 5.0],
+        rows=[[4, 4, 4, 6], [8, 8, 6, 8]],
+        strategy="lowest",
         backbone=model.name,
         scale=model.scale,
         search_space=model.precision.search_space,
@@ -161,9 +162,10 @@ def test_truncated_weights_are_refused(size: int, tmp_path: Path) -> None:
 def test_table_of_another_model_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "model")
     other = build_model("edsr", 2, Precision("cabm"), {"num_features": 8, "num_blocks": 3})
-    make_other = build_table(
-        [1.0],
-        [[4] * 6],
+    other_table = EdgeToBitTable(
+        thresholds=[1.0],
+        rows=[[4] * 6],
+        strategy="lowest",
         backbone="edsr",
         scale=2,
         search_space=(4, 6, 8),
@@ -171,6 +173,6 @@ def test_table_of_another_model_is_refused(tmp_path: Path) -> None:
         tile=96,
         stride=94,
     )
-    make_other.save(tmp_path / "model" / "edge_to_bit.json")
+    other_table.save(tmp_path / "model" / "edge_to_bit.json")
     with pytest.raises(InputError, match="does not fit"):
         load_model(tmp_path / "model")

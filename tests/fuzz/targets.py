@@ -11,7 +11,7 @@ import io
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from safetensors.numpy import save as safetensors_bytes
 
 from cabm.checkpoints.model_directory import load_model, save_model
 from cabm.checkpoints.released import import_released, read_released_file
-from cabm.cli.show import show_model, show_table
+from cabm.cli.model import show_model
+from cabm.cli.table import show_table
 from cabm.data.prepare import load_positions
 from cabm.data.sources import PrepareSettings
 from cabm.data.store import PackedStore
@@ -35,7 +36,7 @@ from cabm.project.params import load_params
 from cabm.quant import Precision
 from cabm.reporting.inputs import read_report_data
 from cabm.reporting.page import render_report
-from cabm.tables.bypass import apply_bypass
+from cabm.tables.bypass import choose_bypass
 from cabm.tables.observations import Observations
 from cabm.tables.table import build_table
 from cabm.upscaling.upscaler import Upscaler
@@ -207,9 +208,8 @@ def _read_observations(folder: Path, data: bytes) -> None:
     path = folder / "observations.npz"
     path.write_bytes(data)
     found = Observations.load(path)
-    table = build_table(found.scores, found.bits, **found.origin)
-    table = apply_bypass(table, found, max_loss_db=0.01, max_tile_loss_db=0.3)
-    table.save(folder / "table.json")
+    bypass = choose_bypass(found, max_loss_db=0.01, max_tile_loss_db=0.3)
+    replace(build_table(found), bypass=bypass).save(folder / "table.json")
     show_table(str(folder / "table.json"))
 
 
@@ -354,7 +354,7 @@ def _timing() -> bytes:
 
 
 def _quality() -> bytes:
-    row = {"psnr": 30.0, "ssim": 0.9, "seconds": 1.0, "fab": 6.1, "bypassed": 0.0, "bitops_patch_T": 0.1}
+    row = {"psnr": 30.0, "ssim": 0.9, "seconds": 1.0, "fab": 6.1, "bypassed": 0.0, "bitops_tile_T": 0.1}
     results = {"tiles": {"set": {"bicubic": row, "cabm": row}}}
     return json.dumps({"protocol": {"tiles": "24"}, "environment": {}, "results": results}).encode()
 

@@ -28,8 +28,8 @@ from cabm.project.params import load_params
 from cabm.project.schedule import Schedule
 from cabm.project.sections import EvaluateSettings
 from cabm.quant import Kind, Precision
-from cabm.tables.bypass import apply_bypass
-from cabm.tables.observations import Observations
+from cabm.tables.bypass import choose_bypass
+from cabm.tables.observations import MEASURES, Observations
 from cabm.tables.table import build_table
 from cabm.tracking.tracker import NullTracker
 from cabm.training.loop import Progress, TrainingPlan, calibrate, train
@@ -171,9 +171,7 @@ def observations(scores: list[float]) -> Observations:
         tile=24,
         stride=22,
         part=24,
-        measures={
-            name: np.ones((count, 1, 1)) for name in ("peaks", "network_sse", "bicubic_sse", "samples")
-        },
+        measures={name: np.ones((count, 1, 1)) for name in MEASURES},
     )
 
 
@@ -181,18 +179,17 @@ def observations(scores: list[float]) -> Observations:
 @pytest.mark.parametrize("scores", [[0.0, 0.0], [0.0, 40.0], [255.0]])
 def test_edge_scores_that_nobody_saw_have_bits_all_the_same(strategy: str, scores: list[float]) -> None:
     seen = observations(scores)
-    table = build_table(seen.scores, seen.bits, **seen.origin, strategy=strategy)
-    table = apply_bypass(table, seen, max_loss_db=0.1, max_tile_loss_db=0.3)
+    table = build_table(seen, strategy=strategy)
+    assert choose_bypass(seen, max_loss_db=0.1, max_tile_loss_db=0.3) is None
     assert np.isin(table.lookup(np.linspace(0, 255, 511)), (4, 6, 8)).all()
 
 
 def test_no_observation_left_is_named() -> None:
     seen = observations([1.0, 2.0])
     with pytest.raises(InputError, match="fab_cap 4: no observed row of bits is below it"):
-        build_table(seen.scores, seen.bits, **seen.origin, fab_cap=4.0)
-    nothing = observations([])
+        build_table(seen, fab_cap=4.0)
     with pytest.raises(InputError, match="nothing to build a table from"):
-        build_table(nothing.scores, nothing.bits, **nothing.origin)
+        build_table(observations([]))
 
 
 def flat(height: int, width: int, level: int = 90) -> np.ndarray:
@@ -230,7 +227,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         tiny_model(tmp_path / "models" / stage, kind)
     seen = observations([0.0, 3.0, 9.0])
     seen.save(tmp_path / "tables" / "observations.npz")
-    build_table(seen.scores, seen.bits, **seen.origin).save(tmp_path / "tables" / "edge_to_bit.json")
+    build_table(seen).save(tmp_path / "tables" / "edge_to_bit.json")
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["model"]["scale"] = SCALE
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

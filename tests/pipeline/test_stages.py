@@ -107,8 +107,8 @@ def test_results_hold_every_step_by_both_protocols(finished: Path) -> None:
         assert set(quality["results"][protocol]["sample"]) == methods
     rows = quality["results"]["tiles"]["sample"]
     assert 4 <= rows["cadyq"]["fab"] <= 8
-    assert rows["pams"]["bitops_patch_T"] < rows["full_precision"]["bitops_patch_T"]
-    assert rows["cadyq"]["bitops_image_T"] < rows["cadyq"]["bitops_patch_T"]
+    assert rows["pams"]["bitops_tile_T"] < rows["full_precision"]["bitops_tile_T"]
+    assert rows["cadyq"]["bitops_image_T"] < rows["cadyq"]["bitops_tile_T"]
     assert "shave" in quality["protocol"]
     page = (finished / "results" / "report.html").read_text()
     assert "<h1>" in page and "No results yet" not in page

@@ -10,7 +10,9 @@ from scipy.stats import spearmanr
 
 from cabm.reporting.bits import edge_hypothesis, psnr_against_fab, table_picture
 from cabm.reporting.overlays import bit_map_overlay, crops_side_by_side, detailed_boxes
+from cabm.tables.bypass import Bypass
 from cabm.tables.table import EdgeToBitTable
+from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import plan
 
 
@@ -67,7 +69,7 @@ def test_trade_off_of_bicubic_alone():
     ("picture", "legend"),
     [
         (table(), ["4 bits", "6 bits", "8 bits"]),
-        (table().with_part_bypass(16, 1.5), ["bypassed below edge peak 1.5", "4 bits"]),
+        (table(bypass=Bypass(part=16, threshold=1.5)), ["bypass below an edge peak of 1.5", "4 bits"]),
         (table(thresholds=[0.0], rows=[[8, 8]]), ["8 bits"]),
     ],
 )
@@ -75,7 +77,7 @@ def test_table_picture(picture, legend):
     text = drawn(table_picture(picture))
     for expected in [*legend, "body.0.b", "edge score", "monotone"]:
         assert expected in text
-    assert ("bypassed" in text) == (picture.bypass is not None)
+    assert ("bypass" in text) == (picture.bypass is not None)
 
 
 @pytest.mark.parametrize("size", [(60, 90), (1, 1), (5, 300)])
@@ -83,9 +85,11 @@ def test_table_picture(picture, legend):
 def test_bit_map_over_input_or_output(size, factor):
     tile_plan = plan(*size, 32, 30)
     fab = np.linspace(4, 8, len(tile_plan))
-    fab[0] = 0
+    bypassed = np.zeros((len(tile_plan), 1, 1), bool)
+    bypassed[0] = True
+    parts = TileParts(32, tile_plan.tile_height, tile_plan.tile_width, bypassed)
     image = np.random.default_rng(0).integers(0, 256, (size[0] * factor, size[1] * factor, 3))
-    text = drawn(bit_map_overlay(image.astype(np.uint8), tile_plan, fab))
+    text = drawn(bit_map_overlay(image.astype(np.uint8), tile_plan, fab, parts))
     assert f"{len(tile_plan)} tiles" in text
     assert f"{1 / len(tile_plan):.0%} bypassed" in text
 

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cabm.errors import InputError
-from cabm.tables.observations import STRATEGIES, Observations
-from cabm.tables.table import EdgeToBitTable, build_table
+from cabm.tables.bypass import Bypass
+from cabm.tables.observations import Observations
+from cabm.tables.rows import STRATEGIES
+from cabm.tables.table import EdgeToBitTable
+from cabm.tables.table import build_table as build_from
 
 ORIGIN = {
     "backbone": "edsr",
@@ -35,6 +38,11 @@ def observed(draw, widths=(4, 6, 8), max_tiles=30):
     row = st.lists(st.sampled_from(widths), min_size=3, max_size=3)
     rows = draw(st.lists(row, min_size=count, max_size=count))
     return np.array(scores), np.array(rows)
+
+
+def build_table(scores, bits, *, strategy="lowest", fab_cap=None, **origin):
+    seen = Observations(scores=scores, bits=bits, images=["a"] * len(scores), **origin)
+    return build_from(seen, strategy=strategy, fab_cap=fab_cap)
 
 
 def table(**changes):
@@ -153,15 +161,16 @@ def test_equal_neighbours_are_one(seen, strategy):
 
 def test_save_and_load_give_the_same_table(tmp_path):
     path = tmp_path / "deep" / "edge_to_bit.json"
-    info = {"max_loss_db": 0.01, "loss_db": 0.0081, "share": 0.52}
-    original = table(fab_cap=7.5).with_part_bypass(16, 1.25, info)
+    info = {"part": 16, "threshold": 1.25, "max_loss_db": 0.01, "loss_db": 0.0081, "share": 0.52}
+    original = table(fab_cap=7.5, bypass=Bypass(**info))
     original.save(path)
     loaded = EdgeToBitTable.load(path)
     assert loaded == original
-    assert loaded.bypass == {"part": 16, "threshold": 1.25, **info}
+    assert loaded.bypass == Bypass(**info)
     assert loaded.rows.dtype == np.int64
     document = json.loads(path.read_text())
     assert document["format"] == "cabm.edge_to_bit/1"
+    assert document["bypass"] == info
     assert "    [4, 6, 8],\n" in path.read_text()
 
 
@@ -188,7 +197,7 @@ def test_save_and_load_give_the_same_table(tmp_path):
         ({"search_space": [8, 4]}, "search space"),
         ({"search_space": []}, "search space"),
         ({"search_space": [0, 4, 6, 8]}, "search space [0, 4, 6, 8]"),
-        ({"bypass": {"threshold": 1.5, "loss_db": 0.0}}, "bypass: parts of None pixels"),
+        ({"bypass": {"threshold": 1.5, "loss_db": 0.0}}, "bypass.part: Field required"),
         ({"operator": "sobel"}, "'sobel'"),
     ],
 )

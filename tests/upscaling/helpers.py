@@ -10,6 +10,7 @@ import torch
 from cabm.checkpoints.model_directory import save_model
 from cabm.models import build_model
 from cabm.quant import Precision
+from cabm.tables.bypass import Bypass
 from cabm.tables.table import EdgeToBitTable
 
 TILE, STRIDE = 24, 22
@@ -39,8 +40,8 @@ def tiny_model(
             strategy="lowest",
             thresholds=[threshold for threshold, _ in ROWS],
             rows=[[width] * model.num_adaptive for _, width in ROWS],
+            bypass=Bypass(part=part, threshold=bypass) if bypass else None,
         )
-        table = table.with_part_bypass(part, bypass)
     save_model(directory, model, table=table, provenance={"stage": "test", "epochs": 0})
     return directory
 

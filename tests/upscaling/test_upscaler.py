@@ -260,7 +260,7 @@ def test_tiles_without_their_surroundings_are_mirrored():
         scale = 2
 
     tiles = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
-    bicubic = TileParts.of_tiles(8, 9, np.ones(3, bool))
+    bicubic = TileParts(9, 8, 9, np.ones((3, 1, 1), bool))
     run = TileRun(Never(), tiles, None, batch_size=2, parts=bicubic).complete()
     expected = upscale_bicubic_batch(tiles.float(), 2).round().clamp(0, 255)
     assert (torch.from_numpy(run.upscaled).float() - expected).abs().max() <= 1
