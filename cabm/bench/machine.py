@@ -10,16 +10,15 @@ import torch
 
 from cabm.engine import onednn
 from cabm.engine.grid import Grid, Storage
-from cabm.machine.cpu import cpu_features
+from cabm.machine.cpu import cpu_features, integer_units
 from cabm.machine.threads import torch_threads
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
     """Return processor, threads, load and PyTorch version as JSON values."""
-    features = cpu_features()
-    units = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
+    units = integer_units()
     return {
-        "cpu": f"{features.get('cpu_name', 'CPU')} ({', '.join(units) or 'no integer units'})",
+        "cpu": f"{cpu_features().get('cpu_name', 'CPU')} ({', '.join(units) or 'no integer units'})",
         "threads": threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
         "torch": torch.__version__,

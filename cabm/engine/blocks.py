@@ -1,7 +1,7 @@
 """EDSR's residual blocks on bytes: all blocks in one compiled call (fused), or layer by layer.
 
-The compiled call (`cabm.engine.vnni`) needs numba, and either AVX512-VNNI and a multiple of 64 channels, or
-AVX-VNNI and a multiple of 32. On processors with AMX the layers run one by one: oneDNN uses AMX, which is
+The compiled call (`cabm.engine.vnni`) needs AVX512-VNNI and a multiple of 64 channels, or AVX-VNNI and a
+multiple of 32. On processors with AMX the layers run one by one: oneDNN uses AMX, which is
 faster. Both ways give the same codes.
 """
 
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from cabm.engine.elementwise import add_decode, add_encode, dense, encode, flat
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.packing import BoundConv
-from cabm.machine.compiled import Loop, jit, where_it_works
-from cabm.machine.cpu import cpu_features
+from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
+from cabm.machine.cpu import integer_units, vnni_lanes
 from cabm.quant.layers import QuantConv2d
 
 
@@ -143,27 +143,21 @@ def fused_kernel(convs: Sequence[QuantConv2d]) -> Loop | None:
 
 
 @cache
-@where_it_works
+@none_if_numba_fails
 def compiled() -> Loop | None:
     """Return the compiled call, or None if it cannot run here or oneDNN is faster (AMX).
 
     The first call compiles, or loads the code that an earlier process compiled.
     """
-    features = cpu_features()
-    if features.get("amx_int8") or not (features.get("avx512_vnni") or features.get("avx_vnni")):
-        return None
-    import numba
-    from llvmlite import binding
-
-    # LLVM aborts the process if its target lacks the instruction
-    fixed = {numba.config.CPU_NAME, numba.config.CPU_FEATURES} - {None, "", "host"}
-    host = binding.get_host_cpu_features()
-    if fixed or not (host.get("avx512vnni") or host.get("avxvnni")):
+    units = integer_units()
+    if not units or "amx_int8" in units or not vnni_lanes() or not compiles_for_this_cpu():
         return None
     from cabm.engine import vnni
 
     kernel = jit(vnni.residual_blocks())
-    return kernel if _tried(kernel) else None
+    if not _tried(kernel):
+        raise ArithmeticError("compiled residual blocks compute wrong results")
+    return kernel
 
 
 def _fuses(conv: QuantConv2d) -> bool:

@@ -1,7 +1,7 @@
 """The operations between convolutions: encode, add and encode, add and decode.
 
-With numba each is one pass over memory (`cabm.engine.elementwise_loops`). Without numba PyTorch runs the
-same float32 operations one after another, with the same results.
+Each is one pass over memory, compiled by numba (`cabm.engine.elementwise_loops`). Where numba fails,
+PyTorch runs the same float32 operations one after another, with the same results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cabm.engine import elementwise_loops
 from cabm.engine.grid import Grid, Storage
-from cabm.machine.compiled import Loop, jit, where_it_works
+from cabm.machine.compiled import Loop, jit, none_if_numba_fails
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Compiled:
 
 
 @cache
-@where_it_works
+@none_if_numba_fails
 def compiled() -> Compiled | None:
-    """Return the compiled loops, or None without a working numba; the first call compiles."""
+    """Return the compiled loops, or None if numba fails; the first call compiles."""
     loops = Compiled(*(jit(getattr(elementwise_loops, field.name)) for field in fields(Compiled)))
-    return loops if _tried(loops) else None
+    if not _tried(loops):
+        raise ArithmeticError("compiled loops compute wrong codes")
+    return loops
 
 
 def _tried(loops: Compiled) -> bool:

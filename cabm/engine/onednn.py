@@ -7,7 +7,6 @@ has, so `available` first tests it on a small problem with a known result.
 
 from __future__ import annotations
 
-import platform
 from functools import cache, cached_property
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine.grid import Grid, Storage
-from cabm.machine.cpu import cpu_features
+from cabm.machine.cpu import architecture, integer_units
 
 _ANY_SIDE = 64  # pixels
 _BYTES = torch.iinfo(torch.int8)
@@ -137,11 +136,9 @@ def available() -> tuple[bool, str]:
 
 
 def _missing_units() -> str | None:
-    machine = platform.machine().lower()
-    if machine not in ("x86_64", "amd64"):
-        return f"the integer engine needs an x86-64 CPU, this is {machine or 'unknown'}"
-    features = cpu_features()
-    if not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
+    if architecture() not in ("x86_64", "amd64"):
+        return f"the integer engine needs an x86-64 CPU, this is {architecture() or 'unknown'}"
+    if not integer_units():
         return "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX)"
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch is built without oneDNN"

@@ -1,7 +1,5 @@
 """Residual blocks of 3x3 convolutions on bytes, compiled by numba for processors with VNNI.
 
-Importing this module needs numba; `cabm.engine.blocks` imports it where numba is installed.
-
 All blocks of a tile run in one call: between layers no operator is launched, no memory is allocated and no
 lock is taken, so small tiles are as fast per pixel as large ones. Numba compiles the loops over pixels and
 layers below; `cabm.engine.vnni_ir` writes the innermost loop in LLVM's own language.

@@ -13,14 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llvmlite import binding, ir
+from llvmlite import ir
 
+from cabm.machine.cpu import vnni_lanes
 
-def _lanes() -> int:
-    return 16 if binding.get_host_cpu_features().get("avx512vnni") else 8
-
-
-LANES = _lanes()
+LANES = vnni_lanes() or 8  # without VNNI the module can still be imported
 """32-bit sums per register: 16 in 512 bits, or 8 in 256. Code is compiled for this machine only."""
 
 GROUP = 4 * LANES

@@ -1,4 +1,4 @@
-"""Every question about the CPU: its name, its units, how many threads to use."""
+"""What the CPU is and can do: its name, its arithmetic units, how many threads to use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cabm import __version__
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return processor, threads (of torch) and versions, in words."""
+    """Return processor, number of threads and versions in words, to record beside measurements."""
     return {
         "processor": f"{processor_name()}, {threads} thread{'s' if threads != 1 else ''}",
         "cabm": __version__,
@@ -23,7 +23,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """Return the processor's name as its maker writes it, else its architecture."""
+    """Return the name of the processor, or its architecture if the system does not tell the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -32,16 +32,38 @@ def processor_name() -> str:
     return next((name for name in names if name), platform.processor() or platform.machine())
 
 
+def architecture() -> str:
+    """Return the CPU's architecture as the system names it, such as ``x86_64`` or ``aarch64``."""
+    return platform.machine().lower()
+
+
 def cpu_features() -> dict[str, object]:
-    """What PyTorch knows of the CPU; nothing where this torch does not tell."""
+    """Return what PyTorch knows about the CPU, by name; empty if this PyTorch does not tell."""
     try:
         return dict(torch.cpu.get_capabilities())
     except (AttributeError, RuntimeError):
         return {}
 
 
+def integer_units() -> list[str]:
+    """Return the CPU's units for products of 8-bit numbers, fastest first; empty if it has none."""
+    features = cpu_features()
+    return [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
+
+
+def vnni_lanes() -> int:
+    """Return how many 32-bit sums one VNNI instruction adds to: 16 (AVX512-VNNI), 8 (AVX-VNNI) or 0 (none).
+
+    This is LLVM's knowledge of the CPU, because LLVM aborts the process if its target lacks an instruction.
+    """
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    return 16 if features.get("avx512vnni") else 8 if features.get("avxvnni") else 0
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has units for bfloat16 products, without which autocast is slower than float32."""
+    """Return whether a device multiplies bfloat16 in hardware; if not, autocast is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     features = cpu_features()
@@ -49,5 +71,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def cpu_threads(threads: int, processes: int = 1) -> int:
-    """Return the number of threads that one of ``processes`` on this machine should compute with."""
+    """Return how many threads each of several processes on this machine computes with.
+
+    Args:
+        threads: wanted number; 0: the available cores divided by ``processes``, at least 1.
+        processes: how many processes share the machine.
+    """
     return threads or max(1, len(os.sched_getaffinity(0)) // processes)

@@ -1,8 +1,8 @@
-"""The quantizers' passes over activations in one loop each, where numba is installed (extra ``fast``).
+"""The quantizers' operations on activations, each as one compiled loop (`cabm.quant.loops`).
 
-`available` tells for a tensor whether they apply; `cabm.quant.functional` has the same operations in
-PyTorch, for other devices, types and layouts, and is what these are tested against: forward to the bit,
-sums to rounding.
+They take float32 or bfloat16 tensors on the CPU in channels-last layout; `available` decides for a tensor.
+`cabm.quant.functional` has the same operations in PyTorch for all others. Both agree to the bit forward,
+and up to rounding in sums.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.machine.compiled import Loop, jit, where_it_works
+from cabm.machine.compiled import Loop, jit, none_if_numba_fails
 
 TYPES = (torch.float32, torch.bfloat16)
 
 
 def available(x: Tensor, *, types: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
-    """Whether activations (B,C,H,W) like ``x`` can take the loops; the first call compiles them."""
+    """Return whether the loops can take activations (B,C,H,W) like ``x``; the first call compiles."""
     return (
         x.device.type == "cpu"
         and x.dtype in types
@@ -145,14 +145,14 @@ def _run(name: str, *arguments: Any) -> None:
 
 
 @cache
-@where_it_works
+@none_if_numba_fails
 def _loops() -> dict[str, Loop] | None:
-    """Return the loops, ready to be compiled for the types they meet; None without a numba that works."""
+    """Return the loops, which numba compiles for each type that they meet; None if numba fails."""
     import numba
 
     loops = _compiled(parallel=True)
     _try(loops)
-    if numba.threading_layer() == "workqueue":  # ends the process when two threads enter it at once
+    if numba.threading_layer() == "workqueue":  # it aborts the process if two threads enter it at once
         loops = _compiled(parallel=False)
     return loops
 
@@ -167,9 +167,9 @@ def _compiled(*, parallel: bool) -> dict[str, Loop]:
 
 
 def _try(loops: dict[str, Loop]) -> None:
-    """Try one loop here, not amid a training step."""
+    """Run one loop now, so that a failure does not surface amid a training step."""
     one = np.ones(1, np.float32)
     out = np.zeros((1, 1, 3), np.float32)
     loops["encode"](np.array([[[0.6, 5, -5]]], np.float32), one, one * 3, one * 2, out)
     if out.tolist() != [[[2, 6, -6]]]:
-        raise ArithmeticError("compiled loops compute wrongly")
+        raise ArithmeticError("compiled quantizer loops compute wrong codes")

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from cabm.engine import blocks, compile_model, onednn
 from cabm.engine.blocks import Blocks, FusedBlocks, FusedWeights
 from cabm.engine.integer import IntegerModel
-from cabm.machine.cpu import cpu_features
+from cabm.machine import cpu
 from cabm.models import Backbone
 
 from .helpers import calibrated, needs_units, photograph, row, simulated
 
 needs_kernel = pytest.mark.skipif(
-    not onednn.available()[0] or blocks.compiled() is None, reason="no VNNI, no numba, or AMX"
+    not onednn.available()[0] or blocks.compiled() is None, reason="no VNNI, or AMX"
 )
 WIDE = {"num_features": 64, "num_blocks": 3}
 
@@ -183,9 +183,8 @@ print(vnni_ir.LANES, code.count("vpdpbusd") > 0, "zmm" in code)
 """
 
 
-@pytest.mark.skipif(not cpu_features().get("avx_vnni"), reason="no AVX-VNNI")
+@pytest.mark.skipif(not cpu.cpu_features().get("avx_vnni"), reason="no AVX-VNNI")
 def test_processors_without_avx512_have_a_form_of_their_own() -> None:
-    pytest.importorskip("numba")
     environment = os.environ | {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": ""}
     run = [sys.executable, "-c", IN_256_BITS]
     found = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
@@ -205,14 +204,16 @@ def forgetful() -> Iterator[None]:
     "features", [{}, {"avx512_f": True}, {"avx512_vnni": True, "avx_vnni": True, "amx_int8": True}], ids=str
 )
 def test_other_processors_go_layer_by_layer(features: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "cpu_features", lambda: features)
+    monkeypatch.setattr(cpu, "cpu_features", lambda: features)
     assert blocks.compiled() is None
 
 
 @needs_kernel
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("fault", ["missing", "target", "raises", "wrong", "wrong at the border"])
-def test_a_numba_that_does_not_serve_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_working_numba_blocks_run_layer_by_layer(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = blocks.jit
 
     def compile_kernel(function: object) -> object:

@@ -12,13 +12,7 @@ from cabm.engine import elementwise
 from cabm.engine.grid import Grid, Storage
 from cabm.quant.functional import quantize_to_codes
 
-try:
-    import numba  # noqa: F401
-
-    WAYS = ["numba", "torch"]
-except ImportError:
-    WAYS = ["torch"]
-
+WAYS = ["numba", "torch"]
 CLIPS = st.floats(2.0**-6, 128, width=32)
 grids = st.builds(Grid, CLIPS, st.sampled_from([4, 6, 8]), st.sampled_from(Storage))
 

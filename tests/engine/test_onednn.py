@@ -13,6 +13,7 @@ import torch
 from cabm.engine import compile_model, onednn, supports
 from cabm.engine.grid import Grid, Storage
 from cabm.errors import InputError
+from cabm.machine import cpu
 
 from .helpers import calibrated, needs_units
 
@@ -69,7 +70,7 @@ def test_other_processors_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processors_without_integer_units_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(onednn, "cpu_features", lambda: {"avx2": True, "avx512_f": True})
+    monkeypatch.setattr(cpu, "cpu_features", lambda: {"avx2": True, "avx512_f": True})
     refused("no integer matrix units")
 
 

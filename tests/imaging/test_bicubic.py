@@ -100,7 +100,6 @@ def test_tiles_are_rounded_and_clipped(size, scale):
 
 @pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
 def test_the_pytorch_path_gives_the_same_result(fault, monkeypatch):
-    pytest.importorskip("numba")
     generator = torch.Generator().manual_seed(2)
     # large, because sums halfway between two integers are rare
     tiles = {scale: torch.randint(0, 256, (3, 900, 900), generator=generator) for scale in (2, 4)}

@@ -1,37 +1,59 @@
-"""Uncompiled loops would take hours: without a compiler their users do the same in PyTorch."""
+"""Loops compiled by numba: where it fails, their users take PyTorch, and the process says so once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
+import numba
 import pytest
 
 from cabm.engine import blocks, elementwise
 from cabm.imaging import bicubic
-from cabm.machine.compiled import jit
+from cabm.machine import compiled
+from cabm.machine.compiled import compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.quant import fused
 
-numba = pytest.importorskip("numba")
-USERS = [bicubic._loop, blocks.compiled, elementwise.compiled, fused._loops]
+USERS = [bicubic._loop, elementwise.compiled, fused._loops]
 
 
 @pytest.fixture
 def forgetful() -> Iterator[None]:
-    for user in USERS:
-        user.cache_clear()
+    cached = [*USERS, blocks.compiled, compiled._warn_once]
+    for function in cached:
+        function.cache_clear()
     yield
+    for function in cached:
+        function.cache_clear()
     for user in USERS:
-        user.cache_clear()
         user()  # here, not in a test that has replaced what it tries
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_a_numba_that_is_told_not_to_compile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_numba_that_must_not_compile_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    assert [user() for user in USERS] == [None] * 4
+    assert [user() for user in [*USERS, blocks.compiled]] == [None] * 4
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "numba fails (RuntimeError: NUMBA_DISABLE_JIT is set); slower PyTorch code runs instead"
+    )
 
 
-def test_a_place_that_holds_no_cache_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("forgetful")
+def test_the_warning_is_one_line_whatever_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    @none_if_numba_fails
+    def prepare() -> None:
+        raise SystemError("initialization of _internal failed\nmore")
+
+    assert prepare() is None
+    assert "(SystemError: initialization of _internal failed);" in caplog.text
+    assert "more" not in caplog.text
+
+
+def test_a_folder_that_cannot_hold_the_cache_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     right = numba.njit
 
     def njit(**options: object) -> object:
@@ -41,3 +63,12 @@ def test_a_place_that_holds_no_cache_is_no_hindrance(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(numba, "njit", njit)
     assert jit(lambda x: x + 1)(1) == 2
+
+
+@pytest.mark.parametrize(("name", "expected"), [(None, True), ("host", True), ("generic", False)])
+def test_numba_can_be_told_to_compile_for_another_cpu(
+    name: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CPU_NAME", name)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    assert compiles_for_this_cpu() is expected

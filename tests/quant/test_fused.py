@@ -19,8 +19,6 @@ from cabm.quant.functional import (
     selected_codes,
 )
 
-pytest.importorskip("numba")
-
 LAST = torch.channels_last
 ALPHAS, LEVELS = torch.tensor([0.5, 1.5, 2.5]), torch.tensor([7.0, 31.0, 127.0])
 PROBABILITIES = torch.tensor([[0.2, 0.3, 0.5], [0.9, 0.1, 0.0], [0.1, 0.1, 0.8]])
@@ -164,7 +162,7 @@ def test_sums_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
-def test_a_broken_numba_is_left_out(fault, monkeypatch):
+def test_without_a_working_numba_pytorch_quantizes(fault, monkeypatch):
     def compiled(*, parallel):
         if fault == "fails":
             raise SystemError("initialization of _internal failed")

@@ -1,0 +1,35 @@
+"""What `import cabm` and `python -m cabm` give."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import cabm
+
+
+def python(*arguments: str) -> str:
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    code = "import sys, cabm; print([name for name in ('torch', 'numpy', 'mlflow') if name in sys.modules])"
+    assert python("-c", code) == "[]"
+
+
+@pytest.mark.parametrize("name", cabm.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(cabm, name) is not None
+    assert name in dir(cabm)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        cabm.nothing  # noqa: B018
+
+
+def test_the_package_runs_as_a_command() -> None:
+    assert python("-m", "cabm", "--version") == f"cabm {cabm.__version__}"
