@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from cabm.bench.rounds import interleaved, median_ratio
 from cabm.bench.upscale import float_twin
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import load_model
@@ -69,7 +70,7 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     loaded = load_model(find_model(model))
     if loaded.table is None:
         raise InputError(f"{model}: a {loaded.model.precision.kind} model has no table; give a cabm model")
-    table = replace(loaded.table, bypass=None)  # what bypassing saves is another matter
+    table = replace(loaded.table, bypass=None)  # compute every tile
     image = read_rgb8(image_file)
     chosen = choose_runner(loaded.model, engine="float", device="cpu")
     tile = loaded.table.tile
@@ -84,36 +85,26 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     plain = choose_runner(float_twin(loaded.model), engine="float", device="cpu").runner
     square = image[:WHOLE_SIDE, :WHOLE_SIDE]
     square_layout = plan(*square.shape[:2], tile, stride, size_multiple=loaded.model.size_multiple)
-
-    grouped_result = super_resolve(chosen.runner, image, table=table, **options).image
-    single_result = _one_by_one(chosen.runner, image, table, layout)
     pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
-    times: dict[str, list[float]] = {}
-    runs: dict[str, Callable[[], object]] = {
-        "grouped": lambda: super_resolve(chosen.runner, image, table=table, **options),
+    runs: dict[str, Callable[[], Any]] = {
+        "grouped": lambda: super_resolve(chosen.runner, image, table=table, **options).image,
         "one by one": lambda: _one_by_one(chosen.runner, image, table, layout),
         "scoring": lambda: table.lookup(edges_of_image(pixels, layout).scores.numpy()),
         "whole": lambda: super_resolve(plain, square, **(options | {"tile": None})),
         "tiled": lambda: super_resolve(plain, square, **options),
     }
-    for name in ("whole", "tiled", "scoring"):
-        runs[name]()  # first calls choose kernels and allocate
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times.setdefault(name, []).append(time.perf_counter() - started)
-
+    results, seconds = interleaved(runs, rounds)
+    difference = results["grouped"].astype(int) - results["one by one"]
     overlap = len(square_layout) * tile**2 / (square.shape[0] * square.shape[1])
     return TilingBench(
         tiles=len(layout),
-        grouped=statistics.median(times["grouped"]),
-        one_by_one=statistics.median(times["one by one"]),
-        speedup=_median_ratio(times["one by one"], times["grouped"]),
-        scoring_share=_median_ratio(times["scoring"], times["grouped"]),
-        largest_difference=int(np.abs(grouped_result.astype(int) - single_result).max()),
+        grouped=statistics.median(seconds["grouped"]),
+        one_by_one=statistics.median(seconds["one by one"]),
+        speedup=median_ratio(seconds["one by one"], seconds["grouped"]),
+        scoring_share=median_ratio(seconds["scoring"], seconds["grouped"]),
+        largest_difference=int(np.abs(difference).max()),
         overlap_share=overlap,
-        tiling_cost=_median_ratio(times["tiled"], times["whole"]) / overlap - 1,
+        tiling_cost=median_ratio(seconds["tiled"], seconds["whole"]) / overlap - 1,
     )
 
 
@@ -144,7 +135,3 @@ def _one_by_one(
         result, _ = runner(tile[None], bits, inside=not border)
         upscaled.append(result[0].round().clamp(0, 255).to(torch.uint8).numpy())
     return blend_tiles(np.stack(upscaled), layout, runner.scale)
-
-
-def _median_ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))

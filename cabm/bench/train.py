@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from cabm.bench.rounds import median_ratio
 from cabm.machine.cpu import multiplies_bfloat16
 from cabm.machine.memory import keep_freed_memory
 from cabm.models import Backbone, build_model
@@ -86,7 +87,7 @@ def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) ->
         Row(
             name,
             statistics.median(found),
-            statistics.median(a / b for a, b in zip(found, units, strict=True)),
+            median_ratio(found, units),
         )
         for name, found in timings.items()
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cabm.bench import openvino as openvino_int8
 from cabm.bench.machine import describe_machine, int8_peak
+from cabm.bench.rounds import interleaved, median_ratio
 from cabm.checkpoints.model_directory import load_model
 from cabm.engine.integer import compile_model, supports
 from cabm.imaging.bicubic import upscale_bicubic_batch
@@ -86,7 +86,7 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
     model, table = _model(options)
     tiles, bits = _work(options, model, table)
     runs, skipped = _contenders(options, model, tiles, bits, threads)
-    seconds = _interleaved(runs, options.rounds)
+    _, seconds = interleaved(runs, options.rounds)
     num_tiles = len(plan(options.height, options.width, options.tile, options.stride))
     result: dict[str, Any] = {
         "options": asdict(options) | {"model": None if options.model is None else str(options.model)},
@@ -97,7 +97,7 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
                 "name": name,
                 "seconds_per_tile": statistics.median(times) / len(tiles),
                 "seconds_per_image": statistics.median(times) / len(tiles) * num_tiles,
-                "speedup": statistics.median(_ratios(seconds[FLOAT], times)),
+                "speedup": median_ratio(seconds[FLOAT], times),
             }
             for name, times in seconds.items()
         ],
@@ -107,8 +107,8 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
         operations = 2 * _quantized_macs(model) * options.tile**2 * len(tiles)
         rate, peak = operations / statistics.median(seconds[ONE_THREAD]), int8_peak()
         result["int8"] = {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak}
-        speedups = _ratios(seconds[ONE_THREAD], seconds[INTEGER])
-        result["scaling"] = {"threads": threads, "speedup": statistics.median(speedups)}
+        speedup = median_ratio(seconds[ONE_THREAD], seconds[INTEGER])
+        result["scaling"] = {"threads": threads, "speedup": speedup}
         if options.memory:
             result["peak_rss_mb"] = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
     return result
@@ -215,22 +215,6 @@ def float_twin(model: Backbone) -> Backbone:
 def _forward(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
     takes = None if model.precision.kind in ("float", "pams", "cadyq") else bits
     return model(tiles.float().contiguous(memory_format=torch.channels_last), takes).sr
-
-
-def _interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    for run in runs.values():
-        run()  # first calls choose kernels and allocate
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _ratios(slow: list[float], fast: list[float]) -> list[float]:
-    return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
 def _quantized_macs(model: Backbone) -> int:

@@ -9,10 +9,7 @@ import typer
 
 
 def bench_upscale(
-    image: Annotated[
-        Path | None,
-        typer.Argument(help="Time tiling on this image, instead of the engines."),
-    ] = None,
+    image: Annotated[Path | None, typer.Argument(help="Time tiling on this image instead.")] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -33,8 +30,8 @@ def bench_upscale(
 ) -> None:
     """Time upscaling by the float model, the simulated model, the integer engine and OpenVINO.
 
-    With IMAGE: time tiles grouped by bits against one tile at a time, the edge scores, and tiling against
-    the whole image. Then only --model, --rounds, --threads and --json apply.
+    With IMAGE: time tiles grouped by bits against one by one, edge scores, and tiles against a whole image.
+    Then only --model, --rounds, --threads and --json apply.
 
     Examples:
 

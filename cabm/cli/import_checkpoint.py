@@ -10,7 +10,7 @@ import typer
 
 
 class CheckpointKind(StrEnum):
-    """What a released checkpoint holds."""
+    """The method that a checkpoint was trained with."""
 
     float = "float"
     pams = "pams"
@@ -19,14 +19,14 @@ class CheckpointKind(StrEnum):
 
 
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="Released checkpoint, .pt or .pth.tar.")],
+    file: Annotated[Path, typer.Argument(help="Published checkpoint, .pt, .pth or .pth.tar.")],
     backbone: Annotated[str, typer.Option(help="edsr, srresnet, idn or carn.")],
-    kind: Annotated[CheckpointKind, typer.Option(help="Which method's checkpoint it is.")],
+    kind: Annotated[CheckpointKind, typer.Option(help="Method of the checkpoint.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model directory to write.")],
-    scale: Annotated[int, typer.Option(min=2, max=4, help="Upscaling.")] = 4,
-    table: Annotated[Path | None, typer.Option(help="Edge-to-bit table; needed for --kind cabm.")] = None,
+    scale: Annotated[int, typer.Option(min=2, max=4, help="Scale factor.")] = 4,
+    table: Annotated[Path | None, typer.Option(help="Edge-to-bit table, for --kind cabm.")] = None,
 ) -> None:
-    """Turn a checkpoint of the released PAMS, CADyQ or CABM code into a model directory.
+    """Turn a published checkpoint (EDSR, CARN, IDN, PAMS, CADyQ, CABM) into a model directory.
 
     Example: cabm import-checkpoint edsr_baseline_x4.pt --backbone edsr --kind float -o models/edsr
     """
@@ -38,7 +38,7 @@ def import_checkpoint(
     from cabm.tables.table import EdgeToBitTable
 
     if (table is not None) != (kind == CheckpointKind.cabm):
-        raise InputError("--table goes with --kind cabm, and with no other kind")
+        raise InputError("--kind cabm needs --table, and other kinds take none")
     replaceable_folder(output)
     loaded_table = None if table is None else EdgeToBitTable.load(table)
     model = import_released(backbone, kind.value, read_released_file(file), scale)

@@ -1,8 +1,8 @@
 """EDSR's residual blocks on bytes: all blocks in one compiled call (fused), or layer by layer.
 
 The compiled call (`cabm.engine.vnni`) needs AVX512-VNNI and a multiple of 64 channels, or AVX-VNNI and a
-multiple of 32. On processors with AMX the layers run one by one: oneDNN uses AMX, which is
-faster. Both ways give the same codes.
+multiple of 32. On processors with AMX the layers run one by one: oneDNN uses AMX, which is faster. Both
+ways give the same codes.
 """
 
 from __future__ import annotations

@@ -23,9 +23,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_grouped_tiles_are_those_computed_one_by_one(
-    photo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_grouped_tiles_equal_tiles_one_by_one(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_upscale(photo, model=None, rounds=1, threads=1, as_json=True)
     result = json.loads(capsys.readouterr().out)
     assert result["tiles"] == 4

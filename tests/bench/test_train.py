@@ -1,4 +1,4 @@
-"""Timings of training steps: what is compared with what, not how long it takes."""
+"""Timings of training steps: the rows and their ratios, not the times."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_times_every_contender_and_prints_them(model: Path) -> None:
     assert all(name in printed for name in rows)
 
 
-def test_says_why_the_engine_was_not_timed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_why_contenders_were_not_timed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "supports", lambda model: "no units here")
     monkeypatch.setattr(openvino_int8, "installed", lambda: False)
     result = bench_upscale(UpscaleBench(model=model, threads=1, **SMALL))

@@ -184,7 +184,7 @@ def test_packed_weights_are_the_same_codes(backbone: str, weight_bits: int) -> N
             assert float(scale) == pytest.approx(float(scale_again), rel=1e-6)
     tiles, bits = photograph(16, 16), row(model, "mixed")
     difference = simulated(restored, tiles, bits) - simulated(model, tiles, bits)
-    assert float(difference.abs().mean()) < 0.5  # the ends in float16 may move single codes
+    assert float(difference.abs().mean()) < 0.5  # head and tail in float16 may change a few codes
 
 
 def test_a_packed_baseline_is_small() -> None:
@@ -192,7 +192,7 @@ def test_a_packed_baseline_is_small() -> None:
     assert sum(tensor.nbytes for tensor in packed.values()) <= 2.0e6
 
 
-def test_weights_that_follow_activations_are_not_packed(tmp_path: Path) -> None:
+def test_weights_with_the_activations_width_are_not_packed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="weight_bits"):
         save_model(tmp_path / "packed", calibrated("edsr", "pams", weight_bits="same"), packed=True)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Model directories: round trips, and what is refused."""
+"""Model directories: round trips, and errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_packed_weights_compute_the_same_codes(kind: Kind, tmp_path: Path) -> No
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_rewriting_replaces_the_directory_as_a_whole(tmp_path: Path) -> None:
+def test_saving_replaces_the_whole_directory(tmp_path: Path) -> None:
     save(tmp_path / "model", "cabm")
     save(tmp_path / "model", "float")
     assert sorted(path.name for path in tmp_path.joinpath("model").iterdir()) == [
@@ -98,7 +98,7 @@ def test_rewriting_replaces_the_directory_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_missing_pieces_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such model directory"):
         load_model(tmp_path / "nothing")
     for missing in ("config.json", "model.safetensors", "edge_to_bit.json"):
@@ -122,7 +122,7 @@ def test_missing_pieces_are_named(tmp_path: Path) -> None:
         ({"weights_sha256": "0" * 64}, "SHA-256"),
     ],
 )
-def test_config_that_does_not_fit_is_one_line(
+def test_a_wrong_config_is_a_one_line_error(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     save(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Import of published checkpoints: files, key maps, and what is wrong with them."""
+"""Import of published checkpoints: files, key maps, and error lines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def released(golden, backbone, kind):
         ("carn", {"num_features": 16}),
     ],
 )
-def test_width_and_depth_are_read_off_the_tensors(golden, backbone, options):
+def test_width_and_depth_come_from_the_tensor_shapes(golden, backbone, options):
     model = import_released(backbone, "cadyq", released(golden, backbone, "cadyq"), 4)
     assert model.options == options
     assert not model.training
@@ -78,7 +78,7 @@ def test_edsr_pytorch_files_load_at_every_scale(scale):
 
 
 def test_the_layout_of_the_cadyq_release_loads_too(golden):
-    """There the first quantizer stands inside the sequence and shifts the numbers."""
+    """It registers the first quantizer in the sequence, which shifts the numbers after it."""
     state = released(golden, "edsr", "pams")
     moved = {}
     for key, value in state.items():
@@ -96,7 +96,7 @@ def test_the_layout_of_the_cadyq_release_loads_too(golden):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["float", "cadyq"])
-def test_carn_takes_the_head_of_the_scale(golden, scale, kind):
+def test_carn_loads_the_head_of_its_scale(golden, scale, kind):
     state = released(golden, "carn", kind)
     model = import_released("carn", kind, state, scale)
     assert torch.equal(model.upsample[0].weight, state[f"upsample.up{scale}.body.0.weight"])
@@ -129,7 +129,7 @@ def test_every_missing_and_unknown_key_is_listed(golden, backbone, kind):
     assert "\n" not in message
 
 
-def test_one_missing_key_of_each_sort_is_named_as_in_the_release(golden):
+def test_a_missing_key_is_named_as_in_the_release(golden):
     for kind, key in (
         ("pams", "body.1.quant_act3.alpha"),
         ("cadyq", "body.2.bitsel1.net_small.0.bias"),
@@ -148,7 +148,7 @@ def test_a_missing_width_is_found(golden):
         import_released("edsr", "cadyq", state, 4)
 
 
-def test_a_checkpoint_of_another_kind_is_told_apart(golden):
+def test_a_checkpoint_of_another_kind_is_recognized(golden):
     with pytest.raises(InputError, match="look like those of kind pams"):
         import_released("edsr", "float", released(golden, "edsr", "pams"), 4)
     with pytest.raises(InputError, match="look like those of kind cadyq or cabm"):
@@ -276,7 +276,7 @@ def saved(content) -> bytes:
     ],
     ids=["empty", "text", "head", "truncated", "zip", "list", "nothing", "numbers", "no-tensors", "tensor"],
 )
-def test_what_is_no_checkpoint_is_one_error(tmp_path, content):
+def test_a_file_that_is_no_checkpoint_is_a_one_line_error(tmp_path, content):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"model\.pt: ") as error:
@@ -284,7 +284,7 @@ def test_what_is_no_checkpoint_is_one_error(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(InputError, match="no such file"):
             read_released_file(path)

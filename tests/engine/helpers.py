@@ -1,4 +1,4 @@
-"""Small calibrated models, and the marks that the engine's tests share."""
+"""Small calibrated models and marks for the engine's tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def calibrated(
     options: dict[str, object] | None = None,
     **precision: object,
 ) -> Backbone:
-    """Build a small model with clip values from data and norms that do something."""
+    """Build a small model with calibrated clip values and batch norms that are not the identity."""
     torch.manual_seed(0)
     wanted = OPTIONS[backbone] | (options or {})
     model = build_model(backbone, scale, Precision(kind, **precision), wanted)
@@ -58,7 +58,7 @@ def calibrated(
 
 
 def row(model: Backbone, bits: int | str, count: int = 1) -> Tensor | None:
-    """Return rows of bits (count,L): one width, or "mixed", which differ from sample to sample."""
+    """Return rows of bits (count,L): one width, or "mixed" widths that differ between samples."""
     if model.precision.kind in ("pams", "float"):
         return None
     shape = (count, model.num_adaptive)

@@ -26,7 +26,7 @@ WIDE = {"num_features": 64, "num_blocks": 3}
 
 
 def both(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[IntegerModel, IntegerModel]:
-    """The model with fused blocks, and layer by layer."""
+    """Return the model with fused blocks, and layer by layer."""
     fused = compile_model(model)
     with monkeypatch.context() as patch:
         patch.setattr(blocks, "compiled", lambda: None)
@@ -41,7 +41,7 @@ def both(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[IntegerModel
 @needs_kernel
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (3, 6), (13, 11), (1, 40), (24, 33)])
 @pytest.mark.parametrize("bits", [4, 6, 8, "mixed"])
-def test_the_call_gives_the_codes_of_layer_by_layer(
+def test_fused_blocks_equal_layer_by_layer(
     size: tuple[int, int], bits: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = calibrated("edsr", options=WIDE)
@@ -65,7 +65,7 @@ def test_the_call_gives_the_codes_of_layer_by_layer(
     ],
     ids=str,
 )
-def test_every_kind_of_block_is_the_same(variant: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_block_is_equal(variant: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = calibrated("edsr", **{"options": WIDE} | variant)
     fused, layered = both(model, monkeypatch)
     tiles, rows = photograph(17, 20, count=3, seed=4), row(model, "mixed", count=3)
@@ -75,7 +75,7 @@ def test_every_kind_of_block_is_the_same(variant: dict, monkeypatch: pytest.Monk
 
 @needs_kernel
 @pytest.mark.parametrize("bits", [4, 8, "mixed"])
-def test_the_call_agrees_with_the_simulation(bits: int | str) -> None:
+def test_fused_blocks_agree_with_the_simulation(bits: int | str) -> None:
     model = calibrated("edsr", options=WIDE)
     tiles, rows = photograph(21, 26, count=2, seed=5), row(model, bits, count=2)
     found = compile_model(model, float_dtype=torch.float32).run(tiles, rows, dtype=torch.float32)
@@ -85,7 +85,7 @@ def test_the_call_agrees_with_the_simulation(bits: int | str) -> None:
 @needs_kernel
 @pytest.mark.parametrize("width", range(1, 14))
 def test_sums_codes_and_borders_are_exact(width: int) -> None:
-    """Against whole numbers in double precision; factors are powers of two, so that nothing is rounded."""
+    """Compare with double precision; factors are powers of two, so nothing is rounded."""
     height, channels = 3, 64
     generator = np.random.default_rng(width)
     convs = torch.from_numpy(generator.integers(-127, 128, (4, channels, channels, 3, 3)))
@@ -138,7 +138,7 @@ def test_sums_codes_and_borders_are_exact(width: int) -> None:
 
 
 @needs_kernel
-def test_several_threads_run_it_at_once() -> None:
+def test_several_threads_call_it_at_once() -> None:
     model = calibrated("edsr", options=WIDE)
     engine = compile_model(model)
     tiles, bits = photograph(19, 23, count=8, seed=6), row(model, "mixed", count=8)
@@ -150,7 +150,7 @@ def test_several_threads_run_it_at_once() -> None:
 
 @needs_kernel
 def test_it_is_compiled_once() -> None:
-    """What tiles call is what was tried: threads must not compile."""
+    """Tiles call the signature that was compiled at first; threads must not compile."""
     model = calibrated("edsr", options=WIDE)
     engine = compile_model(model)
     before = list(blocks.compiled().signatures)
@@ -161,7 +161,7 @@ def test_it_is_compiled_once() -> None:
 
 
 @needs_units
-def test_other_widths_go_layer_by_layer() -> None:
+def test_other_numbers_of_channels_run_layer_by_layer() -> None:
     model = calibrated("edsr", options={"num_features": 48})
     plan = compile_model(model)._program.plan((8,) * model.num_adaptive)
     assert isinstance(plan, Blocks)
@@ -184,7 +184,7 @@ print(vnni_ir.LANES, code.count("vpdpbusd") > 0, "zmm" in code)
 
 
 @pytest.mark.skipif(not cpu.cpu_features().get("avx_vnni"), reason="no AVX-VNNI")
-def test_processors_without_avx512_have_a_form_of_their_own() -> None:
+def test_avx_vnni_has_a_kernel_of_256_bits() -> None:
     environment = os.environ | {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": ""}
     run = [sys.executable, "-c", IN_256_BITS]
     found = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
@@ -196,14 +196,14 @@ def forgetful() -> Iterator[None]:
     blocks.compiled.cache_clear()
     yield
     blocks.compiled.cache_clear()
-    blocks.compiled()  # here, not in a test that has replaced what it tries
+    blocks.compiled()  # compile here, not in the next test, which may patch it
 
 
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize(
     "features", [{}, {"avx512_f": True}, {"avx512_vnni": True, "avx_vnni": True, "amx_int8": True}], ids=str
 )
-def test_other_processors_go_layer_by_layer(features: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processors_run_layer_by_layer(features: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "cpu_features", lambda: features)
     assert blocks.compiled() is None
 

@@ -36,7 +36,7 @@ def simulated_codes(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.05, 0.25])
-def test_encode_makes_the_simulations_codes(way: str, slope: float) -> None:
+def test_encode_gives_the_simulations_codes(way: str, slope: float) -> None:
     @settings(deadline=None)
     @given(grid=grids, seed=st.integers(0, 99), spread=st.floats(0.01, 100))
     def check(grid: Grid, seed: int, spread: float) -> None:
@@ -86,7 +86,7 @@ def test_rounds_half_to_even(way: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["is missing", "fails", "is wrong"])
-def test_a_broken_numba_is_left_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_numba_is_not_used(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_kernel(kernel: object) -> object:
         if fault == "fails":
             raise SystemError("initialization of _internal failed")

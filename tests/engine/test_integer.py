@@ -20,7 +20,7 @@ WIDTHS = [4, 6, 8, "mixed"]
 
 
 def close(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None, level: float) -> None:
-    """The result is within a mean of ``level`` of the simulation's."""
+    """Check that the mean difference to the simulation is at most ``level``."""
     wanted = simulated(model, tiles, bits)
     found = compile_model(model, float_dtype=torch.float32).run(tiles, bits, dtype=torch.float32)
     assert found.shape == wanted.shape
@@ -53,7 +53,7 @@ def test_agrees_in_the_float_type_of_this_machine(backbone: str) -> None:
     tiles, bits = photograph(24, 24, seed=7), row(model, "mixed")
     wanted = simulated(model, tiles, bits)
     found = compile_model(model).run(tiles, bits, dtype=torch.float32)
-    # random weights do not make an image, so that bfloat16 rounds more than a small difference
+    # with random weights the result is not like the image, so bfloat16 rounds more than a small difference
     assert float((found - wanted).abs().mean()) <= 0.3
 
 
@@ -65,7 +65,7 @@ def test_runs_the_other_kinds(backbone: str, kind: str) -> None:
     engine = compile_model(model, float_dtype=torch.float32)
     if kind == "pams":
         wanted, bits = simulated(model, tiles, None), None
-    else:  # at the bits that its selectors choose
+    else:  # at the bits of its selectors
         with torch.inference_mode():
             output = model(tiles.float())
         wanted, bits = output.sr, output.bits
@@ -90,7 +90,7 @@ def test_runs_scaled_residuals() -> None:
 def test_every_layer_reads_the_simulations_codes(
     backbone: str, bits: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each layer is given the simulation's codes; what the next one reads must be the simulation's too."""
+    """Give each layer the simulation's codes; the next layer must then read the simulation's codes."""
     model = calibrated(backbone)
     tiles, assigned = photograph(40, 37, seed=11), row(model, bits)
     reference = codes_read(model, tiles, assigned)
@@ -111,12 +111,12 @@ def test_every_layer_reads_the_simulations_codes(
 
 
 def codes_read(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None) -> list[torch.Tensor]:
-    """Return what the simulation's quantized convolutions read, in the engine's order."""
+    """Return the inputs of the simulation's quantized convolutions, in the engine's order."""
     codes = []
 
     def record(name: str):
         def hook(module: torch.nn.Module, arguments: tuple) -> None:
-            # IDN's third convolution runs in two halves
+            # the engine runs IDN's third convolution in two parts
             halved = model.name == "idn" and name.endswith("conv3")
             codes.extend([arguments[0].codes] * (2 if halved else 1))
 
@@ -133,7 +133,7 @@ def codes_read(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None) 
     return codes
 
 
-def test_a_tile_does_not_depend_on_its_company_or_on_threads() -> None:
+def test_a_tile_does_not_depend_on_other_tiles_or_threads() -> None:
     model = calibrated("edsr")
     engine = compile_model(model)
     tiles, bits = photograph(16, 16, count=5, seed=12), row(model, "mixed", count=5)
@@ -144,7 +144,7 @@ def test_a_tile_does_not_depend_on_its_company_or_on_threads() -> None:
     assert torch.equal(torch.cat(alone), together)
 
 
-def test_threads_are_as_before_afterwards() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     model = calibrated("edsr")
     before = torch.get_num_threads()
     engine, tiles = compile_model(model), photograph(12, 12, count=4)
@@ -173,7 +173,7 @@ def test_several_callers_at_once() -> None:
     assert all(torch.equal(found[number], wanted) for number in range(4))
 
 
-def test_the_layout_and_type_of_tiles_do_not_matter() -> None:
+def test_tiles_of_any_layout_and_type_give_the_same() -> None:
     model = calibrated("edsr")
     engine, tiles, bits = compile_model(model), photograph(16, 20, seed=14), row(model, 6)
     wanted = engine.run(tiles, bits)
@@ -183,7 +183,7 @@ def test_the_layout_and_type_of_tiles_do_not_matter() -> None:
 
 
 def packs(model: Backbone) -> int:
-    """How many packs of the first convolution's weights three rows of bits take."""
+    """Return the number of packs of the first convolution's weights for three rows of bits."""
     engine = compile_model(model)
     plans = [engine._program.plan((bits,) * model.num_adaptive) for bits in (4, 6, 8)]
     return len({plan.blocks[0].conv1.conv for plan in plans})
@@ -227,7 +227,7 @@ def test_wrong_bits_are_refused(kind: str, bits: torch.Tensor | None, message: s
         (lambda: calibrated("srresnet", options={"release_graph": True}), "released graph"),
     ],
 )
-def test_models_that_it_cannot_run_are_refused_with_a_reason(model, expected: str) -> None:
+def test_unsupported_models_are_refused_with_a_reason(model, expected: str) -> None:
     built = model()
     assert expected in supports(built)
     with pytest.raises(InputError, match="engine int8"):

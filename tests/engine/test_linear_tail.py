@@ -26,7 +26,7 @@ def by_layers(convs: list[torch.nn.Conv2d], factors: tuple[int, ...], x: torch.T
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_inside_the_kernel_is_the_models_collapsed_tail(scale: int) -> None:
+def test_the_inner_kernel_equals_the_models_collapsed_tail(scale: int) -> None:
     convs, factors = parts(scale)
     for found, wanted in zip(collapse_at(convs, factors, Edge()), collapse(convs, factors), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
@@ -35,9 +35,7 @@ def test_inside_the_kernel_is_the_models_collapsed_tail(scale: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @torch.no_grad()
-def test_every_pixel_of_the_collapsed_tail_is_right_up_to_the_border(
-    scale: int, size: tuple[int, int]
-) -> None:
+def test_the_collapsed_tail_is_exact_up_to_the_border(scale: int, size: tuple[int, int]) -> None:
     convs, factors = parts(scale)
     x = torch.randn(2, 6, *size)
     found = CollapsedTail(convs, factors, torch.float32)(x, torch.zeros(2, 3, *size))
@@ -48,7 +46,7 @@ def test_every_pixel_of_the_collapsed_tail_is_right_up_to_the_border(
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_replicating_tail_is_the_models(dtype: torch.dtype, scale: int, size: tuple[int, int]) -> None:
+def test_replicating_tail_equals_the_models(dtype: torch.dtype, scale: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     options = {"num_features": 6, "num_blocks": 1, "replicate_tail": True}
     model = build_model("edsr", scale, Precision("float"), options)
@@ -66,7 +64,7 @@ def test_bfloat16_loses_little_where_the_result_resembles_the_image(scale: int) 
     weight, bias = collapse(convs, factors)
     feature = torch.randn(1, 6, 30, 31)
     exact = CollapsedTail(convs, factors, torch.float32)(feature, torch.zeros(1, 3, 30, 31))
-    # an image that the result resembles, at a level where bfloat16 has steps of a half
+    # an image like the result, at a level where bfloat16 has steps of 0.5
     convs[-1].bias.add_(100)
     image = torch.full((1, 3, 30, 31), 100.0)
     found = CollapsedTail(convs, factors, torch.bfloat16)(feature, image)
@@ -82,9 +80,7 @@ def test_bfloat16_loses_little_where_the_result_resembles_the_image(scale: int) 
 @pytest.mark.parametrize("size", [(9, 12), (2, 5), (1, 1)])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @torch.no_grad()
-def test_a_tail_with_activations_is_the_layers_one_by_one(
-    scale: int, size: tuple[int, int], slope: float
-) -> None:
+def test_a_tail_with_activations_equals_its_layers(scale: int, size: tuple[int, int], slope: float) -> None:
     convs, factors = parts(scale)
     x, image = torch.randn(1, 6, *size), (torch.rand(1, 3, *size) * 255).round()
     mean = torch.tensor([0.4, 0.5, 0.6])
@@ -98,7 +94,7 @@ def test_a_tail_with_activations_is_the_layers_one_by_one(
 
 @pytest.mark.parametrize(("stride", "size"), [(2, 17), (3, 17), (4, 17), (2, 5), (3, 7)])
 @torch.no_grad()
-def test_a_transposed_convolution_is_one_before_pixel_shuffle(stride: int, size: int) -> None:
+def test_a_transposed_convolution_equals_one_before_pixel_shuffle(stride: int, size: int) -> None:
     torch.manual_seed(0)
     deconv = torch.nn.ConvTranspose2d(4, 3, size, stride=stride, padding=size // 2)
     x = torch.randn(1, 4, 7, 9)

@@ -20,11 +20,11 @@ from .helpers import calibrated, needs_units
 
 @pytest.fixture(autouse=True)
 def forgetful() -> Iterator[None]:
-    """Let every test decide anew what this machine can do."""
+    """Let every test ask again for the units of this machine."""
     onednn.available.cache_clear()
     yield
     onednn.available.cache_clear()
-    onednn.available()  # here, not in a test that has replaced what it tries
+    onednn.available()  # here, not in the next test, which may patch it
 
 
 @needs_units
@@ -42,7 +42,7 @@ def test_sums_are_exact_and_rounded_once(storage: Storage, shifted: bool, groups
     sums = torch.nn.functional.conv2d(x.double() - grid.zero, codes.double(), padding=1, groups=groups)
     wanted = sums.float() * scaling.factors.view(1, -1, 1, 1) + scaling.bias.view(1, -1, 1, 1)
     assert torch.equal(conv.to_float(x, grid, scaling), wanted)
-    # the sums reach some thousands: codes at both ends, of widths that end where bytes do and that do not
+    # sums reach some thousands, so codes clip at both ends, of 8 bits and fewer
     for bits, kind in product([4, 6, 8], [Storage.SIGNED, Storage.POSITIVE]):
         out = next(grid for grid in (Grid(alpha, bits, kind) for alpha in range(900, 999)) if grid.divisor)
         expected = (wanted * (1 / torch.tensor(out.divisor))).round().clamp(out.low, out.levels)
@@ -74,7 +74,7 @@ def test_processors_without_integer_units_fall_back(monkeypatch: pytest.MonkeyPa
     refused("no integer matrix units")
 
 
-def test_a_torch_that_does_not_tell_its_features_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_cpu_features_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     refused("no integer matrix units")
@@ -95,7 +95,7 @@ def test_a_missing_operator_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("units")
-def test_an_operator_that_takes_other_arguments_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_with_other_arguments_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(*arguments: object, **options: object) -> None:
         raise RuntimeError("qconv2d_pointwise() is missing value for argument 'new'\nDeclaration: ...")
 
@@ -125,8 +125,8 @@ def test_wrong_results_fall_back(monkeypatch: pytest.MonkeyPatch, fault: str) ->
 
 
 @needs_units
-def test_older_kernels_of_onednn_are_found_out() -> None:
-    """Without VNNI oneDNN sums pairs in 16 bits, which saturate: wrong, and silently so."""
+def test_saturating_kernels_of_onednn_are_detected() -> None:
+    """Without VNNI, oneDNN adds pairs of products in 16 bits, which saturate silently."""
     code = "from cabm.engine import onednn; print(onednn._failed_self_test())"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     run = [sys.executable, "-c", code]
