@@ -21,7 +21,8 @@ from cabm.models import Backbone, build_model
 from cabm.quant import Precision
 from cabm.quant.functional import weight_codes
 from cabm.quant.layers import QuantConv2d
-from cabm.tables.table import EdgeToBitTable, build_table
+from cabm.tables.table import EdgeToBitTable
+from tests.checkpoints.helpers import table_of
 from tests.engine.helpers import BACKBONES, calibrated, photograph, row, simulated
 
 
@@ -94,22 +95,13 @@ def test_pams_models_take_no_bits(backbone: str, tmp_path: Path) -> None:
     assert not (tmp_path / "other.onnx").exists()
 
 
-def table_of(model: Backbone) -> EdgeToBitTable:
-    return build_table(
-        [1.0, 5.0, 9.0],
-        [[4, 4, 4, 6], [8, 8, 6, 8], [8, 8, 8, 8]],
-        backbone=model.name,
-        scale=model.scale,
-        search_space=model.precision.search_space,
-        layers=model.layer_names,
-        tile=96,
-        stride=94,
-    )
+def three_rows(model: Backbone) -> EdgeToBitTable:
+    return table_of(model, [1.0, 5.0, 9.0], [[4, 4, 4, 6], [8, 8, 6, 8], [8, 8, 8, 8]])
 
 
 def test_a_row_is_chosen_by_score_or_by_bits() -> None:
     model = calibrated("edsr")
-    table = table_of(model)
+    table = three_rows(model)
     assert choose_row(model, table) == (8, 8, 6, 8)  # the median threshold
     assert choose_row(model, table, score=0.0) == choose_row(model, table, score=4.99) == (4, 4, 4, 6)
     assert choose_row(model, table, score=1e6) == (8, 8, 8, 8)
@@ -129,7 +121,7 @@ def test_a_row_is_chosen_by_score_or_by_bits() -> None:
 def test_no_row_can_be_chosen(kind: str, with_table: bool, given: dict, message: str) -> None:
     model = calibrated("edsr", kind)
     with pytest.raises(InputError, match=message):
-        choose_row(model, table_of(model) if with_table else None, **given)
+        choose_row(model, three_rows(model) if with_table else None, **given)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +144,7 @@ def test_without_onnx_it_says_what_to_install(tmp_path: Path, monkeypatch: pytes
 def test_the_command_writes_the_row_it_is_given(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     model = calibrated("edsr")
-    save_model(tmp_path / "model", model, table=table_of(model))
+    save_model(tmp_path / "model", model, table=three_rows(model))
 
     def exported(*options: str) -> str:
         path = tmp_path / "out.onnx"
