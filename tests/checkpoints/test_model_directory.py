@@ -16,6 +16,7 @@ from cabm.models import Backbone, build_model
 from cabm.quant import Kind, Precision
 from cabm.quant.functional import weight_codes
 from cabm.tables.table import EdgeToBitTable
+from tests.checkpoints.helpers import table_of
 
 OPTIONS = {"num_features": 8, "num_blocks": 2}
 
@@ -26,17 +27,7 @@ def make_model(kind: Kind) -> Backbone:
 
 
 def make_table(model: Backbone) -> EdgeToBitTable:
-    return EdgeToBitTable(
-        thresholds=[1.0, 5.0],
-        rows=[[4, 4, 4, 6], [8, 8, 6, 8]],
-        strategy="lowest",
-        backbone=model.name,
-        scale=model.scale,
-        search_space=model.precision.search_space,
-        layers=model.layer_names,
-        tile=96,
-        stride=94,
-    )
+    return table_of(model, [1.0, 5.0], [[4, 4, 4, 6], [8, 8, 6, 8]])
 
 
 def save(directory: Path, kind: Kind = "cabm") -> Backbone:
@@ -162,17 +153,6 @@ def test_truncated_weights_are_refused(size: int, tmp_path: Path) -> None:
 def test_table_of_another_model_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "model")
     other = build_model("edsr", 2, Precision("cabm"), {"num_features": 8, "num_blocks": 3})
-    other_table = EdgeToBitTable(
-        thresholds=[1.0],
-        rows=[[4] * 6],
-        strategy="lowest",
-        backbone="edsr",
-        scale=2,
-        search_space=(4, 6, 8),
-        layers=other.layer_names,
-        tile=96,
-        stride=94,
-    )
-    other_table.save(tmp_path / "model" / "edge_to_bit.json")
+    table_of(other, [1.0], [[4] * 6]).save(tmp_path / "model" / "edge_to_bit.json")
     with pytest.raises(InputError, match="does not fit"):
         load_model(tmp_path / "model")
