@@ -13,6 +13,7 @@ import typer
 from cabm import __version__
 from cabm.cli.bench_train import bench_train
 from cabm.cli.bench_upscale import bench_upscale
+from cabm.cli.cluster_upscale import upscale_on_cluster
 from cabm.cli.export import export
 from cabm.cli.import_checkpoint import import_checkpoint
 from cabm.cli.model import show_model
@@ -32,13 +33,16 @@ app = typer.Typer(
     help="Content-aware bit mapping for super-resolution of large images.",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios in one run.")
+clusters = typer.Typer(no_args_is_help=True, help="Upscale millions of images on many machines.")
 models = typer.Typer(no_args_is_help=True, help="Describe model directories.")
 tables = typer.Typer(no_args_is_help=True, help="Describe, draw and build edge-to-bit tables.")
 app.add_typer(bench, name="bench")
+app.add_typer(clusters, name="cluster")
 app.add_typer(models, name="model")
 app.add_typer(tables, name="table")
 
 app.command()(upscale)
+clusters.command("upscale")(upscale_on_cluster)
 app.command()(preset)
 app.command()(report)
 models.command("show")(show_model)

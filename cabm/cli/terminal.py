@@ -1,20 +1,27 @@
-"""What jobs on many files print, and how they stop."""
+"""What commands on many files print, and how they stop."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import typer
 
-from cabm.errors import InputError
+from cabm.errors import InputError, debugging
+
+
+class Failed(Protocol):
+    """A file that failed: why, in one line, and the traceback of an unexpected error."""
+
+    reason: str
+    traceback: str
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print around a progress bar that may be on the screen."""
+    """Print without breaking a progress bar."""
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr if err else sys.stdout)
@@ -22,7 +29,7 @@ def echo(text: str, err: bool = False) -> None:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM stop the job as Ctrl-C does, so that no half file is left."""
+    """Let SIGTERM stop the job as Ctrl-C does, so that it leaves no partial file."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -34,15 +41,23 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def fail(reasons: list[str], num_files: int) -> NoReturn:
-    """List what failed, and end with exit code 1.
+def interrupted(left: str = "") -> NoReturn:
+    """Say how to resume, and exit with the code of an interrupt."""
+    echo(f"cabm: interrupted{left}; run the same command to resume", err=True)
+    raise typer.Exit(130)
+
+
+def fail(failures: Sequence[Failed], num_files: int, *, verbose: bool = False) -> NoReturn:
+    """Print what failed and exit with code 1; with tracebacks if ``verbose`` or debugging.
 
     Raises:
-        InputError: of the only file.
+        InputError: the reason, if there is a single file.
     """
-    if num_files == 1:
-        raise InputError(reasons[0])
-    for reason in reasons:
-        echo(f"cabm: {reason}", err=True)
-    echo(f"cabm: {len(reasons)} of {num_files} images failed", err=True)
+    for failure in failures:
+        if failure.traceback and (verbose or debugging()):
+            echo(failure.traceback.rstrip(), err=True)
+        if num_files == 1:
+            raise InputError(failure.reason)
+        echo(f"cabm: {failure.reason}", err=True)
+    echo(f"cabm: {len(failures)} of {num_files} images failed", err=True)
     raise typer.Exit(1)

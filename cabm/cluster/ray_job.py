@@ -1,8 +1,7 @@
-"""Upscale many images on a Ray cluster; the only importer of Ray.
+"""Run a job's work on a Ray cluster. No other module imports Ray.
 
-Names travel to the workers and outcomes come back; images go from the store to a worker and from it to the
-store, and nowhere else. Ray Data keeps as many workers busy as there are, gives what a dead worker had in
-hand to another, and holds names back while all are busy.
+Names travel to the workers and outcomes come back. Images travel between stores and workers only. Ray Data
+keeps all workers busy, gives the work of a dead worker to another, and holds names back while all are busy.
 """
 
 from __future__ import annotations
@@ -30,43 +29,43 @@ _START_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the machines of a cluster offer: processors and GPUs of each."""
+    """The processors and GPUs of each machine of a cluster."""
 
     machines: tuple[tuple[int, int], ...]
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of all."""
+        """Number of GPUs on all machines."""
         return sum(gpus for _, gpus in self.machines)
 
     def room(self, device: str, threads: int) -> int:
-        """Return how many workers of a GPU, or of that many threads, the machines have room for."""
+        """Return for how many workers there is room, each with one GPU or with so many threads."""
         return self.num_gpus if device == "cuda" else sum(cpus // threads for cpus, _ in self.machines)
 
 
 @contextmanager
 def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
-    """Connect to a Ray cluster for the block, or have one on this machine.
+    """Connect to a Ray cluster for the block, or start one on this machine.
 
-    One on this machine listens on the loopback alone, has no dashboard, and its workers run at the
+    A cluster on this machine listens on the loopback only, has no dashboard, and runs its workers at the
     priority of this process. Ray's usage report is off.
 
     Args:
-        address: ``HOST:PORT`` or ``auto``; None: one of this machine's own.
-        local_cpus: its processors.
+        address: ``HOST:PORT`` or ``auto``; None: start one on this machine.
+        local_cpus: number of processors of a cluster on this machine.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster.
+        InputError: Ray is not installed, there is no cluster, or Ray stopped the job.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # what Ray has to say is in its logs; the job itself tells of dead workers
+    # Ray's messages go to its log files only; the job itself reports dead workers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     where: dict[str, Any] = {"address": address}
     if address is None:
-        # without clusters Ray takes the loopback for the address of its node; read when Ray is imported
+        # makes Ray use the loopback as the address of its node; read when Ray is imported
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Ray's own choice is 15: beside anything else that computes, its workers get next to nothing
+        # at Ray's default of 15, workers get next to no time beside other work
         os.environ.setdefault("RAY_worker_niceness", "0")
         where = {
             "address": "local",
@@ -81,7 +80,7 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
         import ray.data.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise InputError(f'--ray needs Ray Data ({error}); pip install "cabm[ray]"') from None
+        raise InputError(f'a cluster needs Ray Data ({error}); pip install "cabm[ray]"') from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     _connect(where, attempts=_START_ATTEMPTS if address is None else 1)
     try:
@@ -93,16 +92,16 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-class Job:
-    """Images to upscale on the cluster that is connected.
+class RayJob:
+    """Upscales images on the connected cluster.
 
     Args:
-        recipe: how.
-        num_workers: processes, each with a model of its own.
-        items: which; their names are in Ray's store afterwards, not in this process.
+        recipe: what workers need.
+        num_workers: number of processes, each with a model of its own.
+        items: the images. Their names are kept in Ray's store, not in this process.
 
     Attributes:
-        num_items: how many there are.
+        num_items: number of images.
     """
 
     def __init__(self, recipe: Recipe, num_workers: int, items: Iterable[Item]) -> None:
@@ -118,7 +117,7 @@ class Job:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        # it lives where this process lives, and not on a machine that may go away
+        # on the machine of this process, since others may go away
         self._attempts = (
             ray.remote(Attempts)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
@@ -126,7 +125,7 @@ class Job:
         )
 
     def run(self) -> Iterator[Outcome]:
-        """Upscale the images; yield what became of each, in any order.
+        """Upscale the images; yield the outcome of each, in any order.
 
         Raises:
             InputError: no worker can run the model.
@@ -137,7 +136,8 @@ class Job:
             return
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        needed = {"num_gpus": 1} if self._recipe.device == "cuda" else {"num_cpus": self._recipe.threads}
+        request = self._recipe.request
+        needed = {"num_gpus": 1} if request.device == "cuda" else {"num_cpus": request.threads}
         outcomes = ray.data.from_arrow_refs(self._chunks).map_batches(
             _Worker,
             fn_constructor_args=(self._recipe, self._attempts),
@@ -150,14 +150,14 @@ class Job:
             yield Outcome(**{**row, "notes": tuple(row["notes"])})
 
     def deaths(self) -> dict[str, int]:
-        """Return how many workers died at which images."""
+        """Return the images that workers died on, each with their number."""
         import ray
 
         return ray.get(self._attempts.deaths.remote())
 
 
 class _Worker:
-    """An actor of the pool."""
+    """One actor of the pool."""
 
     def __init__(self, recipe: Recipe, attempts: Any) -> None:
         self._attempts = attempts
@@ -165,7 +165,7 @@ class _Worker:
         self._error: InputError | None = None
         try:
             self._upscale: Callable[[Item, int], Outcome] = Worker(recipe)
-        except InputError as error:  # a constructor that fails is tried again for ever; a call is not
+        except InputError as error:  # Ray repeats a constructor that fails without end, but not a call
             self._error = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -184,24 +184,24 @@ class _Worker:
 def _connect(where: dict[str, Any], attempts: int) -> None:
     """Connect to a cluster, or start one.
 
-    Ray gives up a start of its own when one of its helpers is not there after a fixed time. On a busy
-    machine they are late; the next time their files are in memory.
+    Ray gives up on starting a cluster if one of its processes is not ready after a fixed time. On a busy
+    machine the first start may fail; a second one is faster, as the files are in memory.
 
     Args:
-        where: for `ray.init`.
-        attempts: how often to try.
+        where: arguments of `ray.init`.
+        attempts: number of tries.
 
     Raises:
-        InputError: it failed as often.
+        InputError: every try failed.
     """
     import ray
 
     for attempt in range(1, attempts + 1):
         try:
-            with _silent_stderr():  # the core says there at which level it logs
+            with _silent_stderr():  # Ray's core prints its log level there
                 ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
             return
-        except Exception as error:  # that a start took too long is no narrower one
+        except Exception as error:  # Ray raises no narrower class when a start takes too long
             ray.shutdown()
             if attempt == attempts:
                 place = "this machine" if where["address"] == "local" else where["address"]
@@ -211,7 +211,7 @@ def _connect(where: dict[str, Any], attempts: int) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Send standard error nowhere for the block, what compiled code writes there as well."""
+    """Discard standard error for the block, including what compiled code writes to it."""
     sys.stderr.flush()
     saved = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
@@ -224,7 +224,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _to_table(items: list[Item]) -> pa.Table:
-    """Names as bytes, as file systems have them: not all are UTF-8."""
+    """Return names as bytes: file systems allow names that are not UTF-8."""
     import pyarrow as pa
 
     columns = {name: [os.fsencode(getattr(item, name)) for item in items] for name in ("source", "output")}
@@ -240,12 +240,13 @@ def _outcome_table(outcome: Outcome) -> pa.Table:
     import pyarrow as pa
 
     fields = asdict(outcome)
-    text = {name: _printable(fields[name]) for name in ("source", "reason")}
+    text = {name: _printable(fields[name]) for name in ("source", "reason", "traceback")}
     notes = [_printable(note) for note in outcome.notes]
     schema = pa.schema(
         [
             ("source", pa.string()),
             ("reason", pa.string()),
+            ("traceback", pa.string()),
             ("notes", pa.list_(pa.string())),
             ("computed", pa.bool_()),
             ("cpu_seconds", pa.float64()),
@@ -262,11 +263,11 @@ def _printable(text: str) -> str:
 
 
 def _input_error(error: BaseException) -> InputError:
-    """Find what a user can act on in an error that came from a worker."""
+    """Return the user's error inside an error from a worker, or a line for Ray's own error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):
             return InputError(str(cause).splitlines()[-1])
         cause = getattr(cause, "cause", None) or cause.__cause__
     detail = " ".join(str(error).split())[:300]
-    return InputError(f"Ray stopped the job ({detail}); the same command goes on where it was")
+    return InputError(f"Ray stopped the job ({detail}); run the same command to resume")

@@ -1,6 +1,6 @@
-"""Upscale more images than one machine can: which ones, and what a worker does with each.
+"""The work of a cluster job: which images it upscales, and what a worker does with each.
 
-Nothing here knows how work reaches the workers; `cabm.cluster.ray_job` does.
+This module does not know how work reaches the workers; `cabm.cluster.ray_job` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from cabm.checkpoints.model_directory import CONFIG_FILE, TABLE_FILE, WEIGHTS_FILE
@@ -17,11 +17,12 @@ from cabm.cluster.stores import Store
 from cabm.errors import InputError
 from cabm.imaging.formats import is_image
 from cabm.machine.memory import peak_memory
-from cabm.upscaling.jobs import Options, Task, reason_of, result_name, run_task, without_results
-from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Report, Upscaler
+from cabm.upscaling.jobs import Failure, run_task
+from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.tasks import Task, result_name, without_results
 
 MAX_DEATHS = 3
-"""Workers that may die at one image before it is given up: an image that no memory holds kills them all."""
+"""Workers that may die on one image before it is given up: an image too large for memory kills them all."""
 
 _MAX_CHUNK = 64
 _CHUNKS_PER_WORKER = 32
@@ -29,7 +30,7 @@ _CHUNKS_PER_WORKER = 32
 
 @dataclass(frozen=True)
 class Item:
-    """An image, and what becomes of it, by their names in the two stores."""
+    """An image and its result, by their names in the two stores."""
 
     source: str
     output: str
@@ -37,44 +38,40 @@ class Item:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are upscaled; what a worker needs beside its items.
+    """What a worker needs besides its items.
 
     Attributes:
-        source, output: where images are and results go.
-        job: a name of its own for what this job writes aside.
-        model: content of the files of a model directory, by name.
-        engine, device, threads, overlap, tile: see `Upscaler.load`.
-        options: see `cabm.upscaling.jobs.Options`.
+        source, output: stores of the images and of the results.
+        job: unique name of this job, for its scratch folders.
+        model: contents of the files of a model directory, by name.
+        request: how to upscale.
     """
 
     source: Store
     output: Store
     job: str
     model: dict[str, bytes] = field(repr=False)
-    engine: str = "auto"
-    device: str = "cpu"
-    threads: int = 1
-    overlap: str | int = DEFAULT_OVERLAP
-    tile: int | None = None
-    options: Options = field(default_factory=Options)
+    request: UpscaleRequest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item.
+    """What happened to an item.
 
     Attributes:
-        source: its address, for people.
+        source: address of the image, for messages.
         reason: why it failed, in one line; empty if it did not.
-        notes: what was done to the pixels that the user should know.
-        computed: whether this worker upscaled it; else the result was there.
-        cpu_seconds: processor time, of all threads.
-        bytes_read, bytes_written: size of the image and its result.
-        peak_bytes: the most memory that this worker has had.
+        traceback: of an unexpected error, otherwise empty.
+        notes: conversions of the pixels that the user should know of.
+        computed: whether this worker upscaled the image; False if the result existed.
+        cpu_seconds: processor time, summed over threads.
+        bytes_read, bytes_written: file sizes of the image and of its result.
+        peak_bytes: the most memory that this worker has used so far.
     """
 
     source: str
     reason: str = ""
+    traceback: str = ""
     notes: tuple[str, ...] = ()
     computed: bool = False
     cpu_seconds: float = 0.0
@@ -84,7 +81,7 @@ class Outcome:
 
 
 def model_files(directory: Path) -> dict[str, bytes]:
-    """Read the files of a model directory, to send them to workers that do not see it."""
+    """Read the files of a model directory, to send them to workers on other machines."""
     names = (CONFIG_FILE, WEIGHTS_FILE, TABLE_FILE)
     return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
 
@@ -92,17 +89,18 @@ def model_files(directory: Path) -> dict[str, bytes]:
 def find_items(
     source: Store, output: Store, *, scale: int, file_format: str | None = None
 ) -> Iterator[tuple[Item, bool]]:
-    """Yield every image below a place, and whether its result exists, folder by folder.
+    """Yield every image in a store, and whether its result exists, folder by folder.
 
-    Names are as `cabm.upscaling.jobs.plan_tasks` gives them. One folder's names are in memory at a time.
+    Results get the names that `cabm.upscaling.tasks.plan_tasks` gives. Only the names of one folder are in
+    memory at a time.
 
     Args:
-        source: where the images are.
-        output: where results go; if that is below ``source``, it is not searched.
-        scale, file_format: see `cabm.upscaling.jobs.plan_tasks`.
+        source: store of the images.
+        output: store of the results; if it is inside ``source``, it is not searched.
+        scale, file_format: see `cabm.upscaling.tasks.plan_tasks`.
 
     Raises:
-        InputError: two images would have one result.
+        InputError: the results of two images would get one name.
         OSError: a folder cannot be listed.
     """
     skipped = output.within(source)
@@ -112,8 +110,7 @@ def find_items(
         found = source.entries(folder)
         inside = sorted(_join(folder, name) for name in found.folders)
         waiting += [name for name in reversed(inside) if not skipped or name != skipped]
-        images = [path for path in map(Path, found.files) if is_image(path)]
-        images = without_results(images, scale)
+        images = without_results([path for path in map(Path, found.files) if is_image(path)], scale)
         if not images:
             continue
         stems = Counter(path.stem for path in images)
@@ -123,15 +120,15 @@ def find_items(
             name = result_name(path, scale, file_format, alone=stems[path.stem] == 1)
             if name in taken:
                 where = output.address(_join(folder, name))
-                raise InputError(f"{where}: two inputs would be written here; rename one of them")
+                raise InputError(f"{where}: the results of two inputs get this name; rename one of them")
             taken.add(name)
             yield Item(_join(folder, path.name), _join(folder, name)), name in existing
 
 
 def chunks(items: Iterable[Item], num_workers: int) -> Iterator[list[Item]]:
-    """Group items for the trip to a worker: a few of them alone, so that all workers have some; many by 64.
+    """Group items into what a worker takes at a time: one while there are few, up to 64 in a large job.
 
-    What a worker that dies had in hand is looked at again, so chunks stay small.
+    All workers get work early this way. A dead worker's whole chunk is repeated, so chunks stay small.
     """
     chunk: list[Item] = []
     number = 0
@@ -145,17 +142,14 @@ def chunks(items: Iterable[Item], num_workers: int) -> Iterator[list[Item]]:
 
 
 class Attempts:
-    """Remembers which images are being upscaled, to know one whose worker died when it comes again.
-
-    Holds those in work and those that workers died at.
-    """
+    """Remembers which images are being upscaled. If work on one starts again, the first worker has died."""
 
     def __init__(self) -> None:
         self._started: dict[str, int] = {}
         self._deaths: dict[str, int] = {}
 
     def start(self, source: str) -> int:
-        """Note that an image is begun; return how many workers died at it."""
+        """Note that work on an image starts; return how many workers died on it."""
         before = self._started.get(source, 0)
         self._started[source] = before + 1
         if before:
@@ -163,19 +157,19 @@ class Attempts:
         return before
 
     def finish(self, source: str) -> None:
-        """Note that an image is done with, well or not."""
+        """Note that work on an image has ended, with or without success."""
         self._started.pop(source, None)
 
     def deaths(self) -> dict[str, int]:
-        """Return how many workers died at which images."""
+        """Return the images that workers died on, each with their number."""
         return dict(self._deaths)
 
 
 class Worker:
-    """What a worker does: one model, one image after the other.
+    """Holds one model and upscales one image after another.
 
     Raises:
-        InputError: this machine cannot run the model as the recipe says.
+        InputError: this machine cannot run the model as requested.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -183,54 +177,58 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="cabm-model-") as folder:
             for name, content in recipe.model.items():
                 (Path(folder) / name).write_bytes(content)
-            self._upscaler = Upscaler.load(
-                folder,
-                engine=recipe.engine,
-                device=recipe.device,
-                threads=recipe.threads,
-                overlap=recipe.overlap,
-                tile=recipe.tile,
-            )
+            self._upscaler = replace(recipe.request, model=folder).load()
 
     def __call__(self, item: Item, deaths: int = 0) -> Outcome:
-        """Upscale an image; what goes wrong with it is part of the outcome.
+        """Upscale an image. An error is part of the outcome.
 
         Args:
             item: the image.
-            deaths: workers that died at it.
+            deaths: number of workers that died on it.
         """
         recipe = self._recipe
         address = recipe.source.address(item.source)
         if deaths >= MAX_DEATHS:
-            return Outcome(
-                address,
-                f"{address}: {deaths} workers died at it, perhaps for want of memory; upscale it alone",
-            )
+            reason = f"{deaths} workers died on this image, perhaps of lack of memory; upscale it alone"
+            return Outcome(address, f"{address}: {reason}")
         before = _cpu_seconds()
         try:
-            if not recipe.options.overwrite and recipe.output.has(item.output):
+            if not recipe.request.overwrite and recipe.output.has(item.output):
                 return Outcome(address)
             with (
                 recipe.source.local_copy(item.source, recipe.job) as source,
                 recipe.output.new_file(item.output, recipe.job) as output,
             ):
-                report = self._upscale(Task(source, output), item)
+                result = run_task(self._upscaler, Task(source, output), recipe.request)
+                if isinstance(result, Failure):
+                    raise _TaskFailed  # out of the blocks, so that they publish nothing
                 sizes = source.stat().st_size, output.stat().st_size
-        except Exception as error:  # whatever is wrong with one image, the others can be done
-            return Outcome(address, reason_of(error, address))
-        peak = peak_memory()
-        return Outcome(address, "", report.notes, True, _cpu_seconds() - before, *sizes, peak)
+        except _TaskFailed:
+            addresses = {source: address, output: recipe.output.address(item.output)}
+            return Outcome(address, _with_addresses(result.reason, addresses), result.traceback)
+        except Exception as error:  # one bad image must not stop the others
+            failure = Failure.of(error, address)
+            return Outcome(address, failure.reason, failure.traceback)
+        return Outcome(
+            address,
+            notes=result.notes,
+            computed=True,
+            cpu_seconds=_cpu_seconds() - before,
+            bytes_read=sizes[0],
+            bytes_written=sizes[1],
+            peak_bytes=peak_memory(),
+        )
 
-    def _upscale(self, task: Task, item: Item) -> Report:
-        result = run_task(self._upscaler, task, self._recipe.options)
-        if isinstance(result, Report):
-            return result
-        places = {task.source: self._recipe.source.address(item.source)}
-        places |= {task.output: self._recipe.output.address(item.output)}
-        reason = result.reason
-        for path, address in places.items():
-            reason = reason.replace(str(path), address)
-        raise InputError(reason)  # not a result: the blocks around must not publish
+
+class _TaskFailed(Exception):
+    """An image could not be upscaled."""
+
+
+def _with_addresses(reason: str, addresses: dict[Path, str]) -> str:
+    """Name files by their addresses instead of the paths of local copies."""
+    for path, address in addresses.items():
+        reason = reason.replace(str(path), address)
+    return reason
 
 
 def _join(folder: str, name: str) -> str:

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import json
 
-from tests.cli.test_upscale import cabm  # noqa: F401
 from tests.upscaling.helpers import tiny_model
 
 
-def test_a_model_is_described(cabm, tmp_path):  # noqa: F811
+def test_a_model_is_described(cabm, tmp_path):
     model = tiny_model(tmp_path / "m", bypass=60.0)
     code, out, _ = cabm("model", "show", model)
     assert code == 0
@@ -19,13 +18,13 @@ def test_a_model_is_described(cabm, tmp_path):  # noqa: F811
     assert "stage      test" in out
 
 
-def test_a_model_without_a_table_is_described(cabm, tmp_path):  # noqa: F811
+def test_a_model_without_a_table_is_described(cabm, tmp_path):
     code, out, _ = cabm("model", "show", tiny_model(tmp_path / "m", "float"))
     assert code == 0
     assert "precision  float\n" in out
 
 
-def test_a_missing_model_is_one_line(cabm, tmp_path):  # noqa: F811
+def test_a_missing_model_is_one_line(cabm, tmp_path):
     code, _, err = cabm("model", "show", tmp_path / "none")
     assert code == 1
     assert "no such model directory" in err

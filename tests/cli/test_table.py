@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from cabm.checkpoints.model_directory import TABLE_FILE
-from tests.cli.test_upscale import cabm  # noqa: F401
 from tests.upscaling.helpers import tiny_model
 
 
@@ -16,14 +15,14 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["", TABLE_FILE])
-def test_a_table_is_described(cabm, model, name):  # noqa: F811
+def test_a_table_is_described(cabm, model, name):
     code, out, _ = cabm("table", "show", model / name)
     assert code == 0
     assert "score    8.00 and up  FAB 6.00: 4 at 6 bits" in out
     assert json.loads(cabm("table", "show", model / name, "--json")[1])["bypass"]["threshold"] == 60
 
 
-def test_the_cost_of_a_bypass_is_rounded(cabm, model, tmp_path):  # noqa: F811
+def test_the_cost_of_a_bypass_is_rounded(cabm, model, tmp_path):
     content = json.loads((model / TABLE_FILE).read_text())
     content["bypass"] = {"part": 16, "threshold": 8.0, "max_loss_db": 0.01, "share": 0.05102040816326531}
     (tmp_path / TABLE_FILE).write_text(json.dumps(content))
@@ -33,7 +32,7 @@ def test_the_cost_of_a_bypass_is_rounded(cabm, model, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_a_table_is_drawn(cabm, model, tmp_path, suffix):  # noqa: F811
+def test_a_table_is_drawn(cabm, model, tmp_path, suffix):
     figure = tmp_path / f"table.{suffix}"
     assert cabm("table", "plot", model, "-o", figure) == (0, f"wrote {figure}\n", "")
     if suffix == "png":
@@ -48,7 +47,7 @@ def test_a_table_is_drawn(cabm, model, tmp_path, suffix):  # noqa: F811
         (["table", "plot", "{model}", "-o", "{tmp}/x.gif"], "name a file that ends in .png, .svg, .pdf"),
     ],
 )
-def test_bad_requests_are_one_line(cabm, model, tmp_path, arguments, message):  # noqa: F811
+def test_bad_requests_are_one_line(cabm, model, tmp_path, arguments, message):
     tiny_model(tmp_path / "float", "float")
     (tmp_path / "text.json").write_text("hello")
     code, _, err = cabm(*(argument.format(tmp=tmp_path, model=model) for argument in arguments))

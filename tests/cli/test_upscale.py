@@ -5,38 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cabm.cli import main as cli
+from tests.cli.helpers import check_refusal, save
 from tests.upscaling.helpers import photo, tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("models") / "m", bypass=60.0)
-
-
-@pytest.fixture
-def cabm(monkeypatch, capsys):
-    """Run the command; return its exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cabm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
-def save(path: Path, height: int = 40, width: int = 50, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(photo(height, width)).save(path, **options)
-    return path
 
 
 def test_a_photo_is_upscaled_beside_itself(cabm, tmp_path, model):
@@ -135,16 +110,9 @@ def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
         (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "cannot draw into this"),
         (["{tmp}/empty"], "no images in this folder"),
         (["{tmp}/a.png", "{tmp}/b.png", "--bit-map", "{tmp}/bits.png"], "draws one image, 2 were given"),
-        (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: URLs are upscaled by Ray Data; add --ray"),
-        (["{tmp}", "--workers", "2"], "--workers 2: goes with --ray"),
-        (["{tmp}", "--ray"], "--ray upscales one folder or s3://BUCKET/FOLDER into another"),
-        (["{tmp}", "{tmp}/empty", "-o", "{tmp}/out", "--ray"], "--ray upscales one folder"),
-        (["{tmp}/none", "-o", "{tmp}/out", "--ray"], "{tmp}/none: no such folder"),
-        (["{tmp}/a.png", "-o", "{tmp}/out", "--ray"], "is a file; name the folder that it is in"),
-        (["{tmp}", "-o", "{tmp}/a.png", "--ray"], "{tmp}/a.png: is a file, not a folder"),
-        (["{tmp}", "-o", "ftp://host/x", "--ray"], "ftp:// cannot be read; give a folder or s3://"),
-        (["{tmp}", "-o", "{tmp}/out", "--ray", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
-        (["{tmp}", "-o", "{tmp}/out", "--ray", "--bit-map", "{tmp}/bits.png"], "not with --ray"),
+        (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: use `cabm cluster upscale` for URLs"),
+        (["{tmp}", "-o", "s3://photos/out"], "s3://photos/out: use `cabm cluster upscale` for URLs"),
+        (["{tmp}", "--ray"], "--ray is now a command of its own: cabm cluster upscale"),
     ],
 )
 def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, message):
@@ -155,13 +123,26 @@ def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, messa
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     if "-m" not in given:
         given += ["-m", str(model)]
-    code, out, err = cabm("upscale", *given)
-    assert code == 1
-    assert len(err.splitlines()) == 1
-    assert err.startswith("cabm: ")
-    assert message.format(tmp=tmp_path) in err
-    assert "wrote" not in out
+    check_refusal(cabm("upscale", *given), message.format(tmp=tmp_path))
     assert not list(tmp_path.glob("*_x2*"))
+
+
+@pytest.mark.parametrize("asked", [["-v"], []])
+def test_a_verbose_job_prints_the_traceback_of_an_unexpected_error(
+    cabm, tmp_path, model, monkeypatch, asked
+):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+
+    def faulty(*_, **__):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("cabm.upscaling.upscaler.Upscaler.upscale_file", faulty)
+    code, _, err = cabm("upscale", tmp_path, "-m", model, *asked)
+    assert code == 1
+    assert f"cabm: {tmp_path / 'a.png'}: ZeroDivisionError: by zero\n" in err
+    assert err.endswith("cabm: 2 of 2 images failed\n")
+    assert err.count("in faulty") == (2 if asked else 0)
 
 
 def test_the_traceback_of_an_error_is_printed_on_request(cabm, tmp_path, model, monkeypatch):
@@ -170,17 +151,6 @@ def test_the_traceback_of_an_error_is_printed_on_request(cabm, tmp_path, model, 
     assert code == 1
     assert err.startswith("Traceback (most recent call last):\n")
     assert err.splitlines()[-1] == f"cabm: {tmp_path / 'a.png'}: no such file"
-
-
-def test_without_ray_one_line_says_how_to_install_it(cabm, tmp_path, model, monkeypatch):
-    save(tmp_path / "a.png")
-    monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr(os, "environ", {**os.environ})  # what is set for Ray is gone after the test
-    code, out, err = cabm("upscale", tmp_path, "-o", tmp_path / "out", "-m", model, "--ray")
-    assert (code, out) == (1, "")
-    assert len(err.splitlines()) == 1
-    assert err.startswith("cabm: --ray needs Ray Data")
-    assert 'pip install "cabm[ray]"' in err
 
 
 def test_a_bit_map_of_a_model_without_bits_is_refused(cabm, tmp_path):
@@ -205,7 +175,7 @@ def test_a_signal_stops_a_job_without_half_files(tmp_path, model):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on where it was" in err
+    assert "run the same command to resume" in err
     assert "Traceback" not in err
     files = list(out.iterdir())
     assert 0 < len(files) < 30

@@ -1,6 +1,6 @@
 """Real Ray clusters of two workers on this machine, on a folder and on an S3 server.
 
-pytest -m slow tests/test_ray_job.py, after pip install -e ".[test-servers]".
+pytest -m slow tests/cluster/test_ray_job.py, after pip install -e ".[test-servers]".
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def expected(photos, model, tmp_path_factory) -> dict[str, bytes]:
 
 
 class Run:
-    """`cabm upscale --ray` with two workers, in a process of its own.
+    """`cabm cluster upscale` with two workers, in a process of its own.
 
     Attributes:
         scratch: where it puts its temporary files.
@@ -139,7 +139,7 @@ class Run:
     """
 
     def __init__(self, source: Place, target: Place, model: Path, scratch: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "cabm", "upscale", source.url, "-o", target.url, "--ray"]
+        command = [sys.executable, "-m", "cabm", "cluster", "upscale", source.url, "-o", target.url]
         command += ["--workers", "2", "-m", str(model), "--engine", "float", *options]
         scratch.mkdir(exist_ok=True)
         self.scratch = scratch
@@ -226,7 +226,7 @@ def test_a_job_survives_a_killed_worker_and_is_not_done_twice(places, expected, 
     assert code == 1, err
     assert out == f"wrote {NUM_IMAGES - 1} images\n"
     died, bad, count = err.splitlines()
-    assert died.startswith(f"cabm: a worker died at {source.url}/")
+    assert died.startswith(f"cabm: a worker died on {source.url}/")
     assert bad.startswith(f"cabm: {source.url}/bad.png: not an image")
     assert count == f"cabm: 1 of {NUM_IMAGES} images failed"
     assert target.content() == expected
@@ -255,8 +255,8 @@ def test_an_image_that_kills_every_worker_fails_alone(photos, model, expected, t
     code, out, err = run.finish()
     assert code == 1
     assert out == "wrote 2 images\n"
-    assert f"cabm: 3 workers died at {source.url}/poison.png\n" in err
-    assert f"cabm: {source.url}/poison.png: 3 workers died at it" in err
+    assert f"cabm: 3 workers died on {source.url}/poison.png\n" in err
+    assert f"cabm: {source.url}/poison.png: 3 workers died on this image" in err
     assert target.content() == {name: expected[name] for name in ("01_x2.png", "02_x2.png")}
 
 
@@ -271,7 +271,7 @@ def test_an_interrupted_job_leaves_no_half_file_and_no_process(places, model, tm
     run.process.send_signal(signal.SIGTERM)
     code, _, err = run.finish()
     assert code == 130
-    assert err.splitlines()[-1] == "cabm: interrupted; the same command goes on where it was"
+    assert err.splitlines()[-1] == "cabm: interrupted; run the same command to resume"
     psutil.wait_procs(workers, timeout=60)
     assert not [process for process in workers if process.is_running()]
     assert all(name.endswith("_x2.png") and ".cabm-" not in name for name in target.content())
@@ -281,9 +281,14 @@ def test_an_interrupted_job_leaves_no_half_file_and_no_process(places, model, tm
 @pytest.mark.parametrize(
     ("source", "target", "options", "message"),
     [
-        ("s3://nowhere/in", "s3://store/out", (), "s3://nowhere/in: there is nothing under this name"),
-        ("s3://store/in", "s3://nowhere/out", (), "s3://nowhere/out: there is no bucket of this name"),
-        ("s3://store/in", "s3://store/out", ("--ray-address", "127.0.0.1:9"), "Ray at 127.0.0.1:9 cannot"),
+        (
+            "s3://nowhere/in",
+            "s3://store/out",
+            (),
+            "s3://nowhere/in: nothing has this name",
+        ),
+        ("s3://store/in", "s3://nowhere/out", (), "s3://nowhere/out: no such bucket"),
+        ("s3://store/in", "s3://store/out", ("--address", "127.0.0.1:9"), "Ray at 127.0.0.1:9 cannot"),
     ],
 )
 def test_a_place_that_does_not_answer_is_one_line(

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cabm.cluster.stores import Entries, LocalStore, S3Store, open_store
+from cabm.cluster.job import open_store
+from cabm.cluster.local_store import LocalStore
+from cabm.cluster.s3_store import S3Store
+from cabm.cluster.stores import Entries
 from cabm.errors import InputError
 
 
@@ -110,7 +113,7 @@ def test_a_source_must_exist(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match="no such folder"):
         LocalStore(str(tmp_path / "none")).check_exists()
-    with pytest.raises(InputError, match="is a file; name the folder that it is in"):
+    with pytest.raises(InputError, match="is a file; name its folder"):
         LocalStore(str(tmp_path / "a.png")).check_exists()
     LocalStore(str(tmp_path)).check_exists()
 
@@ -121,5 +124,5 @@ def test_results_must_have_a_place_to_go(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is a file, not a folder"):
         LocalStore(str(tmp_path / "a.png")).check_writable()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(InputError, match="cannot be written to; choose another with -o"):
+    with pytest.raises(InputError, match="is not writable; choose another folder with -o"):
         LocalStore(str(tmp_path)).check_writable()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cabm.cluster.stores import LocalStore
+from cabm.cluster.local_store import LocalStore
 from cabm.cluster.work import (
     MAX_DEATHS,
     Attempts,
@@ -19,7 +19,8 @@ from cabm.cluster.work import (
     model_files,
 )
 from cabm.errors import InputError
-from cabm.upscaling.jobs import Options, plan_tasks
+from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.tasks import plan_tasks
 from cabm.upscaling.upscaler import Upscaler
 from tests.upscaling.helpers import photo, tiny_model
 
@@ -47,10 +48,10 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path, model):
-    def make(options: Options | None = None, kind: type[LocalStore] = LocalStore, **changes) -> Recipe:
+    def make(kind: type[LocalStore] = LocalStore, **how) -> Recipe:
         source, output = kind(str(tmp_path / "in")), kind(str(tmp_path / "out"))
-        options = options or Options()
-        return Recipe(source, output, "job", model_files(model), engine="float", options=options, **changes)
+        request = UpscaleRequest(engine="float", device="cpu", threads=1, **how)
+        return Recipe(source, output, "job", model_files(model), request)
 
     return make
 
@@ -89,7 +90,7 @@ def test_two_images_do_not_get_one_result(tmp_path):
     for name in ("a.png", "a.jpg", "a_png.png"):
         save(tmp_path / name)
     store = LocalStore(str(tmp_path))
-    with pytest.raises(InputError, match=r"a_png_x2\.png: two inputs would be written here"):
+    with pytest.raises(InputError, match=r"a_png_x2\.png: the results of two inputs get this name"):
         list(find_items(store, store, scale=2))
 
 
@@ -149,6 +150,18 @@ def test_a_bad_image_is_an_outcome_under_the_name_that_the_user_knows(tmp_path, 
     assert [name for name in files(tmp_path) if not name.startswith("in/")] == []
 
 
+def test_an_unexpected_error_is_an_outcome_with_its_traceback(tmp_path, recipe, monkeypatch):
+    save(tmp_path / "in/a.png")
+
+    def faulty(*_, **__):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(Upscaler, "upscale_file", faulty)
+    outcome = Worker(recipe())(Item("a.png", "a_x2.png"))
+    assert outcome.reason == f"{tmp_path / 'in/a.png'}: ZeroDivisionError: by zero"
+    assert "in faulty" in outcome.traceback
+
+
 def test_a_result_that_is_there_is_kept_unless_told_otherwise(tmp_path, recipe):
     save(tmp_path / "in/a.png")
     (tmp_path / "out").mkdir()
@@ -157,7 +170,7 @@ def test_a_result_that_is_there_is_kept_unless_told_otherwise(tmp_path, recipe):
     outcome = Worker(recipe())(Item("a.png", "a_x2.png"))
     assert (outcome.reason, outcome.computed) == ("", False)
     assert result.read_bytes() == b"old"
-    assert Worker(recipe(Options(overwrite=True)))(Item("a.png", "a_x2.png")).computed
+    assert Worker(recipe(overwrite=True))(Item("a.png", "a_x2.png")).computed
     assert Image.open(result).size == (30, 24)
 
 
@@ -165,7 +178,7 @@ def test_an_image_that_kills_its_workers_is_given_up(tmp_path, recipe):
     save(tmp_path / "in/a.png")
     upscale, item = Worker(recipe()), Item("a.png", "a_x2.png")
     outcome = upscale(item, deaths=MAX_DEATHS)
-    assert outcome.reason.startswith(f"{tmp_path / 'in/a.png'}: {MAX_DEATHS} workers died at it")
+    assert outcome.reason.startswith(f"{tmp_path / 'in/a.png'}: {MAX_DEATHS} workers died on this image")
     assert not (tmp_path / "out").exists()
     assert upscale(item, deaths=MAX_DEATHS - 1).computed
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from cabm.errors import InputError
-from cabm.upscaling.jobs import Failure, Options, Task, plan_tasks, run_job, survey
+from cabm.upscaling.jobs import Failure, run_job, survey
+from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.tasks import Task, plan_tasks
 from cabm.upscaling.upscaler import Upscaler
 from tests.upscaling.helpers import photo, tiny_model
 
@@ -31,9 +33,9 @@ def outputs(tasks: list[Task], folder: Path) -> list[str]:
     return sorted(str(task.output.relative_to(folder)) for task in tasks)
 
 
-def do(upscaler: Upscaler, tasks: list[Task], options: Options | None = None) -> tuple[Failure, ...]:
-    options = options or Options()
-    return run_job(upscaler, survey(upscaler, tasks, options), options)
+def do(upscaler: Upscaler, tasks: list[Task], **how: object) -> tuple[Failure, ...]:
+    request = UpscaleRequest(**how)
+    return run_job(upscaler, survey(upscaler, tasks, request), request)
 
 
 def test_results_lie_beside_their_inputs(tmp_path):
@@ -85,7 +87,7 @@ def test_names_that_would_meet_are_told_apart(tmp_path):
         save(task.output)
     assert outputs(plan_tasks([tmp_path], None, scale=2), tmp_path) == names
     other = save(tmp_path / "other" / "b.png")
-    with pytest.raises(InputError, match="two inputs would be written here"):
+    with pytest.raises(InputError, match="the results of two inputs get this name"):
         plan_tasks([tmp_path / "b.png", other, tmp_path / "b_png"], tmp_path / "out", scale=2)
 
 
@@ -105,7 +107,7 @@ def test_outputs_that_make_no_sense_are_refused(tmp_path, output, file_format, m
 
 def test_several_images_do_not_go_into_one_file(tmp_path):
     for inputs in ([tmp_path], [save(tmp_path / "a.png"), save(tmp_path / "b.png")]):
-        with pytest.raises(InputError, match="several files cannot go into one"):
+        with pytest.raises(InputError, match="several images cannot go into one file"):
             plan_tasks(inputs, tmp_path / "x.png", scale=2)
 
 
@@ -126,7 +128,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, upscaler):
     assert [failure.source.name for failure in failures] == ["b.png", "c.png"]
     assert "not an image" in failures[0].reason
     assert "corrupt or truncated" in failures[1].reason
-    assert all("\n" not in failure.reason for failure in failures)
+    assert all("\n" not in failure.reason and not failure.traceback for failure in failures)
 
 
 def test_even_a_bug_stops_only_one_file(tmp_path, upscaler, monkeypatch):
@@ -142,6 +144,8 @@ def test_even_a_bug_stops_only_one_file(tmp_path, upscaler, monkeypatch):
     monkeypatch.setattr(Upscaler, "upscale_file", sometimes)
     failures = do(upscaler, plan_tasks([tmp_path], None, scale=2))
     assert [failure.reason for failure in failures] == [f"{tmp_path / 'a.png'}: ZeroDivisionError: by zero"]
+    assert failures[0].traceback.startswith("Traceback")
+    assert "in sometimes" in failures[0].traceback
     assert (tmp_path / "b_x2.png").exists()
 
 
@@ -155,13 +159,13 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path, upscaler):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_job(upscaler, survey(upscaler, tasks, Options()), Options(), on_file=stop)
+        run_job(upscaler, survey(upscaler, tasks, UpscaleRequest()), UpscaleRequest(), on_file=stop)
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert sorted(done) == ["a_x2.png", "b_x2.png"]
-    left = survey(upscaler, plan_tasks([tmp_path], tmp_path / "out", scale=2), Options())
+    left = survey(upscaler, plan_tasks([tmp_path], tmp_path / "out", scale=2), UpscaleRequest())
     assert [task.source.name for task, _ in left.todo] == ["c.png"]
     assert [task.source.name for task in left.kept] == ["a.png", "b.png"]
-    assert run_job(upscaler, left, Options()) == ()
+    assert run_job(upscaler, left, UpscaleRequest()) == ()
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert now == done | {"c_x2.png": now["c_x2.png"]}
 
@@ -173,7 +177,7 @@ def test_an_interrupt_within_an_image_leaves_no_half_file(tmp_path, upscaler):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_job(upscaler, survey(upscaler, tasks, Options()), Options(), on_tiles=stop)
+        run_job(upscaler, survey(upscaler, tasks, UpscaleRequest()), UpscaleRequest(), on_tiles=stop)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -183,13 +187,13 @@ def test_overwrite_replaces_what_is_there(tmp_path, upscaler):
     tasks[0].output.write_bytes(b"old")
     assert do(upscaler, tasks) == ()
     assert tasks[0].output.read_bytes() == b"old"
-    assert do(upscaler, tasks, Options(overwrite=True)) == ()
+    assert do(upscaler, tasks, overwrite=True) == ()
     assert Image.open(tasks[0].output).size == (30, 24)
 
 
 def test_an_input_is_never_its_own_output(tmp_path, upscaler):
     source = save(tmp_path / "a.png")
-    (failure,) = do(upscaler, [Task(source, source)], Options(overwrite=True))
+    (failure,) = do(upscaler, [Task(source, source)], overwrite=True)
     assert "would replace its own input" in failure.reason
 
 
@@ -211,8 +215,8 @@ def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, upscaler, 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
     tasks = plan_tasks([save(tmp_path / "a.png")], tmp_path / "out", scale=2)
-    with pytest.raises(InputError, match=r"no room: about .* needed and .* free"):
-        survey(upscaler, tasks, Options())
+    with pytest.raises(InputError, match=r"not enough room: the results need about .* are free"):
+        survey(upscaler, tasks, UpscaleRequest())
     assert not (tmp_path / "out").exists()
 
 
@@ -221,20 +225,20 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_comput
 ):
     tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(InputError, match="cannot be written to; choose another with -o"):
-        survey(upscaler, tasks, Options())
+    with pytest.raises(InputError, match="is not writable; choose another folder with -o"):
+        survey(upscaler, tasks, UpscaleRequest())
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path, upscaler):
     (tmp_path / "out").touch()
     tasks = [Task(save(tmp_path / "a.png"), tmp_path / "out" / "a.png")]
     with pytest.raises(InputError, match="is a file, not a folder"):
-        survey(upscaler, tasks, Options())
+        survey(upscaler, tasks, UpscaleRequest())
 
 
 def test_inputs_that_are_too_large_are_failures(tmp_path, upscaler):
     tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
-    (failure,) = do(upscaler, tasks, Options(max_pixels=100))
+    (failure,) = do(upscaler, tasks, max_pixels=100)
     assert "--max-pixels 180" in failure.reason
 
 
@@ -260,11 +264,13 @@ def test_sixteen_thousand_pixels_square_need_no_more_memory_than_a_strip(tmp_pat
     script = f"""
 from pathlib import Path
 from cabm.machine.memory import peak_memory
-from cabm.upscaling.jobs import Options, plan_tasks, run_job, survey
+from cabm.upscaling.jobs import run_job, survey
+from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.tasks import plan_tasks
 from cabm.upscaling.upscaler import Upscaler
 upscaler = Upscaler.load({str(model)!r})
 tasks = plan_tasks([Path({str(tmp_path / "in.tif")!r})], Path({str(tmp_path / "out.tif")!r}), scale=4)
-assert run_job(upscaler, survey(upscaler, tasks, Options()), Options()) == ()
+assert run_job(upscaler, survey(upscaler, tasks, UpscaleRequest()), UpscaleRequest()) == ()
 print(peak_memory())
 """
     printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

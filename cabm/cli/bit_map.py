@@ -1,0 +1,52 @@
+"""`cabm upscale --bit-map`: draw the bits of an image's tiles over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cabm.cli.outputs import check_figure_name, save_figure
+from cabm.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cabm.upscaling.tasks import Task
+    from cabm.upscaling.upscaler import Report, Upscaler
+
+
+def check_bit_map(path: Path, upscaler: Upscaler, num_inputs: int) -> None:
+    """Check that there is a bit map to draw, before anything is computed.
+
+    Raises:
+        InputError: several inputs, a model without bits per tile, or a file name of no figure format.
+    """
+    if num_inputs != 1:
+        raise InputError(f"--bit-map {path}: draws one image, {num_inputs} were given")
+    kind = upscaler.model.precision.kind
+    if kind not in ("cadyq", "cabm"):
+        raise InputError(f"--bit-map {path}: a {kind} model has no bits that differ from tile to tile")
+    check_figure_name(path)
+
+
+def draw_bit_map(task: Task, report: Report, path: Path) -> None:
+    """Draw the bits of an image's tiles over it."""
+    from cabm.reporting.overlays import bit_map_overlay
+
+    assert report.bits is not None
+    fab = report.bits.mean(axis=1)
+    save_figure(bit_map_overlay(_thumbnail(task.source), report.plan, fab, report.parts), path)
+
+
+def _thumbnail(path: Path, side: int = 1600) -> np.ndarray:
+    """Return every n-th pixel of an image, (h,w,3) uint8, of at most about ``side`` pixels a side."""
+    import numpy as np
+
+    from cabm.imaging.pixels import network_input
+    from cabm.imaging.reader import open_raster
+
+    raster = open_raster(path, max_pixels=1 << 62)  # it was upscaled, so its size is allowed
+    stride = -(-max(raster.height, raster.width) // side)
+    rows = [block[::stride, ::stride] for block in raster.blocks(stride * max(1, 64 // stride))]
+    planes = network_input(np.concatenate(rows)).numpy()
+    return planes.transpose(1, 2, 0).astype(np.uint8)

@@ -1,0 +1,79 @@
+"""The options that `cabm upscale` and `cabm cluster upscale` share, one type for each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cabm.imaging.formats import OUTPUT_FORMATS
+
+TILES = "Tiles and computation"
+MESSAGES = "Messages"
+
+FormatName = StrEnum("FormatName", list(OUTPUT_FORMATS))
+EngineName = StrEnum("EngineName", ["auto", "int8", "float"])
+DeviceName = StrEnum("DeviceName", ["auto", "cpu", "cuda"])
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", metavar="MODEL", help="Model directory, or the name of a packaged model."
+    ),
+]
+Scale = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Stop if the model does not upscale by this factor."),
+]
+Format = Annotated[
+    FormatName | None,
+    typer.Option("--format", help="Output format. Default: by the file name given with -o, else png."),
+]
+Quality = Annotated[
+    int, typer.Option(min=1, max=100, metavar="N", help="JPEG/WebP quality (100 = lossless WebP).")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace existing results instead of keeping them.")
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Accept inputs of up to N pixels (width x height)."),
+]
+Overlap = Annotated[
+    str,
+    typer.Option(
+        metavar="PIXELS",
+        help="Overlap of neighbouring tiles in input pixels. evaluated: as in the model's evaluation"
+        " (2 pixels). auto: as much as the network sees, so that a float model gives the same image as"
+        " without tiles, at 2 to 3 times the work.",
+        rich_help_panel=TILES,
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Side of a tile in input pixels. Default: as in the model's table.",
+        rich_help_panel=TILES,
+    ),
+]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        help="int8: integer arithmetic. float: floating-point simulation. auto: int8 if the machine and the"
+        " model allow it.",
+        rich_help_panel=TILES,
+    ),
+]
+Device = Annotated[DeviceName, typer.Option(help="auto: a GPU if there is one.", rich_help_panel=TILES)]
+Report = Annotated[
+    bool, typer.Option("--report", help="Print what the job took.", rich_help_panel=MESSAGES)
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=MESSAGES)]
+
+
+def overlap_of(text: str) -> str | int:
+    """Return the value of `Overlap`: pixels as a number, or a word."""
+    return int(text) if text.isdecimal() else text

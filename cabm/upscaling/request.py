@@ -1,0 +1,64 @@
+"""A request to upscale images: what the commands parse and the jobs carry out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cabm.checkpoints.find import DEFAULT_MODEL
+from cabm.errors import InputError
+from cabm.imaging.formats import DEFAULT_QUALITY
+from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
+
+
+@dataclass(frozen=True)
+class UpscaleRequest:
+    """What to upscale and how, on one machine or on a cluster.
+
+    Attributes:
+        inputs: files and folders; on a cluster one folder or URL.
+        output: a folder, or a file for a single input; None: the folder of each input. On a cluster, a
+            folder or URL.
+        model: a model directory, or the name of a packaged model.
+        scale: upscaling factor that the model must have; None: any.
+        file_format: png, tiff, webp or jpeg; None: by the suffix of ``output``, otherwise png.
+        quality: JPEG/WebP quality, 1..100; a WebP of 100 is lossless.
+        overwrite: replace existing outputs instead of keeping them.
+        max_pixels: limit on height x width of an input; None: the default of `cabm.imaging.reader`.
+        engine, device, threads, overlap, tile: see `Upscaler.load`.
+    """
+
+    inputs: tuple[str, ...] = ()
+    output: str | None = None
+    model: str | Path = DEFAULT_MODEL
+    scale: int | None = None
+    file_format: str | None = None
+    quality: int = DEFAULT_QUALITY
+    overwrite: bool = False
+    max_pixels: int | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    overlap: str | int = DEFAULT_OVERLAP
+    tile: int | None = None
+
+    def load(self) -> Upscaler:
+        """Load the model.
+
+        Raises:
+            InputError: as `Upscaler.load`; or the model has another scale.
+        """
+        upscaler = Upscaler.load(
+            self.model,
+            engine=self.engine,
+            device=self.device,
+            threads=self.threads,
+            overlap=self.overlap,
+            tile=self.tile,
+        )
+        if self.scale not in (None, upscaler.scale):
+            raise InputError(
+                f"{upscaler.directory} upscales x{upscaler.scale}, not x{self.scale};"
+                " name a model of that scale (--model)"
+            )
+        return upscaler
