@@ -63,7 +63,7 @@ def export_onnx(model: Backbone, path: str | Path, bits: Row = None) -> None:
     ONNX Runtime could not use integer convolutions, which need constant scales.
 
     Args:
-        model: a quantized backbone on the CPU, with float ends.
+        model: a quantized backbone on the CPU, with float head and tail.
         path: the file, replaced as a whole.
         bits: (L,) widths from the search space; None for PAMS models.
 

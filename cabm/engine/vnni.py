@@ -4,8 +4,8 @@ All blocks of a tile run in one call: between layers no operator is launched, no
 lock is taken, so small tiles are as fast per pixel as large ones. Numba compiles the loops over pixels and
 layers below; `cabm.engine.vnni_ir` writes the innermost loop in LLVM's own language.
 
-Images are bytes, channels last: (height + 2, width + 2, channels). A frame of one pixel of code 0 stands
-for the zero padding, so convolutions need no test for the border.
+Images are bytes, channels last: (height + 2, width + 2, channels). A frame of one pixel of code 0 takes
+the place of zero padding, so convolutions need no test for the border.
 """
 
 from __future__ import annotations
