@@ -65,13 +65,11 @@ class PngStream:
 
     def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes, none at the end of the stream; waits for the writer."""
-        while not self._rest and not self._ended:
+        while not self._rest and not self._ended and not self._aborted:
             try:
                 piece = self._queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                if not self._aborted:
-                    continue
-                piece = None
+                continue
             self._ended = piece is None
             self._rest = memoryview(piece or b"")
         taken, self._rest = self._rest[:size], self._rest[size:]
@@ -81,6 +79,10 @@ class PngStream:
         """Tell the writer that the reader is done, and why it failed."""
         self._failure = failure
         self._reader_done.set()
+
+    def wait_for_reader(self) -> None:
+        """Wait until the reader is done."""
+        self._reader_done.wait()
 
     @property
     def failure(self) -> str | None:

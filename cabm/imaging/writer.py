@@ -108,15 +108,19 @@ def image_writer(path: Path, spec: OutputSpec) -> Iterator[Write]:
         encoder = threading.Thread(
             target=_encode, args=(stream, temporary, spec), name="encode", daemon=True
         )
-        encoder.start()
         try:
+            encoder.start()
             yield write
             stream.close()
+            stream.wait_for_reader()  # an interrupted join() would take the thread for finished
         except BaseException:
             stream.abort()
             raise
         finally:
-            encoder.join()
+            # The encoder must not create the file after it is removed. If an interrupt came before the
+            # thread started, the thread finds the stream aborted.
+            if encoder.is_alive():
+                encoder.join()
             if stream.failure is not None:
                 detail = " ".join(stream.failure.split())[-160:]
                 raise InputError(f"{path}: cannot be written ({detail})") from None
@@ -124,10 +128,10 @@ def image_writer(path: Path, spec: OutputSpec) -> Iterator[Write]:
 
 def _encode(stream: PngStream, path: Path, spec: OutputSpec) -> None:
     """Read the stream and write the file; runs in the encoding thread."""
-    import pyvips
-
     failure = None
     try:
+        import pyvips
+
         source = pyvips.SourceCustom()
         source.on_read(stream.read)
         image = pyvips.Image.pngload_source(source, access="sequential", unlimited=True, fail_on="error")

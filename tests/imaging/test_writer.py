@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
+import time
 import weakref
 from contextlib import suppress
 
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from cabm.errors import InputError
+from cabm.imaging import writer
 from cabm.imaging.formats import OUTPUT_FORMATS
 from cabm.imaging.raster import in_memory
 from cabm.imaging.reader import open_raster
@@ -104,6 +108,21 @@ def test_an_unfinished_image_leaves_no_file(tmp_path):
         with pytest.raises(error), image_writer(tmp_path / "a.png", spec) as push:
             push(photo(10, 20))
             raise error
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "encode"]
+
+
+def test_an_interrupt_while_the_encoder_finishes_leaves_no_file(tmp_path, monkeypatch):
+    saver = writer._saver
+
+    def slow(spec):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        return saver(spec)  # only then is the file opened
+
+    monkeypatch.setattr(writer, "_saver", slow)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a.png", photo(8, 8))
     assert list(tmp_path.iterdir()) == []
     assert not [thread for thread in threading.enumerate() if thread.name == "encode"]
 
