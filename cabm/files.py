@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Reading JSON, and writing files and directories so that no incomplete one is ever seen."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cabm.errors import InputError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that replaces it when the block ends well.
+    """Yield a temporary file beside ``path``, which replaces ``path`` if the block does not raise.
 
-    The temporary file keeps the suffix of ``path`` (image writers choose their format by it) and is
-    removed when the block raises.
+    The temporary file has the suffix of ``path``, because image writers choose their format by it. It is
+    removed if the block raises.
     """
     path = Path(path)
     temporary = None
@@ -34,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; outputs are ordinary files
+        temporary.chmod(0o666 & ~umask)  # mkstemp made it private
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
@@ -47,9 +47,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def _name(error: OSError, path: Path, temporary: Path | None) -> None:
-    """Let an error say what was to be written: a full disk says nothing, others name the temporary file."""
+    """Make an error name the target: that of a full disk names no file, others name the temporary one."""
     if error.errno is None:
-        return  # a library's own, and not of the file system
+        return  # raised by a library, not by the file system
     found = str(error.filename or "")
     if not found or str(temporary) in found or Path(found).name.startswith(f".{path.stem}-"):
         error.filename = str(path)
@@ -57,12 +57,13 @@ def _name(error: OSError, path: Path, temporary: Path | None) -> None:
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory beside ``path`` that replaces it when the block ends well.
+    """Yield a temporary directory beside ``path``, which replaces ``path`` if the block does not raise.
 
-    Whoever looks, or is killed, sees the old directory, none or the new one, each whole.
+    At any moment, even if the process is killed, ``path`` is the whole old directory, the whole new one or
+    absent.
 
     Raises:
-        InputError: there is a file of that name.
+        InputError: ``path`` is a file.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -90,11 +91,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: str | Path, *, older_than_s: float = 0.0) -> None:
-    """Remove what killed writers of ``path`` left beside it, whole or half.
+    """Remove the temporary files and directories that killed writers of ``path`` left beside it.
 
     Args:
-        path: what `atomic_write` or `atomic_directory` were to write.
-        older_than_s: only what nobody has written to for so long; 0 where there is no other writer.
+        path: target of `atomic_write` or `atomic_directory`.
+        older_than_s: keep those that were modified less than this many seconds ago; 0 if there can be no
+            other writer.
     """
     path = Path(path)
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
@@ -112,13 +114,17 @@ def remove_leftovers(path: str | Path, *, older_than_s: float = 0.0) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, atomically, with a final newline. NaN is refused."""
+    """Write ``value`` as indented JSON, atomically.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -128,17 +134,17 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: there is no such file, or it is not JSON.
+        InputError: the file is missing, unreadable or not JSON.
     """
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        # half a character, which JSON can spell, could be neither printed nor written again
+        # JSON can hold half a surrogate pair, which can be neither printed nor written
         json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # also: bytes that are no text, endless numbers
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and very long integers
         raise InputError(f"{path}: not valid JSON ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None

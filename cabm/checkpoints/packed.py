@@ -40,8 +40,7 @@ def pack_state(model: Backbone) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         value = value.detach().cpu().contiguous()
         if name in quantized:
-            bits = getattr(quantized[name], "weight_bits", 8)
-            codes, scale = weight_codes(value, bits)
+            codes, scale = weight_codes(value, quantized[name].weight_bits)
             packed[name] = codes.to(torch.int8)
             packed[name + SCALE_SUFFIX] = scale.reshape(1)
         elif value.is_floating_point() and value.dim() > 1:

@@ -54,7 +54,7 @@ def export(
     from cabm.checkpoints.model_directory import load_model, save_model
     from cabm.cli.outputs import replaceable_folder
     from cabm.errors import InputError
-    from cabm.quant.precision import FIXED_BITS
+    from cabm.quant.functional import PAMS_BITS
 
     if to is Target.packed and (score is not None or bits is not None):
         raise InputError("--to packed keeps the whole table; omit --score and --bits")
@@ -74,5 +74,5 @@ def export(
         ) from None
     row = choose_row(loaded.model, loaded.table, score=score, bits=widths)
     export_onnx(loaded.model, output, row)
-    mean = FIXED_BITS if row is None else sum(row) / len(row)
+    mean = PAMS_BITS if row is None else sum(row) / len(row)
     typer.echo(f"wrote {output}: {output.stat().st_size / 1e6:.2f} MB, {mean:.2f} bits on average")

@@ -16,7 +16,7 @@ from cabm.models.carn import CARN, Cascade, ResidualBlock
 from cabm.models.edsr import EDSR, TAIL_REACH
 from cabm.models.idn import IDN, SLOPE, DistillationBlock
 from cabm.models.srresnet import SRResNet
-from cabm.quant.precision import FIXED_BITS
+from cabm.quant.functional import PAMS_BITS
 
 
 def onnx_model(model: Backbone, row: Row) -> onnx.ModelProto:
@@ -25,7 +25,7 @@ def onnx_model(model: Backbone, row: Row) -> onnx.ModelProto:
     builder = GraphBuilder()
     with torch.no_grad():
         graphs[model.name](builder, model.eval(), row)
-    properties = {"backbone": model.name, "bits": " ".join(map(str, row or (FIXED_BITS,)))}
+    properties = {"backbone": model.name, "bits": " ".join(map(str, row or (PAMS_BITS,)))}
     return builder.build(model.scale, properties)
 
 

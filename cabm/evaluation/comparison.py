@@ -17,7 +17,7 @@ from cabm.files import atomic_write
 from cabm.imaging.resize import upscale_bicubic
 from cabm.models import Backbone
 from cabm.project.sections import EvaluateSettings
-from cabm.quant.precision import FIXED_BITS
+from cabm.quant.functional import PAMS_BITS
 from cabm.tables.controls import CONTROLS, constant, shuffled
 from cabm.tables.cost import Convention, bitops
 from cabm.tables.observations import Observations
@@ -98,7 +98,7 @@ def model_bitops(model: Backbone, result: TiledResult, convention: Convention) -
     """
     return bitops(
         model.layers,
-        np.full(model.num_adaptive, FIXED_BITS) if model.precision.kind == "pams" else result.bits,
+        np.full(model.num_adaptive, PAMS_BITS) if model.precision.kind == "pams" else result.bits,
         result.plan,
         convention=convention,
         weight_bits=model.precision.weight_bits,

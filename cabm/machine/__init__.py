@@ -1,1 +1,1 @@
-"""What the machine offers: CPU features, threads, memory, compiled loops."""
+"""The machine: CPU features, threads, memory, compiled loops."""

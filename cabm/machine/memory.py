@@ -1,4 +1,4 @@
-"""How much memory the process takes, and how it keeps it."""
+"""Memory of the process: peak use, and whether freed memory is kept."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import resource
 import sys
 from pathlib import Path
 
-# parameters of mallopt(3), from glibc's malloc.h
+# parameters of mallopt(3) in glibc's malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 NEVER = -1
-LARGEST_THRESHOLD = 32 << 20  # glibc refuses more
+LARGEST_THRESHOLD = 32 << 20  # the largest that glibc accepts
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep blocks that are freed instead of giving them back to the system.
+    """Let malloc keep freed blocks instead of returning them to the system.
 
-    A training step frees and asks again for the same activations. By default glibc maps many of them anew,
-    and the first touch of every page is a fault: some ten thousand a step, an eighth of a quantized
-    step's time. The price is that the process holds its peak until it ends.
+    A training step frees and allocates the same activations again. By default glibc maps many of them anew,
+    and the first access to each page is a page fault: about ten thousand per step, an eighth of the time of
+    a quantized step. In exchange, the process keeps its peak memory until it ends.
 
     Returns:
-        Whether it will; not where the C library is another than glibc.
+        Whether malloc keeps them; False for C libraries other than glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -33,10 +33,9 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> int:
-    """Return the most memory in bytes that the process has had resident.
+    """Return the peak resident memory of the process in bytes.
 
-    On Linux from /proc: what getrusage(2) tells is not the process's own, it starts at the peak of the
-    process that started it.
+    On Linux it is read from /proc: the peak of getrusage(2) starts at that of the parent process.
     """
     try:
         status = Path("/proc/self/status").read_text()

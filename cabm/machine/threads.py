@@ -1,4 +1,4 @@
-"""PyTorch's threads: how many, and pieces of work on several, each with its share."""
+"""Work on several threads, each with its share of PyTorch's threads."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ T = TypeVar("T")
 
 
 def in_order(work: Callable[[int], T], count: int, *, threads: int | None = None) -> Iterator[T]:
-    """Yield ``work(0)``, ``work(1)``, ... ``work(count - 1)``; several run at once, on one thread each.
+    """Yield ``work(0)``, ``work(1)``, ... ``work(count - 1)`` in order; several run at the same time.
 
-    PyTorch's operators release the interpreter, so that threads do run at once. Those that follow begin
-    while the caller handles a result; what has not begun is dropped when the caller stops, or work fails.
+    PyTorch's operators release the interpreter's lock, so the threads do run in parallel. Later calls start
+    while the caller handles a result. Calls that have not started are dropped when the caller stops or a
+    call fails.
 
     Args:
         work: called from several threads.
-        count: how many pieces.
-        threads: how many run at once; default: as many as PyTorch uses. Fewer pieces than that share them.
+        count: number of calls.
+        threads: threads in all; default: as many as PyTorch uses. Each call gets one, or more if there are
+            fewer calls than threads.
     """
     threads = threads or torch.get_num_threads()
     workers = max(1, min(threads, count))
@@ -31,7 +33,7 @@ def in_order(work: Callable[[int], T], count: int, *, threads: int | None = None
                 result = work(index)
             yield result
         return
-    with torch_threads(None):  # some libraries have one number for all threads
+    with torch_threads(None):  # restores the number, which some libraries share among threads
         pool = ThreadPoolExecutor(
             workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
         )
@@ -43,7 +45,7 @@ def in_order(work: Callable[[int], T], count: int, *, threads: int | None = None
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Let PyTorch use that many threads in the block; None leaves it as it is."""
+    """Set PyTorch's number of threads inside the block and restore it afterwards; None sets nothing."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Backbones, by name, and how weights get into them."""
+"""Super-resolution backbones by name, and the transfer of weights between them."""
 
 from __future__ import annotations
 

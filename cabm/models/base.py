@@ -1,4 +1,4 @@
-"""What every backbone is and states about itself."""
+"""The base class of backbones: their forward pass, and what they state about themselves."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from cabm.errors import InputError
 from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantizers
+from cabm.quant.functional import PAMS_BITS
 from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
-from cabm.quant.precision import FIXED_BITS
 
 UPSAMPLE_FACTORS = {2: (2,), 3: (3,), 4: (2, 2)}
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in 0..1 (EDSR)
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K in 0..1, as in the released EDSR
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A convolution of a backbone, as the bit counts see it.
+    """A convolution of a backbone and its cost.
 
     Attributes:
         name: module path of the convolution.
-        macs_per_pixel: multiply-accumulates per pixel of the low-resolution input.
-        adaptive: whether its input takes bits from the search space; adaptive layers stand in the
-            order of the table's columns.
-        fixed_bits: width of its input where it is not adaptive: 8, or 32 for float.
+        macs_per_pixel: multiply-accumulate operations per low-resolution pixel.
+        adaptive: whether the bits of its input come from the search space. Adaptive layers are in the order
+            of a table's columns.
+        fixed_bits: width of its input if it is not adaptive: 8, or 32 for float.
     """
 
     name: str
@@ -40,14 +40,14 @@ class QuantizedLayer:
 
 @dataclass
 class SROutput:
-    """What a forward pass returns.
+    """Result of a forward pass.
 
     Attributes:
         sr: (B,3,h*scale,w*scale) in 0..255, not rounded or clipped.
         feature: (B,n,h,w) input of the tail, for distillation.
-        block_features: per block (B,n,h,w), for distillation.
-        bits: (B,L) bits used at the adaptive positions; None in float and PAMS models.
-        bit_cost: (B,L) straight-through bits over their expectation (CADyQ's bit loss), else None.
+        block_features: a feature (B,n,h,w) of each block, for distillation.
+        bits: (B,L) bits used at the adaptive positions; None for float and PAMS models.
+        bit_cost: (B,L) terms of CADyQ's bit loss; None for the other kinds.
     """
 
     sr: Tensor
@@ -58,15 +58,15 @@ class SROutput:
 
 
 def image_gradient(x: Tensor) -> Tensor:
-    """Mean |Sobel gradient| in x and y of the grayscale image, without gradient.
+    """Return the mean |Sobel gradient| of the grayscale image in x and y, without gradient.
 
     Args:
         x: (B,3,h,w) in 0..255.
 
     Returns:
-        (B,2), of the image in 0..1 (kornia's normalized Sobel; CADyQ, section 3.2).
+        (B,2), measured on the image in 0..1 with kornia's normalized Sobel kernel (CADyQ, section 3.2).
     """
-    # only selectors ask for it: what has a table starts without it
+    # only selectors need kornia; models with a table start faster without it
     from kornia.color import rgb_to_grayscale
     from kornia.filters import spatial_gradient
 
@@ -75,18 +75,24 @@ def image_gradient(x: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """A super-resolution network that knows nothing of quantization methods.
+    """A super-resolution network that does not know about quantization methods.
 
-    Subclasses build their modules from ``self.quantizers`` and implement `run`. They fill in:
+    Subclasses take quantizers and convolutions from ``self.quantizers``, list their convolutions with
+    `add_layer` and implement `run`.
+
+    Args:
+        scale: upscaling factor.
+        precision: how the quantized positions compute.
+        options: the other constructor arguments, with which the network can be built again.
 
     Attributes:
-        scale: upscaling.
-        layers: all convolutions in the order of execution, adaptive ones in the order of the table.
-        receptive_field: how many low-resolution pixels away an input can reach an output.
-        size_multiple: heights and widths must be multiples of this.
-        gradient_scale: factor on the image gradient that selectors see (1000; CARN 1).
-        tail_border: width in output pixels where a collapsed tail differs; None if it cannot collapse.
-        options: constructor arguments that rebuild the same network.
+        scale, precision, options: as above.
+        layers: all convolutions in the order of execution.
+        receptive_field: distance in low-resolution pixels up to which an input affects an output.
+        size_multiple: heights and widths of inputs must be multiples of this.
+        gradient_scale: factor on the image gradient that selectors see: 1000, for CARN 1, as released.
+        tail_border: width in output pixels of the border where a collapsed tail gives other values; None if
+            the tail cannot collapse.
     """
 
     name: ClassVar[str]
@@ -104,22 +110,22 @@ class Backbone(nn.Module):
         self.receptive_field = 0
 
     def add_layer(self, name: str, *, grid: int = 1, adaptive: bool = False) -> None:
-        """Enter the convolution ``name`` into `layers`.
+        """Append a convolution to `layers`.
 
         Args:
             name: its module path.
-            grid: side of the grid it runs on, in samples per low-resolution pixel (a transposed
-                convolution: of the grid it reads).
-            adaptive: whether its input takes bits from the search space.
+            grid: samples per low-resolution pixel along one axis, where the convolution runs (a transposed
+                one: where it reads).
+            adaptive: whether the bits of its input come from the search space.
         """
         conv = self.get_submodule(name)
         quantized = isinstance(conv, QuantConv2d | QuantConvTranspose2d)
-        fixed_bits = FIXED_BITS if quantized and not adaptive else 32
+        fixed_bits = PAMS_BITS if quantized and not adaptive else 32
         self.layers.append(QuantizedLayer(name, conv.weight.numel() * grid**2, adaptive, fixed_bits))
 
     @property
     def num_adaptive(self) -> int:
-        """L, the number of adaptive positions."""
+        """Number of adaptive positions, L."""
         return self.quantizers.num_adaptive
 
     @property
@@ -129,7 +135,7 @@ class Backbone(nn.Module):
 
     @property
     def table_fit(self) -> dict[str, Any]:
-        """What a table must fit: the arguments of `cabm.tables.table.EdgeToBitTable.check`."""
+        """Arguments for `cabm.tables.table.EdgeToBitTable.check`, to compare a table with this model."""
         return {
             "backbone": self.name,
             "scale": self.scale,
@@ -149,13 +155,13 @@ class Backbone(nn.Module):
 
         Args:
             x: (B,3,h,w) in 0..255.
-            bits: (B,L) integer widths from the search space; for CABM models, and only for them.
-            observer: run unquantized and record calibration statistics instead.
-            collapse_tail: allow the linear tail to run as one convolution; the outermost ``tail_border``
-                output pixels then differ.
+            bits: (B,L) integer widths from the search space; required by CABM models, and only by them.
+            observer: records calibration statistics; activations then stay unquantized.
+            collapse_tail: allow a linear tail to run as one convolution, which changes the outermost
+                ``tail_border`` output pixels.
 
         Raises:
-            ValueError: ``bits`` are missing, not wanted, of another shape, or not in the search space.
+            ValueError: ``bits`` are missing, unexpected, of another shape, or not in the search space.
         """
         if (bits is not None) != (self.precision.kind == "cabm") and observer is None:
             wanted = "needs" if self.precision.kind == "cabm" else "takes no"
@@ -175,12 +181,12 @@ class Backbone(nn.Module):
         return output
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
-        """Run the graph on (B,3,h,w) in 0..255 with the quantizers' ``context``."""
+        """Run the network on (B,3,h,w) in 0..255; the quantizers read and fill ``context``."""
         raise NotImplementedError
 
 
 def upsample_factors(scale: int) -> tuple[int, ...]:
-    """Return the pixel shuffles that make up a scale (EDSR): x4 is x2 twice.
+    """Return the factors of the pixel shuffles that make up a scale (EDSR): x4 is x2 twice.
 
     Raises:
         InputError: the scale is not 2, 3 or 4.
@@ -191,11 +197,11 @@ def upsample_factors(scale: int) -> tuple[int, ...]:
 
 
 def grid_reach(reaches: Sequence[int], factors: Sequence[int]) -> int:
-    """How many low-resolution pixels the convolutions around pixel shuffles reach.
+    """Return how many low-resolution pixels convolutions and pixel shuffles in turn reach.
 
     Args:
-        reaches: half width of each convolution's kernel, first to last.
-        factors: r of the PixelShuffle after each but the last.
+        reaches: half the kernel width of each convolution, rounded down, first to last.
+        factors: factor of the PixelShuffle after each convolution except the last.
     """
     total, grid = Fraction(0), 1
     for reach, factor in zip(reaches, [*factors, 1], strict=True):
@@ -205,6 +211,6 @@ def grid_reach(reaches: Sequence[int], factors: Sequence[int]) -> int:
 
 
 def pixel_mean() -> Tensor:
-    """Return the training set's mean colour in 0..255 as (1,3,1,1)."""
-    # plain numbers: tensor arithmetic on the meta device imports a compiler, a second at every start
+    """Return `RGB_MEAN` in 0..255 as (1,3,1,1)."""
+    # Python arithmetic: on the meta device, tensor arithmetic imports a compiler, which takes a second
     return torch.tensor([255 * value for value in RGB_MEAN]).view(1, 3, 1, 1)

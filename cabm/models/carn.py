@@ -1,4 +1,4 @@
-"""CARN (Ahn et al., ECCV 2018): residual blocks whose outputs cascade into 1x1 fusions."""
+"""CARN (Ahn et al., ECCV 2018): residual blocks, whose outputs are fused by 1x1 convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_STEPS = 3  # residual blocks per cascading block, and cascading blocks
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions; the skip is the input before quantization."""
+    """Two quantized convolutions. The skip connection takes the input before quantization."""
 
     def __init__(self, num_features: int, quantizers: Quantizers) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class ResidualBlock(nn.Module):
         self.conv2 = quantizers.conv(num_features, num_features, 3)
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, list[Tensor]]:
-        """Return the block's output (B,n,h,w) and its feature for distillation, alone in a list."""
+        """Return the output (B,n,h,w) and a list with the feature for distillation."""
         hidden = F.relu(self.conv1(self.act1(x, context)), inplace=True)
         feature = self.conv2(self.act2(hidden, context))
         return F.relu(feature + x), [feature]
 
 
 class Cascade(nn.Module):
-    """Blocks in a row; before the next, a 1x1 convolution fuses the outputs of all so far."""
+    """A sequence of blocks. After each, a 1x1 convolution fuses the input and all outputs so far."""
 
     def __init__(self, blocks: list[nn.Module], num_features: int, quantizers: Quantizers) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Cascade(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.fusion_act = nn.ModuleList(quantizers.end() for _ in blocks)
         self.fusion = nn.ModuleList(
-            quantizers.end_conv((index + 2) * n, n, 1) for index in range(len(blocks))
+            quantizers.conv((index + 2) * n, n, 1, reads="end") for index in range(len(blocks))
         )
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, list[Tensor]]:
@@ -53,11 +53,11 @@ class Cascade(nn.Module):
 
 
 class CARN(Backbone):
-    """CARN for scale 2, 3 and 4, with the head of that scale.
+    """CARN for one scale.
 
     Args:
         scale: 2, 3 or 4.
-        precision: what the quantized positions compute at.
+        precision: how the quantized positions compute.
         num_features: n, channels of the body (64).
     """
 
@@ -70,7 +70,7 @@ class CARN(Backbone):
         quantizers = self.quantizers
         self.register_buffer("mean", pixel_mean() / 255, persistent=False)
         self.head_act = quantizers.end()
-        self.head = quantizers.end_conv(3, n, 3)
+        self.head = quantizers.conv(3, n, 3, reads="end")
         cascades = [
             Cascade([ResidualBlock(n, quantizers) for _ in range(NUM_STEPS)], n, quantizers)
             for _ in range(NUM_STEPS)
@@ -78,9 +78,9 @@ class CARN(Backbone):
         self.body = Cascade(cascades, n, quantizers)
         self.factors = upsample_factors(scale)
         self.upsample_act = nn.ModuleList(quantizers.end() for _ in self.factors)
-        self.upsample = nn.ModuleList(quantizers.end_conv(n, n * r * r, 3) for r in self.factors)
+        self.upsample = nn.ModuleList(quantizers.conv(n, n * r * r, 3, reads="end") for r in self.factors)
         self.tail_act = quantizers.end()
-        self.tail = quantizers.end_conv(n, 3, 3)
+        self.tail = quantizers.conv(n, 3, 3, reads="end")
 
         self._add_layers()
         reach = grid_reach([1] * (len(self.factors) + 1), self.factors)
@@ -102,8 +102,8 @@ class CARN(Backbone):
         self.add_layer("tail", grid=grid)
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
-        """Run the graph; see `Backbone.run`. Inside, pixels are 0..1; the tail cannot collapse."""
-        # the trunk stays in the input's type under autocast
+        """Run the network; see `Backbone.run`. Internally pixels are in 0..1. The tail cannot collapse."""
+        # under autocast, skip connections stay in the input's type
         head = self.head(self.head_act(x / 255 - self.mean, context)).to(x.dtype)
         feature, features = self.body(head, context)
         upscaled = feature

@@ -1,4 +1,4 @@
-"""EDSR (Lim et al., CVPRW 2017): residual blocks without batch norm."""
+"""EDSR (Lim et al., CVPRW 2017): residual blocks without batch normalization."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cabm.models.base import Backbone, SROutput, grid_reach, pixel_mean, upsampl
 from cabm.models.tail import collapse
 from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
-# low-resolution pixels that the tail sees to each side, at every scale
 TAIL_REACH = 2
+"""Low-resolution pixels that the tail reads on each side, at every scale."""
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions around a ReLU; the quantized input is also the skip."""
+    """Two quantized convolutions around a ReLU. The skip connection takes the quantized input."""
 
     def __init__(self, num_features: int, res_scale: float, quantizers: Quantizers) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
         self.act3 = quantizers.fixed()
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, Tensor]:
-        """Return the block's output and its feature for distillation, both (B,n,h,w)."""
+        """Return the output and the feature for distillation, (B,n,h,w) each."""
         quantized = self.act1(x, context)
         hidden = F.relu(self.conv1(quantized), inplace=True)
         feature = self.conv2(self.act2(hidden, context))
@@ -36,17 +36,17 @@ class ResidualBlock(nn.Module):
 
 
 class EDSR(Backbone):
-    """EDSR of any width and depth, for scale 2, 3 and 4.
+    """EDSR of any width and depth.
 
     Args:
         scale: 2, 3 or 4.
-        precision: what the quantized positions compute at.
+        precision: how the quantized positions compute.
         num_features: n, channels of the body (baseline 64).
-        num_blocks: B, residual blocks (baseline 16).
-        res_scale: factor on each block's residual (baseline 1).
-        replicate_tail: continue the tail's input beyond the image by its outermost pixels, not by zeros
-            inside the tail as the published EDSR does. The tail then equals one convolution up to the
-            border, so that training on the collapsed tail leaves no untrained ring of pixels.
+        num_blocks: number of residual blocks (baseline 16).
+        res_scale: factor on the residual of each block (baseline 1).
+        replicate_tail: pad the tail's input with its outermost pixels, instead of padding every convolution
+            of the tail with zeros as the published EDSR does. The collapsed tail then equals the tail
+            everywhere; without it, training on the collapsed tail leaves an untrained ring of pixels.
     """
 
     name = "edsr"
@@ -67,18 +67,18 @@ class EDSR(Backbone):
         quantizers = self.quantizers
         self.register_buffer("mean", pixel_mean(), persistent=False)
         self.head_act = quantizers.end()
-        self.head = quantizers.end_conv(3, n, 3)
+        self.head = quantizers.conv(3, n, 3, reads="end")
         self.body = nn.ModuleList(ResidualBlock(n, res_scale, quantizers) for _ in range(num_blocks))
         self.body_end_act = quantizers.end()
-        self.body_end = quantizers.end_conv(n, n, 3)
+        self.body_end = quantizers.conv(n, n, 3, reads="end")
         self.factors = upsample_factors(scale)
         self.upsample_act = nn.ModuleList(quantizers.end() for _ in self.factors)
-        self.upsample = nn.ModuleList(quantizers.end_conv(n, n * r * r, 3) for r in self.factors)
+        self.upsample = nn.ModuleList(quantizers.conv(n, n * r * r, 3, reads="end") for r in self.factors)
         self.tail_act = quantizers.end()
-        self.tail = quantizers.end_conv(n, 3, 3)
+        self.tail = quantizers.conv(n, 3, 3, reads="end")
 
         self._add_layers()
-        # one pixel per 3x3 convolution; those of the tail lie on finer grids
+        # one pixel per 3x3 convolution; those of the tail run on finer grids
         self.receptive_field = 2 + 2 * num_blocks + grid_reach([1] * (len(self.factors) + 1), self.factors)
         self.replicate_tail = replicate_tail
         self.tail_border = None if quantizers.quantizes_ends else 0 if replicate_tail else scale - 1
@@ -96,8 +96,8 @@ class EDSR(Backbone):
         self.add_layer("tail", grid=grid)
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
-        """Run the graph; see `Backbone.run`."""
-        # the trunk stays in the input's type under autocast
+        """Run the network; see `Backbone.run`."""
+        # under autocast, skip connections stay in the input's type
         head = self.head(self.head_act(x - self.mean, context)).to(x.dtype)
         hidden, features = head, []
         for block in self.body:
@@ -107,7 +107,7 @@ class EDSR(Backbone):
         return SROutput(self.run_tail(feature, context, collapse_tail) + self.mean, feature, features)
 
     def run_tail(self, feature: Tensor, context: PrecisionContext, collapse_tail: bool) -> Tensor:
-        """Return the upscaled image (B,3,h*scale,w*scale) about the mean, from (B,n,h,w)."""
+        """Return the upscaled image less the mean, (B,3,h*scale,w*scale), for a feature (B,n,h,w)."""
         if collapse_tail and self.tail_border is not None:
             with torch.autocast(feature.device.type, enabled=False):
                 weight, bias = collapse([*self.upsample, self.tail], self.factors)

@@ -12,16 +12,16 @@ from cabm.quant import Precision, PrecisionContext, Quantizers
 
 GROUPS = 4
 KERNEL = 17  # of the transposed convolution
-SLOPE = 0.05  # of every LeakyReLU
+SLOPE = 0.05  # of all LeakyReLUs
 
 
 def leaky(x: Tensor) -> Tensor:
-    """LeakyReLU with IDN's slope, in place."""
+    """Apply LeakyReLU with IDN's slope, in place."""
     return F.leaky_relu(x, SLOPE, inplace=True)
 
 
 class DistillationBlock(nn.Module):
-    """Six adaptive convolutions; d channels of the third skip the last three."""
+    """Six adaptive convolutions. d output channels of the third skip the last three (distillation)."""
 
     def __init__(self, num_features: int, num_distilled: int, quantizers: Quantizers) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class DistillationBlock(nn.Module):
         self.act6 = quantizers.adaptive(n - d)
         self.conv6 = quantizers.conv(n - d, n + d, 3)
         self.compression_act = quantizers.end()
-        self.compression = quantizers.end_conv(n + d, n, 1)
+        self.compression = quantizers.conv(n + d, n, 1, reads="end")
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, Tensor]:
-        """Return the block's output (B,n,h,w) and its feature for distillation (B,n+d,h,w)."""
+        """Return the output (B,n,h,w) and the feature for distillation (B,n+d,h,w)."""
         hidden = leaky(self.conv1(self.act1(x, context)))
         hidden = leaky(self.conv2(self.act2(hidden, context)))
         hidden = leaky(self.conv3(self.act3(hidden, context)))
@@ -56,17 +56,17 @@ class DistillationBlock(nn.Module):
 
 
 class IDN(Backbone):
-    """IDN for scale 2, 3 and 4.
+    """IDN of any width and depth.
 
     Args:
         scale: 2, 3 or 4.
-        precision: what the quantized positions compute at.
+        precision: how the quantized positions compute.
         num_features: n, channels of the body (64).
-        num_blocks: distillation blocks (4).
-        num_distilled: d, channels that each block passes on half way (16).
+        num_blocks: number of distillation blocks (4).
+        num_distilled: d, channels that skip the second half of each block (16).
 
     Raises:
-        InputError: another scale, or n - d or n - 2d cannot be divided into the 4 groups of the paper.
+        InputError: another scale; or n - d or n - 2d is not a multiple of 4, the paper's number of groups.
     """
 
     name = "idn"
@@ -81,7 +81,7 @@ class IDN(Backbone):
     ) -> None:
         options = {"num_features": num_features, "num_blocks": num_blocks, "num_distilled": num_distilled}
         super().__init__(scale, precision, options)
-        upsample_factors(scale)  # only the check: one layer does it
+        upsample_factors(scale)  # checks the scale; one layer upscales by any factor
         n, d = num_features, num_distilled
         if n <= 2 * d or (n - d) % GROUPS or d % GROUPS:
             raise InputError(
@@ -90,15 +90,15 @@ class IDN(Backbone):
             )
         quantizers = self.quantizers
         self.entry1_act = quantizers.fixed()
-        self.entry1 = quantizers.fixed_conv(3, n, 3)
+        self.entry1 = quantizers.conv(3, n, 3, reads="fixed")
         self.entry2_act = quantizers.fixed()
-        self.entry2 = quantizers.fixed_conv(n, n, 3)
+        self.entry2 = quantizers.conv(n, n, 3, reads="fixed")
         self.body = nn.ModuleList(DistillationBlock(n, d, quantizers) for _ in range(num_blocks))
         self.tail_act = quantizers.end()
-        self.tail = quantizers.end_deconv(n, 3, KERNEL, stride=scale, padding=KERNEL // 2)
+        self.tail = quantizers.conv(n, 3, KERNEL, reads="end", transposed=True, stride=scale)
 
         self._add_layers()
-        # an output pixel of phase r reads the inputs at (r +- 8) / scale around its own
+        # output pixel r of a low-resolution pixel reads inputs up to (r + 8) / scale away
         self.receptive_field = 2 + 6 * num_blocks + (scale - 1 + KERNEL // 2) // scale
 
     def _add_layers(self) -> None:
@@ -111,10 +111,10 @@ class IDN(Backbone):
         self.add_layer("tail")
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
-        """Run the graph; see `Backbone.run`. There is no mean shift; the tail is one layer already."""
+        """Run the network; see `Backbone.run`. There is no mean shift. The tail is one layer anyway."""
         bicubic = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         hidden = leaky(self.entry1(self.entry1_act(x, context)))
-        # the trunk stays in the input's type under autocast
+        # under autocast, skip connections stay in the input's type
         hidden = leaky(self.entry2(self.entry2_act(hidden, context))).to(x.dtype)
         features = []
         for block in self.body:

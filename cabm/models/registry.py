@@ -1,4 +1,4 @@
-"""Backbones, by name: a new one is a line here."""
+"""The backbones by name. To add one, add a line here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ BACKBONES: dict[str, type[Backbone]] = {
 }
 
 MAX_OPTION = 4096
-"""Far above any published network of this family; a file from elsewhere cannot ask for all memory."""
+"""Largest number in a model's options, far above any published network.
+
+Without it, an untrusted file could ask for all memory.
+"""
 
 
 def build_model(
@@ -32,13 +35,12 @@ def build_model(
 
     Args:
         name: a key of `BACKBONES`.
-        scale: upscaling.
-        precision: what its quantized positions compute at.
-        options: further constructor arguments, such as ``num_features``.
+        scale: upscaling factor.
+        precision: how its quantized positions compute.
+        options: further arguments of its constructor, such as ``num_features``.
 
     Raises:
-        InputError: unknown name, an option that this backbone does not have, or a value that it cannot be
-            built with.
+        InputError: the name is unknown, or an option is unknown or has an unusable value.
     """
     if name not in BACKBONES:
         raise InputError(f"model.name: unknown backbone {name!r}; known are {', '.join(sorted(BACKBONES))}")
@@ -48,13 +50,13 @@ def build_model(
         return BACKBONES[name](scale, precision, **options)
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # as torch has it
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # raised by PyTorch
         reason = str(error).splitlines()[0]
         raise InputError(f"model: {name} cannot be built with {options}: {reason}") from None
 
 
 def _check_options(backbone: type[Backbone], options: Mapping[str, Any]) -> None:
-    """Compare options with the defaults of the constructor's arguments: a whole number asks for one."""
+    """Check names and types of options; each must have the type of the constructor's default."""
     arguments = inspect.signature(backbone).parameters
     kinds = {name: type(argument.default) for name, argument in arguments.items()}
     known = [name for name in kinds if name not in ("scale", "precision")]

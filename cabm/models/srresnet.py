@@ -1,4 +1,4 @@
-"""SRResNet (Ledig et al., CVPR 2017): residual blocks with batch norm and one shared PReLU."""
+"""SRResNet (Ledig et al., CVPR 2017): residual blocks with batch normalization and one shared PReLU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cabm.quant import Precision, PrecisionContext, Quantizers, values
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions, each followed by the batch norm that folds into it."""
+    """Two quantized convolutions, each followed by batch normalization."""
 
     def __init__(self, num_features: int, release_graph: bool, quantizers: Quantizers) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(num_features)
 
     def forward(self, x: Tensor, context: PrecisionContext, prelu: nn.PReLU) -> tuple[Tensor, Tensor]:
-        """Return the block's output and its feature for distillation, both (B,n,h,w)."""
+        """Return the output and the feature for distillation, (B,n,h,w) each."""
         quantized = self.act1(x, context)
         hidden = prelu(self.bn1(self.conv1(x if self.release_graph else quantized)))
         feature = self.bn2(self.conv2(self.act2(hidden, context)))
@@ -31,16 +31,16 @@ class ResidualBlock(nn.Module):
 
 
 class SRResNet(Backbone):
-    """SRResNet of any width and depth, for scale 2, 3 and 4.
+    """SRResNet of any width and depth.
 
     Args:
         scale: 2, 3 or 4.
-        precision: what the quantized positions compute at.
+        precision: how the quantized positions compute.
         num_features: n, channels of the body (64).
-        num_blocks: B, residual blocks (16).
-        release_graph: each block's first convolution reads the block's input before it is quantized, as
-            the released CADyQ and CABM models do, so that this input counts as quantized but is not. Only
-            for imported checkpoints; by default the convolution reads the quantized input.
+        num_blocks: number of residual blocks (16).
+        release_graph: compute the first convolution of each block on its unquantized input. The released
+            CADyQ and CABM models do this, although they count the input as quantized. For imported
+            checkpoints only; by default the convolution reads the quantized input.
     """
 
     name = "srresnet"
@@ -58,20 +58,20 @@ class SRResNet(Backbone):
         n = num_features
         quantizers = self.quantizers
         self.head_act = quantizers.end()
-        self.head = quantizers.end_conv(3, n, 9, bias=False)
-        self.prelu = nn.PReLU()  # shared by head and blocks
+        self.head = quantizers.conv(3, n, 9, bias=False, reads="end")
+        self.prelu = nn.PReLU()  # of the head and all blocks
         self.body = nn.ModuleList(ResidualBlock(n, release_graph, quantizers) for _ in range(num_blocks))
         self.body_end_act = quantizers.end()
-        self.body_end = quantizers.end_conv(n, n, 3, bias=False)
+        self.body_end = quantizers.conv(n, n, 3, bias=False, reads="end")
         self.body_end_bn = nn.BatchNorm2d(n)
         self.factors = upsample_factors(scale)
         self.upsample_act = nn.ModuleList(quantizers.end() for _ in self.factors)
         self.upsample = nn.ModuleList(
-            quantizers.end_conv(n, n * r * r, 3, bias=False) for r in self.factors
+            quantizers.conv(n, n * r * r, 3, bias=False, reads="end") for r in self.factors
         )
         self.upsample_prelu = nn.ModuleList(nn.PReLU() for _ in self.factors)
         self.tail_act = quantizers.end()
-        self.tail = quantizers.end_conv(n, 3, 9, bias=False)
+        self.tail = quantizers.conv(n, 3, 9, bias=False, reads="end")
 
         self._add_layers()
         self.receptive_field = 5 + 2 * num_blocks + grid_reach([1] * len(self.factors) + [4], self.factors)
@@ -89,8 +89,8 @@ class SRResNet(Backbone):
         self.add_layer("tail", grid=grid)
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
-        """Run the graph; see `Backbone.run`. There is no mean shift, and the tail cannot collapse."""
-        # the trunk stays in the input's type under autocast
+        """Run the network; see `Backbone.run`. There is no mean shift. The tail cannot collapse."""
+        # under autocast, skip connections stay in the input's type
         head = self.prelu(self.head(self.head_act(x, context))).to(x.dtype)
         hidden, features = head, []
         for block in self.body:

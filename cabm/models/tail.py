@@ -1,8 +1,8 @@
-"""A linear tail (convolutions and pixel shuffles) as one convolution.
+"""A linear tail (convolutions and pixel shuffles) collapsed to one convolution.
 
-EDSR's tail has no activation: conv, PixelShuffle, ..., conv. It equals one small convolution on the
-low-resolution grid that makes all r^2 phases of the output at once, followed by one PixelShuffle. Zero
-padding of the intermediate layers is the only thing that is lost, hence the border.
+EDSR's tail has no activations: conv, PixelShuffle, ..., conv. It equals one small convolution on the
+low-resolution grid, which computes all r^2 phases of the output, followed by one PixelShuffle. The two
+differ at the border only, because the intermediate layers pad with zeros.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def compose_kernels(outer: Tensor, inner: Tensor) -> Tensor:
-    """Return the kernel of ``outer`` after ``inner``.
+    """Return the kernel that equals ``inner`` followed by ``outer``.
 
     Args:
         outer: (O,M,k,k) kernel of the later convolution.
@@ -29,17 +29,17 @@ def compose_kernels(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def before_pixel_shuffle(kernel: Tensor, factor: int) -> Tensor:
-    """Move a convolution from behind PixelShuffle to before it.
+    """Move a convolution from after a PixelShuffle to before it.
 
     Args:
-        kernel: (O,I,k,k), k odd, on the fine grid.
-        factor: r of the PixelShuffle that feeds it.
+        kernel: (O,I,k,k) on the fine grid; k is odd.
+        factor: r of the PixelShuffle.
 
     Returns:
-        (O r^2, I r^2, j, j) on the coarse grid: its outputs are the phases, in PixelShuffle's order.
+        (O r^2, I r^2, j, j) on the coarse grid; its outputs are the phases in the order of PixelShuffle.
     """
     reach = kernel.shape[-1] // 2
-    cells = -(-reach // factor)  # coarse pixels that the kernel can reach on each side
+    cells = -(-reach // factor)  # coarse pixels that the kernel reaches on each side
     size = (2 * cells + 1) * factor
     phases = []
     for row in range(factor):
@@ -51,36 +51,37 @@ def before_pixel_shuffle(kernel: Tensor, factor: int) -> Tensor:
 
 
 def collapse(convs: Sequence[nn.Conv2d], factors: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the one convolution that a linear tail equals.
+    """Return weight and bias of the convolution that equals a linear tail before PixelShuffle.
 
     Args:
-        convs: the convolutions, first to last, with biases.
-        factors: r of the PixelShuffle after each but the last.
+        convs: convolutions with biases, first to last.
+        factors: r of the PixelShuffle after each convolution except the last.
 
     Returns:
-        weight (3 R^2, n, k, k) and bias (3 R^2), to be followed by PixelShuffle(R), R = product of factors.
+        The weight (3 R^2,n,k,k) and the bias (3 R^2). PixelShuffle(R) follows; R is the product of the
+        factors.
     """
     weight, bias = convs[-1].weight, convs[-1].bias
     for conv, factor in zip(reversed(convs[:-1]), reversed(factors), strict=True):
         weight = before_pixel_shuffle(weight, factor)
         bias = bias.repeat_interleave(factor**2) + weight.sum(dim=(2, 3)) @ conv.bias
         weight = compose_kernels(weight, conv.weight)
-    # phases stand coarse factor first: (O, r2.., r1..) -> PixelShuffle order over the product
+    # phases are nested, last factor first; PixelShuffle(R) wants one index per axis
     return _merge_phases(weight, bias, list(factors))
 
 
 def _merge_phases(weight: Tensor, bias: Tensor, factors: list[int]) -> tuple[Tensor, Tensor]:
-    """Reorder nested phase indices into those of one PixelShuffle."""
+    """Reorder nested phases to those of one PixelShuffle."""
     if len(factors) == 1:
         return weight, bias
-    # rows are (O, last factor y, x, ..., first factor y, x); the first shuffle is the coarse part
+    # rows are (O, last factor y, x, ..., first factor y, x); the first factor makes the coarse steps
     nested = [side for factor in reversed(factors) for side in (factor, factor)]
     outputs = weight.shape[0]
     for factor in factors:
         outputs //= factor**2
     count = len(factors)
     order = [0]
-    order += [1 + 2 * (count - 1 - i) for i in range(count)]  # y of the first factor is most significant
+    order += [1 + 2 * (count - 1 - i) for i in range(count)]  # y of the first factor comes first
     order += [2 + 2 * (count - 1 - i) for i in range(count)]
     index = torch.arange(weight.shape[0], device=weight.device).view(outputs, *nested)
     index = index.permute(order).reshape(-1)

@@ -1,4 +1,4 @@
-"""Weights of one training step into the model of the next."""
+"""Transfer of weights from the model of one training step to that of a later one."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import torch
 from cabm.errors import InputError
 from cabm.models.base import Backbone
 
-# which kinds a kind can start from; the order of the training steps (CABM paper, section 3)
 STARTS_FROM = {
     "float": ("float",),
     "pams": ("float", "pams"),
     "cadyq": ("float", "pams", "cadyq"),
     "cabm": ("float", "pams", "cadyq", "cabm"),
 }
+"""The kinds that each kind can start from, in the order of the training steps (CABM, section 3)."""
 
 
 def transfer_weights(source: Backbone, target: Backbone) -> list[str]:
     """Load the weights of ``source`` into ``target``, a model of the same or a later step.
 
-    Parameters and buffers of the same name are copied. Beyond that, and nothing else:
+    Parameters and buffers of the same name are copied. The only exceptions:
 
-    - the alpha (1,) of a PAMS quantizer becomes the alpha of every width (K,);
-    - a quantizer that ``source`` does not have keeps its fresh alpha, which has to be calibrated;
-    - a selector that ``source`` does not have keeps its fresh weights (it starts at the widest);
-    - selectors are dropped where the bits come from a table.
+    - The alpha (1,) of a PAMS quantizer becomes the alpha of every width (K,).
+    - A quantizer that ``source`` does not have keeps its initial alpha, which must be calibrated.
+    - A selector that ``source`` does not have keeps its initial weights, which select the widest.
+    - Selectors are dropped if ``target`` takes its bits from a table.
 
     Returns:
         Names of the alpha parameters that were not set, in the order of the model.
 
     Raises:
-        InputError: other backbone, scale or search space, a step that cannot follow, or tensors that
-            do not fit; ``target`` is then unchanged.
+        InputError: backbone, scale, search space or tensors differ, or the kind of ``target`` cannot start
+            from that of ``source``. ``target`` is then unchanged.
     """
     _check_compatible(source, target)
     given, wanted = source.state_dict(), target.state_dict()

@@ -1,4 +1,4 @@
-"""Fake quantization: what a backbone is given so that it computes at some precision."""
+"""Fake quantization: the quantizers and convolutions that give a backbone its precision."""
 
 from cabm.quant.context import AlphaObserver, PrecisionContext
 from cabm.quant.layers import Quantized, values

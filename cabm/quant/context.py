@@ -1,4 +1,4 @@
-"""What one forward pass carries past the quantizers."""
+"""Inputs and reports of the quantizers during one forward pass, and the calibration of clip values."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 
 SAMPLES_PER_BATCH = 4096
-# candidates for alpha as shares of the largest magnitude; fine enough that the error is flat between them
 CANDIDATES = 100
+"""Number of clip values that are tried, evenly spaced up to the largest magnitude seen.
+
+The error is flat between neighbours.
+"""
 
 
 class AlphaObserver:
-    """Collects the calibration statistics of alpha over batches.
+    """Collects statistics of activations over batches, to set the clip values alpha.
 
-    PAMS calibrates alpha as the mean over samples of max|x|, on inputs that pass unclipped
-    (METHOD section 1). For few bits that is far too wide, so magnitudes are sampled as well, to choose the
-    alpha of least squared error. Keyed by quantizer module: nothing is stored in the modules.
+    PAMS sets alpha to the mean over samples of max|x|, measured on unquantized activations. That is far too
+    wide for few bits, so magnitudes are sampled as well, to find the alpha of least squared error. The
+    statistics are kept here by quantizer, not in the modules.
     """
 
     def __init__(self) -> None:
@@ -25,16 +28,16 @@ class AlphaObserver:
         self._samples: dict[nn.Module, list[Tensor]] = {}
 
     def record(self, quantizer: nn.Module, x: Tensor) -> None:
-        """Add the per-sample max|x| of a batch (B,C,H,W) and an even sample of its magnitudes."""
+        """Add the max|x| of each sample of (B,C,H,W), and magnitudes at even distances."""
         magnitudes = x.detach().abs()
         self._peaks.setdefault(quantizer, []).append(magnitudes.amax(dim=(1, 2, 3)).double().cpu())
         flat = magnitudes.flatten()
-        # an odd stride does not fall into step with channels or rows
+        # an odd stride does not visit the same channels or rows only
         stride = max(1, flat.numel() // SAMPLES_PER_BATCH) | 1
         self._samples.setdefault(quantizer, []).append(flat[::stride].float().cpu())
 
     def modules(self) -> list[nn.Module]:
-        """Return the quantizers that were reached, in the order of their first record."""
+        """Return the recorded quantizers in the order of execution."""
         return list(self._peaks)
 
     def mean_peak(self, quantizer: nn.Module) -> float:
@@ -42,9 +45,9 @@ class AlphaObserver:
         return torch.cat(self._peaks[quantizer]).mean().item()
 
     def least_error_alpha(self, quantizer: nn.Module, levels: float) -> float:
-        """Return the clip value of least mean squared quantization error at n = ``levels``.
+        """Return the clip value of least mean squared quantization error for the largest code ``levels``.
 
-        A scan over shares of the largest magnitude seen; the error has a single flat minimum.
+        All `CANDIDATES` are tried; the error has a single flat minimum.
         """
         magnitudes = torch.cat(self._samples[quantizer])
         largest = magnitudes.max()
@@ -60,14 +63,14 @@ class AlphaObserver:
 
 @dataclass
 class PrecisionContext:
-    """One per forward pass: what the quantizers need, and what they report.
+    """What the quantizers read and report during one forward pass.
 
     Attributes:
-        gradient: (B,2) mean |Sobel| of the input in x and y, for selectors.
-        bits: (B,L) assigned bits, for tables.
-        observer: when given, quantizers pass their input unquantized and report it here.
-        chosen: per adaptive position, the bits (B,) that were used.
-        expected: per adaptive position, the expectation (B,) of the bits over the selector's widths, with
+        gradient: (B,2) mean |Sobel gradient| of the input in x and y; for selectors.
+        bits: (B,L) widths from a table.
+        observer: if given, quantizers record their input here and pass it on unquantized.
+        chosen: the bits (B,) used at each adaptive position.
+        expected: the expected bits (B,) at each adaptive position by the selector's probabilities, with
             gradient.
     """
 
@@ -78,13 +81,17 @@ class PrecisionContext:
     expected: list[Tensor] = field(default_factory=list)
 
     def report(self, used: Tensor, expected: Tensor | None = None) -> None:
-        """Add the bits (B,) that the next adaptive position used, and their expectation (B,)."""
+        """Add the bits (B,) used at the next adaptive position, and their expectation (B,)."""
         self.chosen.append(used)
         if expected is not None:
             self.expected.append(expected)
 
     def bit_cost(self) -> Tensor | None:
-        """Return bits_ST / sg(expected bits) (B,L), the terms of the bit loss; None without selectors."""
+        """Return the terms (B,L) of CADyQ's bit loss, None without selectors.
+
+        A term is bits / expected bits. The straight-through bits have the gradient of the expectation; the
+        denominator has none.
+        """
         if not self.expected:
             return None
         expected, used = torch.stack(self.expected, dim=1), torch.stack(self.chosen, dim=1)

@@ -1,15 +1,15 @@
 """Symmetric fake quantization as integer codes with straight-through gradients.
 
-A quantized tensor is kept as whole numbers ("codes") and a scale, never as their product: codes up to
-256 are exact in bfloat16, so a convolution on low-precision matrix units loses nothing, and the
-float simulation does the very integer arithmetic that the engine does.
+A quantized tensor is a pair of integers ("codes") and a scale, not their product. Codes of up to 8 bits are
+exact in bfloat16, so convolutions on low-precision matrix units lose nothing, and the simulation does the
+same integer arithmetic as the integer engine.
 
 Shapes: B samples, C channels, H x W pixels, K widths of the search space.
 
-Training spends its time here in passes over activations. Where numba is installed, `cabm.quant.fused` takes
-one loop for each operation. Elsewhere the passes are counted: on CPUs, comparisons write floats and never
-booleans (masking by a boolean costs 15 passes), bounds per sample are minimum and maximum (clamp by tensors
-costs 9), and buffers are used again.
+Training time goes into passes over activations. On the CPU each operation is one compiled loop
+(`cabm.quant.fused`). Other devices, types and layouts take the PyTorch operations of this module, which
+reuse buffers, write comparisons as floats (masking by a boolean is slow) and clip by minimum and maximum
+(clamping by tensors is slow).
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cabm.quant import fused
+
+PAMS_BITS = 8
+"""Width of PAMS models, and of all positions that are not adaptive."""
 
 
 def num_levels(bits: int) -> int:
@@ -38,9 +41,9 @@ def _sample_sums(x: Tensor) -> Tensor:
 
 
 def channel_deviation(x: Tensor) -> Tensor:
-    """Unbiased standard deviation of each channel over space, (B,C,H,W) -> (B,C), float32 or wider.
+    """Return the unbiased standard deviation of each channel over space, (B,C,H,W) -> (B,C).
 
-    Two passes; torch's own one-pass std is several times slower on channels-last tensors.
+    The result is float32 or wider. `torch.std` is several times slower on channels-last tensors.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = x - x.mean(dim=(2, 3), keepdim=True)
@@ -53,13 +56,14 @@ def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tenso
     Args:
         x: (B,C,H,W), any range.
         alpha: (B,) or (1,) clip values, > 0.
-        levels: whole n: (B,) as float, or one for all samples.
+        levels: largest code n: (B,) as float, or one for all samples.
 
     Returns:
-        (B,C,H,W) in the type of x and alpha; float32 at least, or 8-bit codes are not exact.
+        (B,C,H,W) in the promoted type of ``x`` and ``alpha``, which must be float32 or wider: in narrower
+        types 8-bit codes are not exact.
     """
     if not isinstance(levels, Tensor):
-        # bounds known to all samples: one pass
+        # one bound for all samples takes one pass
         return (x * _per_sample(levels / alpha)).round_().clamp_(-levels, levels)
     bound = _per_sample(levels)
     codes = (x * _per_sample(levels / alpha)).round_()
@@ -70,7 +74,7 @@ def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tenso
 def _coded(
     x: Tensor, alpha: Tensor, levels: Tensor | float, decoded: bool, code_type: torch.dtype
 ) -> Tensor:
-    """Return codes as ``code_type``, or ``decoded`` the values that they stand for."""
+    """Return codes as ``code_type``, or their values if ``decoded``."""
     if fused.available(x) and code_type in fused.TYPES:
         return fused.decode(x, alpha, levels) if decoded else fused.encode(x, alpha, levels, code_type)
     codes = quantize_to_codes(x, alpha, levels)
@@ -78,7 +82,7 @@ def _coded(
 
 
 class _Assigned(torch.autograd.Function):
-    """Codes or values of samples whose bits are given; gradients of METHOD section 1 (straight-through)."""
+    """Codes or values at given widths, with straight-through gradients (PAMS, eq. 4)."""
 
     @staticmethod
     def forward(
@@ -103,7 +107,7 @@ class _Assigned(torch.autograd.Function):
             grad_x, clipped_sums = fused.encode_gradient(grad, x, alpha, slope)
         else:
             grad_x = grad * _per_sample(slope)
-            # -1, 0, 1: below, within, above. A quotient rounds to 1 only from alpha upwards
+            # -1, 0 or 1: below, inside or above the clip; a quotient rounds to 1 only from alpha upwards
             side = (x / _per_sample(alpha)).clamp_(-1, 1).trunc_()
             clipped = grad_x * side
             grad_x.addcmul_(clipped, side, value=-1)
@@ -115,10 +119,10 @@ class _Assigned(torch.autograd.Function):
 
 
 class _Selected(torch.autograd.Function):
-    """Codes or values of the selected width forward, softmax mixture of all widths backward (CADyQ, eq. 5).
+    """Codes or values at the selected width; gradients of the softmax mixture of all widths (CADyQ, eq. 5).
 
-    Backward sees value = sum_k p_k Q_k(x): only x, alphas and probabilities are kept, the
-    K quantized tensors are made again one at a time, so memory does not grow with K.
+    Backward differentiates sum_k p_k Q_k(x). It recomputes the K quantized tensors one at a time, so memory
+    does not grow with K.
     """
 
     @staticmethod
@@ -140,7 +144,7 @@ class _Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alphas, probabilities, selected, levels = ctx.saved_tensors
-        # d codes / d value, put onto the sums and not onto every element
+        # d codes / d value; multiplied with the sums instead of with every element
         slope = torch.ones_like(probabilities[:, 0]) if ctx.decoded else (levels / alphas)[selected]
         if fused.available(x) and grad.dtype in fused.TYPES:
             found = fused.mixture_gradient(grad, x, alphas, levels, probabilities, slope)
@@ -155,7 +159,7 @@ class _Selected(torch.autograd.Function):
 def _mixture_gradient(
     grad: Tensor, x: Tensor, alphas: Tensor, levels: Tensor, probabilities: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `fused.mixture_gradient` in PyTorch."""
+    """Return what `fused.mixture_gradient` returns, computed by PyTorch."""
     magnitude = x.abs()
     signed = x.sign().mul_(grad)
     passed = torch.ones_like(magnitude)
@@ -166,7 +170,7 @@ def _mixture_gradient(
         outside = torch.ge(magnitude, alpha, out=buffer)
         passed.addcmul_(outside, _per_sample(probabilities[:, k]), value=-1)
         clipped.append(_sample_sums(outside.mul_(signed)))
-        # by symmetry sum g Q(x) = sum (g sign x) Q(|x|): the magnitudes are shared by all widths
+        # sum g Q(x) = sum (g sign x) Q(|x|), by symmetry, so all widths share the magnitudes
         codes = torch.mul(magnitude, level / alpha, out=buffer).round_().clamp_(max=level)
         coded.append(_sample_sums(codes.mul_(signed)))
     grad_x = passed.mul_(grad).mul_(_per_sample(slope))
@@ -174,7 +178,7 @@ def _mixture_gradient(
 
 
 def _code_type(x: Tensor) -> torch.dtype:
-    """Return the type that convolutions compute in: 8-bit codes are exact in all of them."""
+    """Return the type that convolutions compute in; 8-bit codes are exact in every one."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -182,17 +186,17 @@ def _code_type(x: Tensor) -> torch.dtype:
 def assigned_codes(x: Tensor, alpha: Tensor, levels: Tensor | float, *, decoded: bool = False) -> Tensor:
     """Quantize each sample with its own clip value and width, straight-through.
 
-    The value of the result is ``codes * (alpha / levels).detach()``. With that, the gradient of the
-    value is 1 for x inside the clip and sign(x) for alpha outside or on it (PAMS, eq. 4).
+    The value of the result is ``codes * (alpha / levels).detach()``. Its gradient is 1 with respect to x
+    inside the clip, and sign(x) with respect to alpha on the clip and outside it (PAMS, eq. 4).
 
     Args:
         x: (B,C,H,W), any range.
         alpha: (B,) or (1,) clip values, > 0.
-        levels: (B,) n of each sample's width, or one for all.
-        decoded: return the value instead, with these gradients, in the type of ``x``.
+        levels: largest code n: (B,) as float, or one for all samples.
+        decoded: return the value instead, in the type of ``x``.
 
     Returns:
-        Codes in the type that autocast convolves in.
+        Codes in the type that autocast convolves in, or values.
     """
     return _Assigned.apply(x, alpha, levels, decoded, _code_type(x))
 
@@ -206,24 +210,24 @@ def selected_codes(
     *,
     decoded: bool = False,
 ) -> Tensor:
-    """Quantize each sample at its selected width; gradients are those of the softmax mixture.
+    """Quantize each sample at its selected width, with the gradients of the softmax mixture of all widths.
 
     Args:
         x: (B,C,H,W), any range.
-        alphas: (K,) clip value per width, > 0.
+        alphas: (K,) clip values, > 0.
         probabilities: (B,K) softmax of the selector's scores.
-        selected: (B,) index of the width used forward.
-        levels: (K,) n per width.
+        selected: (B,) index of the selected width.
+        levels: (K,) largest code n of each width.
         decoded: return the value, codes * alpha / n, instead, in the type of ``x``.
 
     Returns:
-        Codes in the type that autocast convolves in.
+        Codes in the type that autocast convolves in, or values.
     """
     return _Selected.apply(x, alphas, probabilities, selected, levels, decoded, _code_type(x))
 
 
 class _Rescale(torch.autograd.Function):
-    """y * scale + bias in one loop each way; the scale is a constant."""
+    """y * scale + bias, one loop forward and one backward; the scale gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -241,11 +245,11 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y * scale + bias of what a convolution of codes returned, in float32 or wider.
+    """Return y * scale + bias, which turns a convolution of codes into values, in float32 or wider.
 
     Args:
-        y: (B,O,H,W).
-        scale: (B,1,1,1), (1,1,1,1) or 0-dim, without gradient.
+        y: (B,O,H,W) result of the convolution.
+        scale: (B,1,1,1), (1,1,1,1) or a scalar, without gradient.
         bias: (O,) or None.
     """
     single = bias is not None and scale.dtype == bias.dtype == torch.float32
@@ -256,7 +260,7 @@ def rescale(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _WeightCodes(torch.autograd.Function):
-    """round(w n / m), straight-through; m is a constant."""
+    """round(w n / m), straight-through; m gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, levels: int, largest: Tensor) -> Tensor:
@@ -272,16 +276,15 @@ class _WeightCodes(torch.autograd.Function):
 def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Quantize a weight per tensor: codes = round(w n / m), scale = m / n, m = max|w| + 1e-8.
 
-    The 1e-8 and the order of the operations are the release's: weights half way between two codes exist.
-
-    Gradient reaches the weight as if the value were the weight itself; the scale is a constant.
+    The 1e-8 and the order of operations are those of the released code; both matter for weights half way
+    between two codes. The gradient of the value with respect to the weight is 1.
 
     Args:
         weight: any shape and range.
         bits: width, 2..8.
 
     Returns:
-        Codes in -n..n (with gradient) and the scale (0-dim, without). A weight of zeros has codes of zero.
+        Codes in -n..n, with gradient, and the scalar scale, without. A weight of zeros has codes of zero.
     """
     levels = num_levels(bits)
     largest = torch.linalg.vector_norm(weight.detach(), torch.inf) + 1e-8

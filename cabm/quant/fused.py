@@ -32,7 +32,7 @@ def available(x: Tensor, *, types: tuple[torch.dtype, ...] = (torch.float32,)) -
 
 
 def encode(x: Tensor, alpha: Tensor, levels: Tensor | float, out_type: torch.dtype) -> Tensor:
-    """Return codes round(clip(x) n / alpha) as ``out_type``, exact in both `TYPES`."""
+    """Return the codes round(clip(x) n / alpha) as ``out_type``, one of `TYPES`."""
     batch = len(x)
     inverse, bound = _each(levels / alpha, batch), _each(levels, batch)
     out = torch.empty_like(x, dtype=out_type)
@@ -41,7 +41,7 @@ def encode(x: Tensor, alpha: Tensor, levels: Tensor | float, out_type: torch.dty
 
 
 def decode(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
-    """Return the values that the codes of ``x`` stand for, float32."""
+    """Return the values of the codes of ``x`` as float32."""
     batch = len(x)
     inverse, bound = _each(levels / alpha, batch), _each(levels, batch)
     out = torch.empty_like(x)
@@ -50,7 +50,7 @@ def decode(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
 
 
 def encode_gradient(grad: Tensor, x: Tensor, alpha: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return grad * slope inside the clip, and per sample the sum of sign(x) * grad * slope outside.
+    """Return grad * slope, 0 outside the clip, and the sum of sign(x) * grad * slope outside it per sample.
 
     Args:
         grad, x: (B,C,H,W).
@@ -75,7 +75,7 @@ def encode_gradient(grad: Tensor, x: Tensor, alpha: Tensor, slope: Tensor) -> tu
 def mixture_gradient(
     grad: Tensor, x: Tensor, alphas: Tensor, levels: Tensor, probabilities: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient of sum_k p_k clip_k(x), times slope, and what alphas and probabilities need.
+    """Return the gradient of the mixture of all widths, and the sums for alphas and probabilities.
 
     Args:
         grad, x: (B,C,H,W).
@@ -84,7 +84,8 @@ def mixture_gradient(
         slope: (B,).
 
     Returns:
-        (B,C,H,W); (B,K) sums of sign(x) * grad outside each clip; (B,K) sums of grad * codes.
+        The gradient of sum_k p_k clip_k(x) times slope (B,C,H,W); sums of sign(x) * grad outside each clip
+        (B,K); sums of grad * codes (B,K).
     """
     batch, _, rows, _ = x.shape
     grad = grad.contiguous(memory_format=torch.channels_last)
@@ -105,14 +106,14 @@ def mixture_gradient(
 
 
 def rescale(y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Return y * scale + bias as float32, for scales (B,) or (1,) and a bias (C,)."""
+    """Return y * scale + bias as float32; the scale has B elements or one, the bias C."""
     out = torch.empty_like(y, dtype=torch.float32)
     _run("rescale", _rows(y), _each(scale, len(y)), bias.detach().contiguous().numpy(), _rows(out))
     return out
 
 
 def rescale_gradient(grad: Tensor, scale: Tensor, out_type: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return grad * scale as ``out_type``, and the sums (C,) of grad over all but channels."""
+    """Return grad * scale as ``out_type``, and the sums (C,) of grad over samples and space."""
     batch, channels, rows, _ = grad.shape
     grad_y = torch.empty_like(grad, dtype=out_type)
     sums = np.zeros((batch, rows, channels), np.float32)
@@ -121,7 +122,7 @@ def rescale_gradient(grad: Tensor, scale: Tensor, out_type: torch.dtype) -> tupl
 
 
 def _rows(x: Tensor) -> np.ndarray:
-    """Return the memory of (B,C,H,W) as (B,H,W*C), bfloat16 as uint16."""
+    """Return a view of (B,C,H,W) as (B,H,W*C), with bfloat16 as uint16."""
     x = x.detach()
     if x.dtype == torch.bfloat16:
         x = x.view(torch.uint16)
@@ -129,7 +130,7 @@ def _rows(x: Tensor) -> np.ndarray:
 
 
 def _each(value: Tensor | float, batch: int) -> np.ndarray:
-    """Return a constant as one float32 per sample."""
+    """Return a number, or a tensor of one or B numbers, as (B,) float32."""
     if not isinstance(value, Tensor):
         return np.full(batch, value, np.float32)
     return np.ascontiguousarray(np.broadcast_to(value.detach().flatten().numpy(), batch))
@@ -161,7 +162,7 @@ def _compiled(*, parallel: bool) -> dict[str, Loop]:
     from cabm.quant import loops
 
     names = ("encode", "encode_gradient", "mixture_gradient", "rescale", "rescale_gradient")
-    # sums may be taken in any order, or they are not vectorised; nothing else is left to the compiler
+    # sums are vectorised only if the compiler may reorder them; it may change nothing else
     options = {"parallel": parallel, "fastmath": {"reassoc", "contract"}}
     return {name: jit(getattr(loops, name), cache=parallel, **options) for name in names}
 

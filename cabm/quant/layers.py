@@ -1,7 +1,7 @@
-"""Activation quantizers and the quantized convolution that a backbone is given.
+"""Quantizers of activations, and convolutions with quantized weights.
 
-Every quantizer is called as ``quantizer(x, context)`` and returns a `Quantized` (or, in full precision and
-during calibration, the tensor itself); `values` makes a tensor of either.
+A quantizer is called as ``quantizer(x, context)``. It returns a `Quantized`, or ``x`` itself in full
+precision and during calibration; `values` turns both into a tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cabm.quant.context import PrecisionContext
 from cabm.quant.functional import (
+    PAMS_BITS,
     assigned_codes,
     channel_deviation,
     num_levels,
@@ -25,13 +26,15 @@ from cabm.quant.functional import (
 
 
 class Quantized:
-    """A quantized activation: value = codes * scale. Codes and values are made when they are asked for.
+    """A quantized activation: value = codes * scale. Codes and values are computed on demand.
 
-    Each has its own way back through the quantizer: the gradient of the codes comes from a convolution and
-    may be of low precision, that of the values comes along the trunk and must not be.
+    Each has its own path back through the quantizer, because their gradients differ in precision: that of
+    the codes comes from a convolution and may be bfloat16, that of the values comes along the skip
+    connections and must stay in float32.
 
     Args:
-        quantize: called with False returns the codes, with True the values, both (B,C,H,W) with gradient.
+        quantize: returns the codes when called with False and the values when called with True; both are
+            (B,C,H,W) with gradient.
         scale: (B,1,1,1) or (1,1,1,1) alpha / n, without gradient.
         bits: (B,) widths, or one int for all samples.
     """
@@ -43,7 +46,7 @@ class Quantized:
 
     @cached_property
     def codes(self) -> Tensor:
-        """Whole numbers (B,C,H,W) in -n..n, in the float type that convolutions compute in."""
+        """Integers (B,C,H,W) in -n..n, in the float type that convolutions compute in."""
         return self._quantize(False)
 
     def values(self) -> Tensor:
@@ -52,12 +55,12 @@ class Quantized:
 
 
 def values(x: Tensor | Quantized) -> Tensor:
-    """Return the tensor that a quantizer's result stands for."""
+    """Return the result of a quantizer as a tensor."""
     return x.values() if isinstance(x, Quantized) else x
 
 
 class FloatActivation(nn.Module):
-    """Full precision: the input itself."""
+    """Full precision: returns its input."""
 
     def forward(self, x: Tensor, context: PrecisionContext) -> Tensor:
         """Return ``x``."""
@@ -65,16 +68,20 @@ class FloatActivation(nn.Module):
 
 
 class PamsActivation(nn.Module):
-    """One width, one learned clip value (PAMS)."""
+    """Quantizer of one width and one learned clip value (PAMS).
 
-    def __init__(self, bits: int = 8) -> None:
+    Args:
+        bits: the width.
+    """
+
+    def __init__(self, bits: int = PAMS_BITS) -> None:
         super().__init__()
         self.bits = bits
         self.alpha = nn.Parameter(torch.ones(1))
         self.register_buffer("levels", torch.tensor([float(num_levels(bits))]), persistent=False)
 
     def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
-        """Quantize ``x`` (B,C,H,W) at the fixed width."""
+        """Quantize ``x`` (B,C,H,W)."""
         if context.observer is not None:
             context.observer.record(self, x)
             return x
@@ -85,16 +92,16 @@ class PamsActivation(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Name the width."""
+        """Show the width."""
         return f"bits={self.bits}"
 
 
 class SearchSpaceActivation(nn.Module):
-    """What selector and table positions share: one clip value per width of the search space.
+    """Base of the quantizers that choose among widths: one learned clip value per width.
 
     Args:
         search_space: ascending widths.
-        position: its number among the adaptive positions.
+        position: number of the adaptive position, from 0.
     """
 
     def __init__(self, search_space: Sequence[int], position: int) -> None:
@@ -110,28 +117,31 @@ class SearchSpaceActivation(nn.Module):
         return (self.alpha.detach() / self.levels)[index].view(-1, 1, 1, 1)
 
     def extra_repr(self) -> str:
-        """Name the search space and the position."""
+        """Show the search space and the position."""
         return f"search_space={self.search_space}, position={self.position}"
 
 
 class SelectedActivation(SearchSpaceActivation):
-    """Width chosen per sample by a linear selector (CADyQ, section 3.2).
+    """Quantizer whose linear selector chooses a width per sample (CADyQ, section 3.2).
 
     Args:
         search_space, position: see `SearchSpaceActivation`.
-        channels: of the input.
+        channels: number of channels of the input.
     """
 
     def __init__(self, search_space: Sequence[int], position: int, channels: int) -> None:
         super().__init__(search_space, position)
         self.selector = nn.Linear(channels + 2, len(self.search_space))
-        with torch.no_grad():  # all scores equal but for the last bias: training starts at the widest
+        with torch.no_grad():  # equal scores except for the last bias, so training starts at the widest
             self.selector.weight.fill_(1.0)
             self.selector.bias.zero_()
             self.selector.bias[-1] = 1.0
 
     def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
-        """Quantize each sample of ``x`` (B,C,H,W) at its selected width."""
+        """Quantize each sample of ``x`` (B,C,H,W) at its selected width.
+
+        Forward takes the width of the highest score; backward differentiates the softmax mixture of all.
+        """
         if context.observer is not None:
             context.observer.record(self, x)
             return x
@@ -151,10 +161,14 @@ class SelectedActivation(SearchSpaceActivation):
 
 
 class AssignedActivation(SearchSpaceActivation):
-    """Width given per sample from outside: a look-up table's row (CABM)."""
+    """Quantizer whose width per sample is given from outside, by a table (CABM)."""
 
     def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
-        """Quantize each sample of ``x`` (B,C,H,W) at the width ``context.bits[:, position]``."""
+        """Quantize each sample of ``x`` (B,C,H,W) at the width ``context.bits[:, position]``.
+
+        Raises:
+            ValueError: a width is not in the search space.
+        """
         if context.observer is not None:
             context.observer.record(self, x)
             return x
@@ -175,21 +189,23 @@ class AssignedActivation(SearchSpaceActivation):
 
 
 class QuantConv2d(nn.Conv2d):
-    """Convolution with weights quantized per tensor, on integer codes where its input has them.
+    """Convolution with weights quantized per tensor, computed on the codes of a quantized input.
 
     Args:
-        weight_bits: 2..8, or "same": the weights take each sample's activation width, which is what the
-            BitOPs of the CABM paper count (the released code keeps 8).
+        args, kwargs: as for `torch.nn.Conv2d`.
+        weight_bits: 2..8, or "same": for each sample the width of its activation. The BitOPs of the CABM
+            paper count "same"; the released code keeps 8.
     """
 
-    def __init__(self, *args: object, weight_bits: int | str = 8, **kwargs: object) -> None:
+    def __init__(self, *args: object, weight_bits: int | str = PAMS_BITS, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.weight_bits = weight_bits
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """Convolve (B,C,H,W); the result is a float tensor."""
         if not isinstance(x, Quantized):
-            codes, scale = weight_codes(self.weight, 8 if self.weight_bits == "same" else self.weight_bits)
+            bits = PAMS_BITS if self.weight_bits == "same" else self.weight_bits
+            codes, scale = weight_codes(self.weight, bits)
             return rescale(self._conv(x, codes), scale, self.bias)
         if self.weight_bits != "same" or isinstance(x.bits, int):
             bits = x.bits if self.weight_bits == "same" else self.weight_bits
@@ -198,7 +214,7 @@ class QuantConv2d(nn.Conv2d):
         return self._forward_by_width(x)
 
     def _forward_by_width(self, x: Quantized) -> Tensor:
-        """Run each width's samples together: every sample is convolved once, whatever the mix."""
+        """Convolve the samples of each width together, so every sample is convolved once."""
         order = torch.argsort(x.bits, stable=True)
         widths, counts = torch.unique_consecutive(x.bits[order], return_counts=True)
         parts = []
@@ -217,17 +233,19 @@ class QuantConv2d(nn.Conv2d):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        """Add the weights' width."""
+        """Show the width of the weights, too."""
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution with weights quantized per tensor at 8 bits."""
+    """Transposed convolution with weights quantized per tensor to 8 bits."""
+
+    weight_bits = PAMS_BITS
 
     def forward(self, x: Tensor | Quantized, output_size: list[int] | None = None) -> Tensor:
-        """Convolve (B,C,H,W); the result is a float tensor of the spatial size ``output_size``."""
+        """Convolve (B,C,H,W); the result is a float tensor of height and width ``output_size``."""
         quantized = isinstance(x, Quantized)
-        codes, scale = weight_codes(self.weight, 8)
+        codes, scale = weight_codes(self.weight, self.weight_bits)
         read = x.codes if quantized else x
         extra = self._output_padding(
             read, output_size, list(self.stride), list(self.padding), list(self.kernel_size), 2

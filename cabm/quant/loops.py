@@ -1,12 +1,11 @@
-"""The quantizers' passes over activations as loops, which numba compiles and runs on all cores.
+"""The quantizers' operations on activations as loops for numba, which runs them on all cores.
 
-Importing this module needs numba; `cabm.quant.fused` does so where it is installed. Every loop reads and
-writes each number once: activations do not fit into caches, so that a training step's time is the number
-of times they are touched, not what is done to them.
+Activations do not fit into the caches, so a training step takes as long as its passes over memory. Every
+loop therefore reads and writes each number once.
 
 Shapes: B samples, R rows of N = width * channels numbers in memory order (channels last), C channels, K
-widths. Numbers are float32, or bfloat16 given as uint16; sums are partial, one per row, and do not depend
-on the number of threads.
+widths. Numbers are float32, or bfloat16 as uint16. Sums are partial, one per row, so that they do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def encode(x, inverse, bound, scale, out):
         source, target = x[b, r], out[b, r]
         factor, high, step = inverse[b], bound[b], scale[b]
         for i in range(source.size):
-            # comparisons, not min and max: what is not a number stays so
+            # comparisons instead of min and max, so that NaN stays NaN
             code = np.rint(source[i] * factor)
             code = high if code > high else code
             code = -high if code < -high else code
@@ -115,7 +114,7 @@ def encode_gradient(grad, x, alpha, slope, grad_x, clipped):
 
 
 def mixture_gradient(grad, x, alphas, levels, probabilities, slope, grad_x, clipped, coded):
-    """Write the gradient of the mixture of all widths, and the sums that alphas and probabilities need.
+    """Write the gradient of the mixture of all widths, and the sums for alphas and probabilities.
 
     Args:
         grad, x, grad_x: (B,R,N).
@@ -163,7 +162,7 @@ def rescale(y, scale, bias, out):
         b, r = item // y.shape[1], item % y.shape[1]
         factor = scale[b]
         for start in range(0, y.shape[2], channels):
-            # parts from 0 on, which the compiler can count: indices from start are not vectorised
+            # slices, because the compiler does not vectorise indices that begin at start
             source, target = y[b, r, start : start + channels], out[b, r, start : start + channels]
             for c in range(channels):
                 target[c] = bias[c] + _read(source, c) * factor

@@ -1,4 +1,4 @@
-"""The four kinds of precision, as choices of quantizer (DESIGN: one backbone, four precisions)."""
+"""The four kinds of precision: which quantizers and convolutions a backbone is built from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from cabm.errors import InputError
+from cabm.quant.functional import PAMS_BITS
 from cabm.quant.layers import (
     AssignedActivation,
     FloatActivation,
@@ -19,7 +20,9 @@ from cabm.quant.layers import (
 
 Kind = Literal["float", "pams", "cadyq", "cabm"]
 KINDS: tuple[Kind, ...] = ("float", "pams", "cadyq", "cabm")
-FIXED_BITS = 8
+
+Reads = Literal["adaptive", "fixed", "end"]
+"""Which quantizer a convolution reads: see the methods of `Quantizers` of these names."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Precision:
     """How the quantized positions of a backbone compute.
 
     Attributes:
-        kind: float, pams (one learned width), cadyq (selector per position), cabm (bits given).
-        search_space: ascending widths for adaptive positions, each 2..8.
-        weight_bits: 2..8, or "same" as the activation that the convolution reads.
-        quantize_ends: 8 bits for the other convolutions too: head, tail and what lies between (the
-            "fully" quantized rows of the tables).
+        kind: float, pams (8 bits, learned clip values), cadyq (a bit selector per position) or cabm (bits
+            from a table).
+        search_space: widths of adaptive positions, ascending, each 2..8.
+        weight_bits: width of the weights that read an adaptive position, 2..8, or "same" as the activation.
+        quantize_ends: quantize the convolutions outside the body to 8 bits, too: head, tail and fusion.
 
     Raises:
-        InputError: a search space that is empty, not ascending, or has widths outside 2..8.
+        InputError: the search space is empty, not ascending, or has widths outside 2..8.
     """
 
     kind: Kind = "float"
@@ -50,75 +53,71 @@ class Precision:
 
 
 class Quantizers:
-    """Hands a backbone its quantizers while it is built, and numbers the adaptive positions.
+    """Gives a backbone its quantizers and convolutions, and numbers the adaptive positions.
+
+    Args:
+        precision: decides what a backbone gets.
 
     Attributes:
-        num_adaptive: how many there are so far.
+        num_adaptive: number of adaptive positions so far.
     """
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
         self.num_adaptive = 0
 
+    @property
+    def quantizes_ends(self) -> bool:
+        """Whether the convolutions outside the body are quantized."""
+        return self.precision.quantize_ends and self.precision.kind != "float"
+
     def adaptive(self, channels: int) -> nn.Module:
-        """Quantizer of the next adaptive position, whose input has that many channels."""
+        """Return the quantizer of the next adaptive position, for an input of ``channels`` channels."""
         position = self.num_adaptive
         self.num_adaptive += 1
-        widths = self.precision.search_space
         match self.precision.kind:
             case "float":
                 return FloatActivation()
             case "pams":
-                return PamsActivation(FIXED_BITS)
+                return PamsActivation()
             case "cadyq":
-                return SelectedActivation(widths, position, channels)
+                return SelectedActivation(self.precision.search_space, position, channels)
             case "cabm":
-                return AssignedActivation(widths, position)
+                return AssignedActivation(self.precision.search_space, position)
         raise ValueError(f"unknown kind of precision {self.precision.kind!r}; one of {KINDS}")
 
     def fixed(self) -> nn.Module:
-        """Quantizer of a position that is 8-bit in every quantized kind."""
-        return FloatActivation() if self.precision.kind == "float" else PamsActivation(FIXED_BITS)
-
-    def conv(self, in_channels: int, out_channels: int, kernel_size: int, **options: object) -> nn.Conv2d:
-        """Convolution that reads a quantized position; "same" padding unless told otherwise."""
-        options.setdefault("padding", kernel_size // 2)
-        if self.precision.kind == "float":
-            return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
-        bits = self.precision.weight_bits
-        return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=bits, **options)
-
-    def fixed_conv(
-        self, in_channels: int, out_channels: int, kernel_size: int, **options: object
-    ) -> nn.Conv2d:
-        """Convolution that reads a `fixed` quantizer; "same" padding unless told otherwise."""
-        options.setdefault("padding", kernel_size // 2)
-        if self.precision.kind == "float":
-            return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
-        return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=FIXED_BITS, **options)
-
-    @property
-    def quantizes_ends(self) -> bool:
-        """Whether the convolutions outside the adaptive body are quantized."""
-        return self.precision.quantize_ends and self.precision.kind != "float"
+        """Return the quantizer of a position that has 8 bits in all quantized kinds."""
+        return FloatActivation() if self.precision.kind == "float" else PamsActivation()
 
     def end(self) -> nn.Module:
-        """Quantizer in front of a convolution outside the adaptive body: head, tail, fusion."""
-        return PamsActivation(FIXED_BITS) if self.quantizes_ends else FloatActivation()
+        """Return the quantizer before a convolution outside the body: head, tail or fusion."""
+        return PamsActivation() if self.quantizes_ends else FloatActivation()
 
-    def end_conv(
-        self, in_channels: int, out_channels: int, kernel_size: int, **options: object
-    ) -> nn.Conv2d:
-        """Convolution that reads an `end` quantizer; "same" padding unless told otherwise."""
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        reads: Reads = "adaptive",
+        transposed: bool = False,
+        **options: object,
+    ) -> nn.Conv2d | nn.ConvTranspose2d:
+        """Return a convolution with "same" padding, unless ``options`` say otherwise.
+
+        Args:
+            in_channels, out_channels, kernel_size: as in `torch.nn.Conv2d`.
+            reads: which quantizer its input comes from.
+            transposed: return a transposed convolution; only one that reads an end.
+            options: further arguments of `torch.nn.Conv2d` or `torch.nn.ConvTranspose2d`.
+        """
         options.setdefault("padding", kernel_size // 2)
-        if not self.quantizes_ends:
-            return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
-        return QuantConv2d(in_channels, out_channels, kernel_size, weight_bits=FIXED_BITS, **options)
-
-    def end_deconv(
-        self, in_channels: int, out_channels: int, kernel_size: int, **options: object
-    ) -> nn.ConvTranspose2d:
-        """Transposed convolution that reads an `end` quantizer."""
-        if not self.quantizes_ends:
-            return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, **options)
-        return QuantConvTranspose2d(in_channels, out_channels, kernel_size, **options)
+        shape = (in_channels, out_channels, kernel_size)
+        if self.precision.kind == "float" or (reads == "end" and not self.quantizes_ends):
+            return nn.ConvTranspose2d(*shape, **options) if transposed else nn.Conv2d(*shape, **options)
+        if transposed:
+            assert reads == "end", "transposed convolutions have 8-bit weights"
+            return QuantConvTranspose2d(*shape, **options)
+        bits = self.precision.weight_bits if reads == "adaptive" else PAMS_BITS
+        return QuantConv2d(*shape, weight_bits=bits, **options)

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
+from cabm.quant.functional import PAMS_BITS
 from cabm.reporting.style import FAINT, INK, WIDEST, bit_color, plain
 from cabm.tables.controls import CONTROLS
 from cabm.tables.table import EdgeToBitTable
@@ -71,7 +72,7 @@ def trade_off_rows(set_name: str, methods: Mapping[str, Mapping[str, Any]]) -> l
             "set": set_name,
             "method": method,
             "psnr": row["psnr"],
-            "fab": 8.0 if method == "pams" else row.get("fab"),
+            "fab": float(PAMS_BITS) if method == "pams" else row.get("fab"),
         }
         for method, row in methods.items()
         if method not in CONTROLS  # too close to CABM for labels; the tables have them

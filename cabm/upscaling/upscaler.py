@@ -14,6 +14,7 @@ from cabm.errors import InputError
 from cabm.imaging.raster import Raster, array_raster, in_memory
 from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import torch_threads
+from cabm.quant.functional import PAMS_BITS
 from cabm.tables.cost import bitops, fab
 from cabm.tiling.blending import MAX_FADE
 from cabm.tiling.parts import TileParts
@@ -215,7 +216,7 @@ class Upscaler:
     def _report(self, tile_plan: TilePlan, trace: Trace, notes: tuple[str, ...]) -> Report:
         bits = trace.bits
         kind, weight_bits = self.model.precision.kind, self.model.precision.weight_bits
-        counted = np.full(self.model.num_adaptive, 8) if kind == "pams" else bits
+        counted = np.full(self.model.num_adaptive, PAMS_BITS) if kind == "pams" else bits
         costs = {"convention": "tile", "weight_bits": weight_bits}
         parts = trace.parts
         bypassed = np.zeros(len(tile_plan)) if parts is None else parts.share

@@ -23,7 +23,7 @@ class Toy(Backbone):
     def __init__(self, scale, precision, num_features=8):
         super().__init__(scale, precision, {"num_features": num_features})
         self.head_act = self.quantizers.end()
-        self.head = self.quantizers.end_conv(3, num_features, 3)
+        self.head = self.quantizers.conv(3, num_features, 3, reads="end")
         self.act = self.quantizers.adaptive(num_features)
         self.conv = self.quantizers.conv(num_features, 3 * scale**2, 3)
         self.add_layer("head")
