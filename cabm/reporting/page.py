@@ -192,7 +192,7 @@ def key_numbers(data: ReportData) -> list[dict[str, str]]:
         {
             "value": MISSING if cabm.bypassed is None else percent(cabm.bypassed),
             "unit": "bypassed",
-            "note": "of the pixels are bicubic",
+            "note": "pixels that stay bicubic",
         },
         {
             "value": MISSING if share is None else percent(share),

@@ -21,8 +21,8 @@ LABELS = {
 }
 STAGE_WORK = {
     "prepare": "pack the images",
-    "full_precision": "train in full precision",
-    "pams": "train with 8 bits and learned clip values",
+    "full_precision": "train in float",
+    "pams": "train at 8 bits",
     "cadyq": "train the bit selectors",
     "edge_to_bit": "build the table",
     "cabm": "fine-tune with the table",

@@ -49,27 +49,11 @@ def select_rows(
         InputError: nothing was observed, no row is below the cap, or the strategy is unknown.
         ValueError: scores or bits of a wrong shape or value.
     """
-    scores = np.round(np.asarray(scores, dtype=np.float64), SCORE_DECIMALS)
-    bits = np.asarray(bits, dtype=np.int64)
-    if scores.ndim != 1 or bits.ndim != 2 or len(bits) != len(scores):
-        raise ValueError(f"scores {scores.shape} and bits {bits.shape} do not belong to the same N tiles")
-    if not np.all(np.isfinite(scores) & (scores >= 0)):
-        raise ValueError("edge scores must be finite and not negative")
-    if not np.isin(bits, search_space).all():
-        raise ValueError(f"observed bits outside the search space {list(search_space)}")
+    scores, bits = _checked(scores, bits, search_space)
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
-    if not len(bits):
-        raise InputError("no tile was observed: there is nothing to build a table from")
-
     if fab_cap is not None:
-        kept = bits.mean(axis=1) < fab_cap
-        if not kept.any():
-            raise InputError(
-                f"fab_cap {fab_cap:g}: no observed row of bits is below it, the lowest has "
-                f"{bits.mean(axis=1).min():.2f} bits; raise the cap"
-            )
-        scores, bits = scores[kept], bits[kept]
+        scores, bits = _below_cap(scores, bits, fab_cap)
     thresholds, rows, weights = _one_row_per_score(scores, bits, strategy)
     if strategy == "monotone":
         lowest = rows[np.argmin(rows.sum(axis=1))]
@@ -81,6 +65,35 @@ def select_rows(
             if not len(rows):
                 thresholds, rows = np.zeros(1), lowest[None]
     return _merge_equal_neighbours(thresholds, rows)
+
+
+def _checked(
+    scores: ArrayLike, bits: ArrayLike, search_space: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rounded scores (N,) and bits (N, L) of at least one tile."""
+    scores = np.round(np.asarray(scores, dtype=np.float64), SCORE_DECIMALS)
+    bits = np.asarray(bits, dtype=np.int64)
+    if scores.ndim != 1 or bits.ndim != 2 or len(bits) != len(scores):
+        raise ValueError(f"scores {scores.shape} and bits {bits.shape} do not belong to the same N tiles")
+    if not np.all(np.isfinite(scores) & (scores >= 0)):
+        raise ValueError("edge scores must be finite and not negative")
+    if not np.isin(bits, search_space).all():
+        raise ValueError(f"observed bits outside the search space {list(search_space)}")
+    if not len(bits):
+        raise InputError("no tile was observed: there is nothing to build a table from")
+    return scores, bits
+
+
+def _below_cap(scores: np.ndarray, bits: np.ndarray, fab_cap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tiles whose mean bits are below the cap."""
+    mean = bits.mean(axis=1)
+    kept = mean < fab_cap
+    if not kept.any():
+        raise InputError(
+            f"fab_cap {fab_cap:g}: no observed row of bits is below it, the lowest has "
+            f"{mean.min():.2f} bits; raise the cap"
+        )
+    return scores[kept], bits[kept]
 
 
 def _merge_equal_neighbours(thresholds: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
