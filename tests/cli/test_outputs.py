@@ -13,7 +13,7 @@ from cabm.errors import InputError
 from tests.upscaling.helpers import tiny_model
 
 
-def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+def test_foreign_files_are_kept(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"dear")
     with pytest.raises(InputError, match=r"such as photo\.jpg; name a new folder"):
         replaceable_folder(tmp_path)

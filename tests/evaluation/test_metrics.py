@@ -98,7 +98,7 @@ def test_only_the_border_is_shaved():
 
 
 @pytest.mark.parametrize("metric", [psnr_y, ssim_y])
-def test_what_cannot_be_compared(metric):
+def test_images_that_cannot_be_compared_are_refused(metric):
     sr, hr = pair(30, 40)
     with pytest.raises(ValueError, match=r"\(30, 39, 3\)"):
         metric(sr[:, 1:], hr, 4)
@@ -154,7 +154,7 @@ def test_bitops_by_hand():
     assert bitops(LAYERS, None, tile_plan, convention="image") == 24 * 120 * 32 * 32
 
 
-def test_bitops_count_only_what_runs():
+def test_bitops_count_only_computed_pixels():
     tile_plan = plan(4, 8, 4, 4)
     bits = [[0, 0], [4, 8]]
     found = bitops(LAYERS, bits, tile_plan, convention="tile", computed=[0, 1])
@@ -176,7 +176,7 @@ def test_conventions_agree_without_overlap(height, width, tile, stride):
         assert in_tiles == pytest.approx(image)
 
 
-def test_bitops_refuse_what_does_not_fit():
+def test_bitops_refuse_bits_that_do_not_fit():
     tile_plan = plan(4, 8, 4, 4)
     with pytest.raises(ValueError, match=r"\(3, 2\) for 2 tiles of 2"):
         bitops(LAYERS, np.full((3, 2), 8), tile_plan, convention="tile")

@@ -118,7 +118,7 @@ def test_detailed_boxes_find_the_detail():
     assert detailed_boxes(image[:8], 40, 3)[0][2] == 8
 
 
-def test_edge_hypothesis_tells_the_rank_correlation():
+def test_edge_hypothesis_shows_the_rank_correlation():
     random = np.random.default_rng(0)
     scores = np.round(random.gamma(2, 7, 300), 1)
     bits = np.clip(np.round((scores / 10)[:, None] + random.normal(0, 1, (300, 5))), 2, 8)

@@ -199,7 +199,7 @@ def test_page_loads_nothing_from_elsewhere(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_page_tells_what_was_measured(project: Path) -> None:
+def test_page_shows_the_measurements(project: Path) -> None:
     text = report(project).text
     assert "0.08 dB below float" in text and "62 % of the bit operations of PAMS" in text
     for word in ("25.96", "5.61", "8.3 %", "103", "Urban100", "Abacus, 2 threads", "Whole image"):
@@ -245,7 +245,7 @@ def test_names_from_files_are_only_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_where_runs_are_recorded_stays_private(project: Path) -> None:
+def test_tracking_settings_stay_private(project: Path) -> None:
     params = (project / "params.yaml").read_text()
     secret = "postgresql://me:hunter2@db/runs"
     (project / "params.yaml").write_text(params.replace("tracking:\n", f"tracking:\n  uri: {secret}\n", 1))
@@ -270,7 +270,7 @@ PIECES = [
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("piece", "words"), PIECES, ids=[piece for piece, _ in PIECES])
-def test_a_piece_that_is_not_there_yet_is_said(project: Path, piece: str, words: str | None) -> None:
+def test_missing_parts_are_named(project: Path, piece: str, words: str | None) -> None:
     path = project / piece
     if path.is_dir():
         shutil.rmtree(path)
@@ -283,7 +283,7 @@ def test_a_piece_that_is_not_there_yet_is_said(project: Path, piece: str, words:
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kept", ["results", "metrics", "curves", "models", "tables"])
-def test_one_piece_alone_makes_a_page(project: Path, kept: str) -> None:
+def test_one_part_alone_makes_a_page(project: Path, kept: str) -> None:
     for path in project.iterdir():
         if path.name != kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -338,7 +338,7 @@ def test_crops_name_files_of_their_own_folder_only(project: Path) -> None:
         write_report(project, project / "out")
 
 
-def test_a_crop_that_is_gone_gets_one_line(project: Path) -> None:
+def test_a_missing_crop_gets_one_line(project: Path) -> None:
     (project / "results" / "crops" / "0_float.png").unlink()
     with pytest.raises(InputError, match=r"0_float\.png: no such image"):
         write_report(project, project / "out")

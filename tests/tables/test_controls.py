@@ -28,7 +28,7 @@ def test_shuffling_keeps_the_rows() -> None:
     assert mixed == shuffled(TABLE, seed=1) != shuffled(TABLE, seed=2)
 
 
-def test_one_row_for_all_has_the_mean_bits_of_the_tiles() -> None:
+def test_the_constant_row_has_the_mean_bits_of_the_tiles() -> None:
     scores = np.array([1.0, 3.0, 9.5, 9.5, 21.0])  # 4, 5, 6, 6 and 8 bits
     table = constant(TABLE, scores)
     assert (table.rows == [6, 6]).all()

@@ -64,7 +64,7 @@ def slow_lookup(table, score):
 
 @settings(deadline=None)
 @given(observed(), st.sampled_from(STRATEGIES), st.lists(st.floats(0, 1e4), max_size=20))
-def test_lookup_is_the_largest_threshold_not_above(seen, strategy, scores):
+def test_lookup_takes_the_largest_threshold_not_above(seen, strategy, scores):
     built = build_table(*seen, **ORIGIN, strategy=strategy)
     scores += built.thresholds.tolist()
     expected = [slow_lookup(built, score) for score in scores]
@@ -93,7 +93,7 @@ def test_lowest_and_majority_against_plain_counting(seen):
 
 @settings(deadline=None)
 @given(observed(), st.sampled_from(STRATEGIES), st.randoms(use_true_random=False))
-def test_order_of_observations_does_not_matter(seen, strategy, random):
+def test_the_order_of_observations_does_not_matter(seen, strategy, random):
     scores, bits = seen
     order = list(range(len(scores)))
     random.shuffle(order)
@@ -123,7 +123,7 @@ def test_monotone_is_the_nearest_non_decreasing_table(seen):
 
 @settings(deadline=None)
 @given(observed(widths=(2, 3, 5, 8)), st.none() | st.floats(2, 9))
-def test_monotone_bits_never_fall_and_keep_below_the_cap(seen, cap):
+def test_monotone_bits_never_fall_and_stay_below_the_cap(seen, cap):
     origin = ORIGIN | {"search_space": (2, 3, 5, 8)}
     try:
         built = build_table(*seen, **origin, strategy="monotone", fab_cap=cap)
@@ -153,7 +153,7 @@ def test_cap_drops_rows_that_are_not_below_it(seen, strategy, cap):
 
 @settings(deadline=None)
 @given(observed(), st.sampled_from(STRATEGIES))
-def test_equal_neighbours_are_one(seen, strategy):
+def test_equal_neighbours_are_merged(seen, strategy):
     built = build_table(*seen, **ORIGIN, strategy=strategy)
     assert np.all(np.any(built.rows[1:] != built.rows[:-1], axis=1))
     assert np.array_equal(built.thresholds, np.round(built.thresholds, 2))
@@ -214,7 +214,7 @@ def test_bad_files_give_one_line_that_names_them(tmp_path, change, found):
 
 
 @pytest.mark.parametrize("missing", ["rows", "layers", "bypass"])
-def test_missing_parts_are_named(tmp_path, missing):
+def test_missing_fields_are_named(tmp_path, missing):
     path = tmp_path / "bad.json"
     table().save(path)
     document = json.loads(path.read_text())
@@ -225,7 +225,7 @@ def test_missing_parts_are_named(tmp_path, missing):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "null", '{"format": 3}'])
-def test_what_is_no_table_at_all(tmp_path, text):
+def test_files_that_are_not_tables_are_refused(tmp_path, text):
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"bad\.json"):
@@ -233,7 +233,7 @@ def test_what_is_no_table_at_all(tmp_path, text):
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -0.01])
-def test_scores_that_are_none_are_refused(score):
+def test_invalid_scores_are_refused(score):
     with pytest.raises(ValueError, match="finite and not negative"):
         table().lookup([1.0, score])
     with pytest.raises(ValueError, match="finite and not negative"):
@@ -251,7 +251,7 @@ def test_check_names_both_models():
         assert f"{other['backbone']} x{other['scale']} with {len(other['layers'])}" in str(caught.value)
 
 
-def test_check_refuses_widths_that_the_model_does_not_have():
+def test_check_refuses_widths_that_the_model_lacks():
     fit = {"backbone": "edsr", "scale": 4, "layers": list(ORIGIN["layers"])}
     table().check(**fit, search_space=(2, 4, 6, 8))
     with pytest.raises(InputError, match=r"widths \[4, 6, 8\] .* search space \[4, 8\]"):
@@ -271,7 +271,7 @@ def test_describe_is_json_and_counts_bits():
     }
 
 
-def test_tables_do_not_change_under_their_user():
+def test_tables_are_immutable():
     rows = np.array([[4, 4, 4], [4, 6, 8], [8, 8, 8]])
     built = table(rows=rows)
     rows[0] = 8

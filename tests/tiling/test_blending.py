@@ -14,7 +14,7 @@ from tests.tiling.test_plan import nearest, plans
 
 @settings(deadline=None)
 @given(plans(st.sampled_from([1, 2, 4])), st.integers(1, 4))
-def test_tiles_that_agree_are_joined_without_a_change(tile_plan, scale):
+def test_tiles_that_agree_are_joined_unchanged(tile_plan, scale):
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.integers(0, 256, (3, tile_plan.height, tile_plan.width), np.uint8))
     upscaled = blend_tiles(nearest(split(image, tile_plan), scale).numpy(), tile_plan, scale)
@@ -24,7 +24,7 @@ def test_tiles_that_agree_are_joined_without_a_change(tile_plan, scale):
 
 @settings(deadline=None)
 @given(plans(), st.integers(1, 4))
-def test_rows_of_pixels_come_out_as_soon_as_they_are_finished(tile_plan, scale):
+def test_rows_of_pixels_are_returned_as_soon_as_they_are_finished(tile_plan, scale):
     joiner, rows = TileJoiner(tile_plan, scale), 0
     for index, start in enumerate(tile_plan.row_starts):
         shape = (tile_plan.num_columns, 1, tile_plan.tile_height * scale, tile_plan.tile_width * scale)
@@ -36,7 +36,7 @@ def test_rows_of_pixels_come_out_as_soon_as_they_are_finished(tile_plan, scale):
 
 
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(1, 16), st.integers(1, 4))
-def test_fades_lie_in_the_overlaps_about_their_middle_and_apart(length, tile, stride, scale):
+def test_fades_are_centred_in_the_overlaps_and_disjoint(length, tile, stride, scale):
     tile_plan = plan(length, length, tile, min(stride, tile))
     starts, side = tile_plan.row_starts, tile_plan.tile_height
     ranges = fades(starts, side, scale)

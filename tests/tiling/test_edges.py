@@ -54,7 +54,7 @@ def test_luma_equals_opencv_for_every_rounding():
     assert edge_score(as_tiles(images)).tolist() == expected
 
 
-def test_float_is_rounded_to_8_bits_and_left_alone():
+def test_float_input_is_rounded_to_8_bits_and_not_modified():
     tiles = as_tiles(random_images(4, 16, 16)).float()
     moved = tiles + 0.4
     moved[0, 0, 0, 0] = 300.0
@@ -66,7 +66,7 @@ def test_float_is_rounded_to_8_bits_and_left_alone():
     assert torch.equal(moved, kept)
 
 
-def test_flat_tile_scores_zero_and_no_tile_gives_no_score():
+def test_flat_tiles_score_zero_and_no_tiles_give_no_scores():
     assert edge_score(torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)).tolist() == [0, 0]
     assert edge_score(torch.zeros(0, 3, 8, 8)).shape == (0,)
 
@@ -91,7 +91,7 @@ def test_scores_of_image_equal_those_of_its_tiles(height, width, tile, stride, m
         assert torch.equal(edges_of_image(image, tile_plan).scores, expected)
 
 
-def test_read_only_arrays_are_taken_without_a_warning(recwarn):
+def test_read_only_arrays_are_accepted_without_a_warning(recwarn):
     image = random_images(1, 20, 20)[0]
     image.flags.writeable = False
     assert edges_of_image(image, plan(20, 20, 8, 8)).scores.shape == (9,)
@@ -103,3 +103,35 @@ def test_wrong_shapes_are_named():
         edge_score(torch.zeros(2, 1, 4, 4))
     with pytest.raises(ValueError, match=r"\(3, 8, 9\).*\(8, 8\)"):
         edges_of_image(torch.zeros(3, 8, 9), plan(8, 8, 4, 4))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(4, 60), st.sampled_from([8, 24]))
+def test_edge_peaks_follow_their_definition(height, width, part):
+    image = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+    tile_plan = plan(height, width, 40, 30)
+    edges = edges_of_image(image, tile_plan, part)
+    gray = (image.astype(np.int64) @ [9798, 19235, 3735] + (1 << 14)) >> 15
+    for tile, (y0, x0, y1, x1) in enumerate(tile_plan.boxes):
+        pad = [(1, 1) if length > 1 else (0, 0) for length in (y1 - y0, x1 - x0)]
+        luma = np.pad(gray[y0:y1, x0:x1], pad, mode="reflect")
+        luma = np.pad(luma, [(0, 0) if p[0] else (1, 1) for p in pad], mode="edge")
+        laplacian = luma[:-2, :-2] + luma[:-2, 2:] + luma[2:, :-2] + luma[2:, 2:] - 4 * luma[1:-1, 1:-1]
+        laplacian = np.minimum(np.abs(2 * laplacian), 255).astype(np.float64)
+        assert edges.scores[tile] == pytest.approx(laplacian.mean())
+        for row, column in np.ndindex(edges.peaks[tile].shape):
+            ys, xs = (slice(n * part, (n + 1) * part) for n in (row, column))
+            inside = laplacian[ys, xs]
+            blocks = [
+                inside[y : y + 8, x : x + 8]
+                for y in range(0, inside.shape[0], 8)
+                for x in range(0, inside.shape[1], 8)
+            ]
+            assert edges.peaks[tile, row, column] == pytest.approx(
+                max(np.sqrt((block**2).mean()) for block in blocks)
+            )
+
+
+def test_part_sizes_must_be_a_multiple_of_8():
+    with pytest.raises(ValueError, match="parts of 12 pixels: choose a multiple of 8"):
+        edges_of_image(np.zeros((20, 20, 3), np.uint8), plan(20, 20, 20, 20), 12)

@@ -84,7 +84,7 @@ def test_owned_rectangles_partition_the_output(tile_plan, scale):
 
 @settings(deadline=None)
 @given(plans())
-def test_all_tiles_have_one_shape_and_lie_inside(tile_plan):
+def test_all_tiles_have_one_shape_and_stay_inside(tile_plan):
     y0, x0, y1, x1 = tile_plan.boxes.T
     assert set(y1 - y0) == {min(tile_plan.tile, tile_plan.height)}
     assert set(x1 - x0) == {min(tile_plan.tile, tile_plan.width)}

@@ -1,0 +1,77 @@
+"""Tiles with bypassed parts, in memory and as a stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cabm.imaging.bicubic import surround, upscale_surrounded
+from cabm.imaging.raster import array_raster
+from cabm.tiling.parts import MARGIN, TileParts
+from cabm.tiling.plan import plan
+from cabm.upscaling.runners import TileRunner
+from cabm.upscaling.streaming import upscale
+from cabm.upscaling.tiles import TileRun, super_resolve
+from tests.tables.helpers import bypass_table, half_smooth
+
+SCALE = 2
+
+
+class Inverted(TileRunner):
+    """Stands in for a network: it inverts each pixel on its own, far from bicubic."""
+
+    scale = SCALE
+
+    def __init__(self) -> None:
+        self.pixels = 0
+
+    def __call__(self, tiles, bits, *, inside=False):
+        self.pixels += tiles[:, 0].numel()
+        big = tiles.float().repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+        return 255 - big, bits
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_smooth_parts_are_bicubic_and_the_others_from_the_network(dtype):
+    tile = torch.from_numpy(half_smooth(48, 48).transpose(2, 0, 1).copy())[None]
+    bypassed = np.zeros((1, 6, 6), bool)
+    bypassed[:, :, :3] = True
+    runner = Inverted()
+    run = TileRun(
+        runner,
+        tile,
+        torch.tensor([[4, 8]]),
+        batch_size=4,
+        parts=TileParts(8, 48, 48, bypassed),
+        dtype=dtype,
+    )
+    assert list(run) == [0]
+    level = 1 if dtype == torch.uint8 else 257
+    network = Inverted()(tile, None)[0][0]
+    bicubic = upscale_surrounded(surround(tile).float(), SCALE)[0].clamp(0, 255)
+    found = torch.from_numpy(run.upscaled[0].astype(np.float64)) / level
+    assert torch.equal(found[:, :, 48:].float(), network[:, :, 48:])
+    far = (24 - MARGIN + 1) * SCALE
+    assert (found[:, :, :far] - bicubic[:, :, :far]).abs().max() <= 0.5
+    assert runner.pixels == 48 * (24 + MARGIN)
+    assert run.used.tolist() == [[4, 8]]
+
+
+def test_streams_and_images_in_memory_are_upscaled_alike():
+    image, table = half_smooth(130, 150), bypass_table()
+    runner = Inverted()
+    whole = super_resolve(runner, image, table=table, tile=48, stride=42)
+    rows = upscale(array_raster(image), Inverted(), plan(130, 150, 48, 42), table=table)
+    np.testing.assert_array_equal(np.concatenate(list(rows)), whole.image)
+    assert 0.3 < whole.bypassed.mean() < 0.6
+    assert runner.pixels == pytest.approx(whole.work.sum() * 48 * 48)
+    assert (whole.image[:, : 2 * 60] == 90).all(), "flat parts are bicubic"
+
+
+def test_rows_come_while_the_network_still_runs():
+    runner = Inverted()
+    rows = upscale(array_raster(half_smooth(400, 60)), runner, plan(400, 60, 48, 42))
+    height, so_far = len(next(rows)), runner.pixels
+    assert height + sum(map(len, rows)) == 400 * SCALE
+    assert so_far < runner.pixels / 2
