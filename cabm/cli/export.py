@@ -43,9 +43,7 @@ def export(
 
     Examples:
 
-    cabm export edsr_x4 -o model.onnx
-
-    cabm export models/cabm --bits 8 -o model.onnx
+    cabm export edsr_x4 --score 20 -o model.onnx
 
     cabm export models/cabm --to packed -o small/
     """
