@@ -30,7 +30,7 @@ class InputError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss, weight or clip value became unusable; the message names it and the step."""
+    """A loss, a weight or a clip value became unusable; the message says which, and at which step."""
 
 
 class PeerLost(RuntimeError):
@@ -38,7 +38,7 @@ class PeerLost(RuntimeError):
 
 
 class WorkerFailed(RuntimeError):
-    """A training on several processes ended; the message is that of the process that failed first."""
+    """A training on several processes ended; the message is from the process that failed first."""
 
 
 def error_line(error: BaseException, source: str | Path | None = None) -> str:
@@ -67,11 +67,12 @@ def debugging() -> bool:
 
 
 def describe(error: ValidationError, content: Any = None) -> str:
-    """Return a validation error as one line: where, what is wrong, what was found.
+    """Return a validation error as one line: the places, what is wrong there, and the values found.
 
     Args:
-        error: of a model.
-        content: what was validated, to name its keys alone and not the models that were tried.
+        error: raised by a pydantic model.
+        content: the validated content; if given, places are named by its keys only, without the names of
+            the alternatives that pydantic tried.
     """
     problems = []
     for problem in error.errors(include_url=False):
@@ -83,10 +84,10 @@ def describe(error: ValidationError, content: Any = None) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the beginning of a value as text, in time and memory that its size does not matter to.
+    """Return the beginning of a value as text, in time and memory that do not depend on its size.
 
-    A few lines of YAML can stand for a structure of any size, and a whole number can have more digits
-    than Python agrees to write.
+    A few lines of YAML can describe a structure of any size, and Python refuses to convert very long
+    integers to text.
     """
     if isinstance(value, str):
         return value[:_MAX_SHOWN]
@@ -98,7 +99,7 @@ def shown(value: Any) -> str:
 
 
 class _Brief(reprlib.Repr):
-    """The standard library's short texts of containers, with long numbers as above."""
+    """Short texts of containers by the standard library, with long integers as in `shown`."""
 
     def repr_int(self, x: int, level: int) -> str:
         return shown(x)

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and what killed writers leave."""
+"""Files and folders are whole or absent; leftovers of killed writers are removed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_file_is_not_replaced_by_a_directory(tmp_path: Path) -> None:
 
 
 def abandon(path: Path, *, directory: bool) -> Path:
-    """Leave what a writer leaves that is killed before it is done."""
+    """Leave the temporary files of a writer that is killed before it is done."""
     writer = (atomic_directory if directory else atomic_write)(path)
     temporary = writer.__enter__()
     left = temporary.parent if directory else temporary

@@ -123,6 +123,18 @@ class Backbone(nn.Module):
         fixed_bits = PAMS_BITS if quantized and not adaptive else 32
         self.layers.append(QuantizedLayer(name, conv.weight.numel() * grid**2, adaptive, fixed_bits))
 
+    def add_upsampling(self, factors: Sequence[int]) -> None:
+        """Append the convolutions ``upsample.0``, ``upsample.1``, ... and ``tail`` to `layers`.
+
+        Args:
+            factors: of the PixelShuffle after each convolution except the last.
+        """
+        grid = 1
+        for index, factor in enumerate(factors):
+            self.add_layer(f"upsample.{index}", grid=grid)
+            grid *= factor
+        self.add_layer("tail", grid=grid)
+
     @property
     def num_adaptive(self) -> int:
         """Number of adaptive positions, L."""

@@ -95,11 +95,7 @@ class CARN(Backbone):
                 self.add_layer(f"{cascade}.blocks.{inner}.conv2", adaptive=True)
                 self.add_layer(f"{cascade}.fusion.{inner}")
             self.add_layer(f"body.fusion.{outer}")
-        grid = 1
-        for index, factor in enumerate(self.factors):
-            self.add_layer(f"upsample.{index}", grid=grid)
-            grid *= factor
-        self.add_layer("tail", grid=grid)
+        self.add_upsampling(self.factors)
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
         """Run the network; see `Backbone.run`. Internally pixels are in 0..1. The tail cannot collapse."""

@@ -82,11 +82,7 @@ class SRResNet(Backbone):
             self.add_layer(f"body.{index}.conv1", adaptive=True)
             self.add_layer(f"body.{index}.conv2", adaptive=True)
         self.add_layer("body_end")
-        grid = 1
-        for index, factor in enumerate(self.factors):
-            self.add_layer(f"upsample.{index}", grid=grid)
-            grid *= factor
-        self.add_layer("tail", grid=grid)
+        self.add_upsampling(self.factors)
 
     def run(self, x: Tensor, context: PrecisionContext, *, collapse_tail: bool) -> SROutput:
         """Run the network; see `Backbone.run`. There is no mean shift. The tail cannot collapse."""

@@ -67,7 +67,22 @@ class FloatActivation(nn.Module):
         return x
 
 
-class PamsActivation(nn.Module):
+class _ClippedActivation(nn.Module):
+    """Base of the quantizers with learned clip values ``alpha``; subclasses implement `quantize`."""
+
+    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+        """Quantize ``x`` (B,C,H,W), or record and return it during calibration."""
+        if context.observer is not None:
+            context.observer.record(self, x)
+            return x
+        return self.quantize(x, context)
+
+    def quantize(self, x: Tensor, context: PrecisionContext) -> Quantized:
+        """Quantize ``x`` (B,C,H,W)."""
+        raise NotImplementedError
+
+
+class PamsActivation(_ClippedActivation):
     """Quantizer of one width and one learned clip value (PAMS).
 
     Args:
@@ -80,11 +95,8 @@ class PamsActivation(nn.Module):
         self.alpha = nn.Parameter(torch.ones(1))
         self.register_buffer("levels", torch.tensor([float(num_levels(bits))]), persistent=False)
 
-    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+    def quantize(self, x: Tensor, context: PrecisionContext) -> Quantized:
         """Quantize ``x`` (B,C,H,W)."""
-        if context.observer is not None:
-            context.observer.record(self, x)
-            return x
         scale = (self.alpha.detach() / self.levels).view(1, 1, 1, 1)
         levels = num_levels(self.bits)
         return Quantized(
@@ -96,7 +108,7 @@ class PamsActivation(nn.Module):
         return f"bits={self.bits}"
 
 
-class SearchSpaceActivation(nn.Module):
+class SearchSpaceActivation(_ClippedActivation):
     """Base of the quantizers that choose among widths: one learned clip value per width.
 
     Args:
@@ -137,14 +149,11 @@ class SelectedActivation(SearchSpaceActivation):
             self.selector.bias.zero_()
             self.selector.bias[-1] = 1.0
 
-    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+    def quantize(self, x: Tensor, context: PrecisionContext) -> Quantized:
         """Quantize each sample of ``x`` (B,C,H,W) at its selected width.
 
         Forward takes the width of the highest score; backward differentiates the softmax mixture of all.
         """
-        if context.observer is not None:
-            context.observer.record(self, x)
-            return x
         assert context.gradient is not None, "a selector needs the image gradient"
         with torch.autocast(x.device.type, enabled=False):
             deviation = channel_deviation(x.detach())
@@ -163,15 +172,12 @@ class SelectedActivation(SearchSpaceActivation):
 class AssignedActivation(SearchSpaceActivation):
     """Quantizer whose width per sample is given from outside, by a table (CABM)."""
 
-    def forward(self, x: Tensor, context: PrecisionContext) -> Tensor | Quantized:
+    def quantize(self, x: Tensor, context: PrecisionContext) -> Quantized:
         """Quantize each sample of ``x`` (B,C,H,W) at the width ``context.bits[:, position]``.
 
         Raises:
             ValueError: a width is not in the search space.
         """
-        if context.observer is not None:
-            context.observer.record(self, x)
-            return x
         assert context.bits is not None, "table-assigned bits are missing"
         bits = context.bits[:, self.position]
         matches = bits[:, None] == self.widths[None, :]
@@ -203,15 +209,15 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """Convolve (B,C,H,W); the result is a float tensor."""
-        if not isinstance(x, Quantized):
-            bits = PAMS_BITS if self.weight_bits == "same" else self.weight_bits
-            codes, scale = weight_codes(self.weight, bits)
-            return rescale(self._conv(x, codes), scale, self.bias)
-        if self.weight_bits != "same" or isinstance(x.bits, int):
-            bits = x.bits if self.weight_bits == "same" else self.weight_bits
-            codes, scale = weight_codes(self.weight, bits)
-            return rescale(self._conv(x.codes, codes), x.scale * scale, self.bias)
-        return self._forward_by_width(x)
+        bits = self.weight_bits
+        if bits == "same":
+            bits = x.bits if isinstance(x, Quantized) else PAMS_BITS
+        if isinstance(bits, Tensor):
+            return self._forward_by_width(x)
+        codes, scale = weight_codes(self.weight, bits)
+        if isinstance(x, Quantized):
+            x, scale = x.codes, x.scale * scale
+        return rescale(self._conv(x, codes), scale, self.bias)
 
     def _forward_by_width(self, x: Quantized) -> Tensor:
         """Convolve the samples of each width together, so every sample is convolved once."""

@@ -1,6 +1,6 @@
-"""One small model per backbone, and what the parametrised tests do with it.
+"""One small model per backbone, and the checks of the parametrised tests.
 
-A new backbone gets all of it for one row in `SMALL`.
+A row in `SMALL` runs all of them on a new backbone.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def averaging(model: Backbone) -> Backbone:
 
 
 def reach_of(model: Backbone) -> int:
-    """How many low-resolution pixels away an input reaches the outputs of one pixel, by gradient."""
+    """Measure by gradients how many low-resolution pixels away an input affects an output."""
     size = 2 * model.receptive_field + 7
     centre = size // 2
     x = torch.full((1, 3, size, size), 255.0, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What every backbone promises, in every precision and at every scale."""
+"""The contract of every backbone, in every precision and at every scale."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_change_beyond_the_receptive_field_changes_nothing(backbone, scale, qu
 
 @every_backbone
 def test_fab_by_hand_of_selected_bits(backbone):
-    """Selectors that are told what to choose: position i takes the width i mod 3."""
+    """Set the selectors so that position i chooses width i mod 3."""
     model = small_model(backbone, kind="cadyq").eval()
     space, wanted = (4, 6, 8), []
     with torch.no_grad():

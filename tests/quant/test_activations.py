@@ -31,7 +31,7 @@ def per_sample(values: torch.Tensor) -> torch.Tensor:
 
 
 def round_trip(x: torch.Tensor, alpha: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """METHOD section 1 as it is written: alpha/n round(clip(x, -alpha, alpha)/alpha n), per sample."""
+    """Quantize as the PAMS paper writes it: alpha/n round(clip(x, -alpha, alpha)/alpha n), per sample."""
     alpha, levels = per_sample(alpha), per_sample(levels)
     clipped = torch.minimum(torch.maximum(x, -alpha), alpha)
     return alpha / levels * torch.round(clipped / alpha * levels)
@@ -42,7 +42,7 @@ def round_trip(x: torch.Tensor, alpha: torch.Tensor, levels: torch.Tensor) -> to
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_values_are_torchs_fake_quantization(bits):
-    """At zero tolerance, ties included: the step is a power of two and x lies on quarters of it."""
+    """Zero tolerance, even at ties: the step is a power of two, and x are multiples of a quarter step."""
     levels = num_levels(bits)
     step = 2.0**-3
     x = (torch.arange(-5 * levels, 5 * levels + 1) * step / 4).view(1, 1, 1, -1)
@@ -133,7 +133,7 @@ def test_gradient_of_one_width_is_the_closed_form():
 
 
 def selector_case(memory_format=torch.contiguous_format):
-    """A selector of which the samples choose different widths, and what it read."""
+    """Return a selector whose samples choose different widths, and its input."""
     quantizer = SelectedActivation(SPACE, position=0, channels=3).double()
     with torch.no_grad():
         quantizer.alpha.copy_(torch.tensor([0.4, 0.9, 1.3]))
@@ -219,7 +219,7 @@ def test_a_certain_selector_gives_the_gradient_of_the_assigned_width():
 
 @pytest.mark.parametrize("space", [(4, 8), (2, 4, 6, 8), (8,)])
 def test_search_spaces_of_any_length_have_the_mixtures_gradient(space):
-    """The straight-through formula written with autograd instead: hard + (soft - sg(soft))."""
+    """Compare with the straight-through formula in autograd: hard + (soft - sg(soft))."""
     levels = torch.tensor([float(num_levels(bits)) for bits in space], dtype=torch.float64)
     count = len(space)
     x, upstream = randn(3, 2, 4, 4), randn(3, 2, 4, 4, seed=1)

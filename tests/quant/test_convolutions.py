@@ -18,14 +18,14 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tor
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """METHOD section 1 for weights: round(w n/m) m/n, m the largest magnitude and the release's 1e-8."""
+    """Quantize as the released code does: round(w n/m) m/n, where m is max|w| + 1e-8."""
     n = 2 ** (bits - 1) - 1
     largest = weight.abs().max() + 1e-8
     return torch.round(weight * n / largest) * largest / n
 
 
 def quantized(x: torch.Tensor, bits: list[int]) -> Quantized:
-    """Quantize each sample at its width, clip values all different."""
+    """Quantize each sample at its own width; all clip values differ."""
     alpha = torch.linspace(0.8, 1.4, len(bits), dtype=x.dtype)
     levels = torch.tensor([num_levels(b) for b in bits], dtype=x.dtype)
     return Quantized(

@@ -37,7 +37,7 @@ def per_sample(values: Tensor) -> Tensor:
 
 @pytest.fixture
 def in_torch(monkeypatch: pytest.MonkeyPatch):
-    """Call this to leave the loops out from there on."""
+    """Return a function that turns the compiled loops off."""
     return lambda: monkeypatch.setattr(fused, "_loops", lambda: None)
 
 
