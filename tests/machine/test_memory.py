@@ -1,4 +1,4 @@
-"""Memory, seen from processes of their own."""
+"""Memory of processes that are started for the test."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_freed_memory_is_used_without_new_faults() -> None:
     assert returned > 10_000, "the default that this is about"
 
 
-def test_peak_memory_is_the_process_s_own_and_not_that_of_its_parent() -> None:
+def test_peak_memory_does_not_include_the_parent() -> None:
     inner = "from cabm.machine.memory import peak_memory; print(peak_memory())"
     outer = f"""
 import subprocess, sys
