@@ -1,4 +1,4 @@
-"""Compare bicubic upscaling and the models of all training steps on the test sets."""
+"""Compare bicubic upscaling and the models of all training stages on the test sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cabm.tiling.plan import plan
 from cabm.upscaling.runners import ModelRunner
 from cabm.upscaling.tiles import TiledResult, super_resolve
 
-STEPS = ("full_precision", "pams", "cadyq", "cabm")
+TRAINING_STAGES = ("full_precision", "pams", "cadyq", "cabm")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Method:
     """A method of upscaling to compare.
 
     Attributes:
-        name: "bicubic", a training step, or a control.
+        name: "bicubic", a training stage, or a control.
         loaded: the model; None for bicubic.
         runner: runs the model; None for bicubic.
     """
@@ -58,9 +58,9 @@ class Method:
 
 
 def load_methods(models: Path) -> list[Method]:
-    """Return bicubic and the model of every training step, from the folder of models."""
+    """Return bicubic and the model of every training stage, from the folder of models."""
     methods = [Method("bicubic")]
-    for name in STEPS:
+    for name in TRAINING_STAGES:
         loaded = load_model(models / name)
         methods.append(Method(name, loaded, ModelRunner(loaded.model, collapse_tail=True)))
     return methods

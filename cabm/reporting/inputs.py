@@ -13,13 +13,13 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapte
 
 from cabm.checkpoints.model_directory import CONFIG_FILE, ModelConfig, read_config
 from cabm.errors import InputError, describe
+from cabm.evaluation.comparison import TRAINING_STAGES
 from cabm.files import read_json
 from cabm.project.params import Params, load_params
 from cabm.project.paths import CURVES, METRICS, MODELS, RESULTS, TABLES, TIMING
 from cabm.tables.table import EdgeToBitTable
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
-STEPS = ("full_precision", "pams", "cadyq", "cabm")
 FIGURES = ("bit_map", "crops", "edge_hypothesis", "edge_to_bit")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # far larger than any figure of the evaluate stage; more would make a page that browsers cannot open
@@ -111,7 +111,7 @@ class StageMetrics(BaseModel):
     """The file metrics/STAGE.json of a stage whose metrics the report does not show."""
 
 
-class StepMetrics(StageMetrics):
+class TrainingMetrics(StageMetrics):
     """The file metrics/STAGE.json of a training stage."""
 
     validation: Validation
@@ -162,8 +162,8 @@ def read_report_data(project: str | Path = ".") -> ReportData:
         raise InputError(f"{project}: no such directory; name the one with params.yaml")
     metrics = {name: project / METRICS / f"{name}.json" for name in STAGES}
     timing = {name: project / TIMING / f"{name}.json" for name in STAGES}
-    curves = {name: project / CURVES / f"{name}.csv" for name in STEPS}
-    models = {name: project / MODELS / name for name in STEPS}
+    curves = {name: project / CURVES / f"{name}.csv" for name in TRAINING_STAGES}
+    models = {name: project / MODELS / name for name in TRAINING_STAGES}
     results = project / RESULTS
     figures = {name: results / "figures" / f"{name}.png" for name in FIGURES}
     crops = _read_if_there(results / "crops" / "crops.json", Crops)
@@ -220,7 +220,7 @@ def _validated(path: Path, model: type[Model], content: Any) -> Model:
 
 
 def _read_metrics(stage: str, path: Path) -> StageMetrics:
-    return _validated(path, StepMetrics if stage in STEPS else StageMetrics, read_json(path))
+    return _validated(path, TrainingMetrics if stage in TRAINING_STAGES else StageMetrics, read_json(path))
 
 
 def _read_images(path: Path) -> list[ImageRow]:

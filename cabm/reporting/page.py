@@ -13,10 +13,11 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from cabm.evaluation.comparison import TRAINING_STAGES
 from cabm.files import atomic_write
 from cabm.reporting.bits import psnr_against_fab, trade_off_rows
 from cabm.reporting.curves import training_curves
-from cabm.reporting.inputs import STAGES, STEPS, Measured, ReportData, StepMetrics, read_report_data
+from cabm.reporting.inputs import STAGES, Measured, ReportData, TrainingMetrics, read_report_data
 from cabm.reporting.tables import (
     MISSING,
     decimal,
@@ -124,7 +125,7 @@ def headline(data: ReportData) -> str:
     """Summarise the result in one sentence."""
     name, rows = headline_set(data)
     if name is None:
-        done = [label(step) for step in STEPS if step in data.metrics or step in data.models]
+        done = [label(name) for name in TRAINING_STAGES if name in data.metrics or name in data.models]
         return f"Not evaluated yet. Trained so far: {', '.join(done) or 'nothing'}."
     cabm = rows.get("cabm")
     if cabm is None:
@@ -224,10 +225,10 @@ def trade_off_figures(sets: Mapping[str, Mapping[str, Measured]]) -> list[dict[s
     return found
 
 
-def whole_curve(data: ReportData, step: str) -> list[dict[str, float]]:
+def whole_curve(data: ReportData, stage: str) -> list[dict[str, float]]:
     """Return the rows of a training curve; the last one gets the validation of the final model."""
-    rows, metrics = data.curves[step], data.metrics.get(step)
-    if not rows or not isinstance(metrics, StepMetrics):
+    rows, metrics = data.curves[stage], data.metrics.get(stage)
+    if not rows or not isinstance(metrics, TrainingMetrics):
         return rows
     return [*rows[:-1], {"validation_psnr": metrics.validation.psnr} | rows[-1]]
 

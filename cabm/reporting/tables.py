@@ -8,7 +8,7 @@ from typing import Any
 
 from cabm.checkpoints.model_directory import ModelConfig
 from cabm.project.params import Params, flat_texts
-from cabm.reporting.inputs import STAGES, ImageRow, Measured, ReportData, StepMetrics, Timing
+from cabm.reporting.inputs import STAGES, ImageRow, Measured, ReportData, Timing, TrainingMetrics
 
 MISSING = "–"
 LABELS = {
@@ -101,7 +101,7 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
             continue
         metrics, settings = data.metrics[name], _settings(data.models.get(name))
         batch = f"{settings['batch_size']} of {settings['patch']}²" if "batch_size" in settings else MISSING
-        step = metrics if isinstance(metrics, StepMetrics) else None
+        validation = metrics.validation if isinstance(metrics, TrainingMetrics) else None
         timing = data.timing.get(name, Timing())
         rows.append(
             {
@@ -112,8 +112,8 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
                 "rate": str(settings.get("learning_rate", MISSING)),
                 "seconds": duration(timing.seconds),
                 "throughput": _throughput(name, timing, data.images),
-                "psnr": decimal(step.validation.psnr if step else None, 2),
-                "fab": decimal(step.validation.fab if step else None, 2),
+                "psnr": decimal(validation.psnr if validation else None, 2),
+                "fab": decimal(validation.fab if validation else None, 2),
             }
         )
     return rows
