@@ -107,7 +107,7 @@ def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
         (["{tmp}/a.png", "-o", "{tmp}/text.png/x"], "is a file, not a folder"),
         (["{tmp}/a.png", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
         (["{tmp}/a.png", "--overlap", "much"], "overlap 'much'"),
-        (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "cannot draw into this"),
+        (["{tmp}/a.png", "--bit-map", "{tmp}/bits"], "unknown figure format"),
         (["{tmp}/empty"], "no images in this folder"),
         (["{tmp}/a.png", "{tmp}/b.png", "--bit-map", "{tmp}/bits.png"], "draws one image, 2 were given"),
         (["s3://photos/in", "-o", "{tmp}/out"], "s3://photos/in: use `cabm cluster upscale` for URLs"),
