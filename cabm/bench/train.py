@@ -19,7 +19,8 @@ from cabm.models import Backbone, build_model
 from cabm.models.transfer import transfer_weights
 from cabm.project.schedule import Schedule
 from cabm.quant import KINDS, Kind, Precision
-from cabm.training.loop import TrainingPlan, calibrate, train
+from cabm.training.calibration import calibrate
+from cabm.training.loop import TrainingPlan, train
 from cabm.training.losses import LossWeights, Objective
 
 BATCH, PATCH = 16, 24  # as in the CADyQ release at x4; the patch in low-resolution pixels

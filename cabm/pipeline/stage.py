@@ -32,16 +32,8 @@ from cabm.project.sections import TrainingSettings
 from cabm.tracking.provenance import params_hash
 from cabm.tracking.runs import open_run
 from cabm.tracking.tracker import Tracker
-from cabm.training.distributed import (
-    ALONE,
-    Group,
-    end_at_once,
-    is_worker,
-    joined,
-    launch,
-    launches,
-    report_failure,
-)
+from cabm.training.group import ALONE, Group
+from cabm.training.launch import end_at_once, is_worker, joined, launch, launches, report_failure
 
 _STALE_SECONDS = 3600.0
 _EXPECTED = (InputError, TrainingDiverged, PeerLost, WorkerFailed, SafetensorError, OSError, MemoryError)

@@ -27,9 +27,11 @@ from cabm.quant import Kind, Precision
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edge_score
 from cabm.tracking.registry import Quality, log_and_register
-from cabm.training.loop import TrainingPlan, calibrate, train
+from cabm.training.calibration import calibrate
+from cabm.training.loop import TrainingPlan, train
 from cabm.training.losses import LossWeights, Objective
-from cabm.training.recording import ProgressBar, Recorder, Validation, write_curves
+from cabm.training.recording import ProgressBar, Recorder, write_curves
+from cabm.training.validation import Validation
 
 
 def full_precision(stage: Stage) -> None:

@@ -1,1 +1,1 @@
-"""The training loop and what it needs: losses, calibration, resume state, several processes."""
+"""Training of one step: loop, resume state, losses, calibration, validation, and several processes."""

@@ -1,4 +1,4 @@
-"""Losses of the training steps (METHOD section 5)."""
+"""Losses of the training steps: L1, distillation by attention transfer, and the bit loss of CADyQ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cabm.models.base import Backbone, SROutput
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Mean over channels of the square, one pass each way: autograd's own takes six."""
+    """Mean over channels of the square, in one pass forward and one backward; autograd takes six."""
 
     @staticmethod
     def forward(ctx: Any, feature: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def attention_map(feature: Tensor) -> Tensor:
-    """Spatial attention of a feature: mean over channels of its square, to unit length.
+    """Return the spatial attention of a feature: the mean over channels of its square, at unit length.
 
     Args:
         feature: (B,C,h,w).
@@ -45,20 +45,20 @@ def attention_map(feature: Tensor) -> Tensor:
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two features' attention maps, (B,C,h,w) each."""
+    """Return the mean squared difference of the attention maps of two features (B,C,h,w)."""
     return (attention_map(student) - attention_map(teacher.detach())).square().mean()
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms beside L1.
+    """Weights of the terms besides L1.
 
     Attributes:
-        feature: on the attention transfer of the tail's input (w_kd; 1000 in the release).
-        blocks: on its sum over blocks (0.1 w_kd).
-        bits: on the bit loss at step 0 (w0).
-        bits_per_step: growth of that weight with every step.
-        border: outermost output pixels that L1 leaves out.
+        feature: weight of the attention transfer of the tail's input (w_kd; 1000 in the release).
+        blocks: weight of the sum of the blocks' attention transfers (0.1 w_kd).
+        bits: weight of the bit loss at step 0 (w0).
+        bits_per_step: increase of that weight per step.
+        border: number of outermost output pixels left out of L1.
     """
 
     feature: float = 0.0
@@ -74,10 +74,10 @@ class Objective:
 
     Attributes:
         weights: weights of the terms.
-        teacher: model to distil from; needed where a distillation weight is not zero.
-        bits: gives the student's bits (B,L) for a low-resolution batch (B,3,h,w) in 0..255 (CABM).
-        shares: equal shares that the batch is cut into, of which each call sees one: the mean over them of
-            the loss, of its parts and of their gradients is that of the whole batch.
+        teacher: model to distil from; required if a distillation weight is not 0.
+        bits: returns the student's bits (B,L) for a low-resolution batch (B,3,h,w) in 0..255 (CABM).
+        shares: number of equal shares of the batch, one per process. A call sees one share; the means of
+            loss, parts and gradients over the shares are those of the whole batch.
     """
 
     weights: LossWeights
@@ -88,13 +88,13 @@ class Objective:
     def __call__(
         self, model: Backbone, low_resolution: Tensor, high_resolution: Tensor, step: int
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """Return the loss to minimise and its parts for the record.
+        """Return the loss to minimise, and its terms and the FAB as numbers.
 
         Args:
             model: the student.
             low_resolution: (B,3,h,w) in 0..255.
             high_resolution: (B,3,h*scale,w*scale) in 0..255.
-            step: counts from 0; the bit loss's weight grows with it.
+            step: number of the step, from 0, for the weight of the bit loss.
         """
         bits = None if self.bits is None else self.bits(low_resolution)
         collapse = model.tail_border is not None and self.weights.border >= model.tail_border
@@ -106,7 +106,8 @@ class Objective:
         parts: dict[str, float] = {}
         if output.bit_cost is not None:
             weight = self.weights.bits + self.weights.bits_per_step * step
-            terms["bits"] = weight * self.shares * output.bit_cost.sum()  # a sum, where others are means
+            # a sum over the batch, unlike the other terms, which are means
+            terms["bits"] = weight * self.shares * output.bit_cost.sum()
         if output.bits is not None:
             parts["fab"] = output.bits.double().mean().item()
         total = torch.stack(list(terms.values())).sum()

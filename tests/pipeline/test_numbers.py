@@ -32,9 +32,10 @@ from cabm.tables.bypass import choose_bypass
 from cabm.tables.observations import MEASURES, Observations
 from cabm.tables.table import build_table
 from cabm.tracking.tracker import NullTracker
-from cabm.training.loop import Progress, TrainingPlan, calibrate, train
+from cabm.training.calibration import calibrate
+from cabm.training.loop import Progress, TrainingPlan, train
 from cabm.training.losses import LossWeights, Objective
-from cabm.training.recording import Validation
+from cabm.training.validation import Validation
 from tests.conftest import REPOSITORY
 from tests.upscaling.helpers import photo, tiny_model
 

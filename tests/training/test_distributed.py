@@ -19,8 +19,9 @@ from cabm.models import Backbone, build_model
 from cabm.models.transfer import transfer_weights
 from cabm.project.schedule import Schedule
 from cabm.quant import Precision
-from cabm.training.distributed import Group
-from cabm.training.loop import Progress, TrainingPlan, calibrate, train
+from cabm.training.calibration import calibrate
+from cabm.training.group import Group
+from cabm.training.loop import Progress, TrainingPlan, train
 from cabm.training.losses import LossWeights, Objective
 
 STEPS = 6

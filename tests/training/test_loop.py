@@ -14,7 +14,8 @@ from cabm.models import Backbone, build_model
 from cabm.models.transfer import transfer_weights
 from cabm.project.schedule import Schedule
 from cabm.quant import Kind, Precision
-from cabm.training.loop import MIN_ALPHA, Progress, TrainingPlan, calibrate, parameter_group, train
+from cabm.training.calibration import MIN_ALPHA, calibrate
+from cabm.training.loop import Progress, TrainingPlan, parameter_group, train
 from cabm.training.losses import LossWeights, Objective
 
 OPTIONS = {"num_features": 8, "num_blocks": 2}
