@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,10 +35,13 @@ class PrecisionConfig(BaseModel):
     search_space: list[Annotated[int, Field(ge=2, le=8)]]
     weight_bits: Annotated[int, Field(ge=2, le=8)] | Literal["same"]
     quantize_ends: bool = False
+    skip: Literal[8, "quantized"] = "quantized"
+    after_relu: Literal["unsigned", "symmetric"] = "symmetric"
+    weight_granularity: Literal["channel", "tensor"] = "tensor"
 
     def build(self) -> Precision:
         """Return the precision that these fields describe."""
-        return Precision(self.kind, tuple(self.search_space), self.weight_bits, self.quantize_ends)
+        return Precision(**self.model_dump() | {"search_space": tuple(self.search_space)})
 
 
 class ModelConfig(BaseModel):
@@ -107,12 +110,7 @@ def save_model(
             backbone=model.name,
             scale=model.scale,
             options=model.options,
-            precision=PrecisionConfig(
-                kind=precision.kind,
-                search_space=list(precision.search_space),
-                weight_bits=precision.weight_bits,
-                quantize_ends=precision.quantize_ends,
-            ),
+            precision=PrecisionConfig(**asdict(precision) | {"search_space": list(precision.search_space)}),
             weights_sha256=sha256_file(weights),
             provenance=provenance or {},
         )

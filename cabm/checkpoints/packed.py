@@ -19,9 +19,9 @@ SCALE_SUFFIX = ".scale"
 
 
 def pack_state(model: Backbone) -> dict[str, Tensor]:
-    """Return a quantized model's state dict with each quantized weight as int8 codes and one scale.
+    """Return a quantized model's state dict with each quantized weight as int8 codes and their scale.
 
-    The scale of ``x.weight`` is stored as ``x.weight.scale``, (1,) float32.
+    The scale of ``x.weight`` is stored as ``x.weight.scale``, (1,) float32 or one per output channel.
 
     Raises:
         InputError: ``weight_bits: same``. Such weights need codes of every width.
@@ -40,9 +40,10 @@ def pack_state(model: Backbone) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         value = value.detach().cpu().contiguous()
         if name in quantized:
-            codes, scale = weight_codes(value, quantized[name].weight_bits)
+            module = quantized[name]
+            codes, scale = weight_codes(value, module.weight_bits, per_channel=module.per_channel)
             packed[name] = codes.to(torch.int8)
-            packed[name + SCALE_SUFFIX] = scale.reshape(1)
+            packed[name + SCALE_SUFFIX] = scale.flatten()
         elif value.is_floating_point() and value.dim() > 1:
             packed[name] = value.half()
         else:
@@ -65,17 +66,23 @@ def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if value.dtype == torch.int8:
             scale = tensors.get(name + SCALE_SUFFIX)
-            if scale is None or scale.numel() != 1 or not 0 < float(scale) < float("inf"):
+            if scale is None or scale.numel() not in (1, len(value)) or not _is_positive(scale):
                 raise InputError(
                     f"{name}: int8 codes need a positive {name + SCALE_SUFFIX}; copy the model again"
                 )
             if bool((value == -128).any()):
                 raise InputError(f"{name}: codes range from -127 to 127, found -128; copy the model again")
-            value = value.float() * _step_that_requantizes(value, float(scale))
+            parts = value.float().split(1) if scale.numel() > 1 else [value.float()]
+            steps = zip(parts, scale.tolist(), strict=True)
+            value = torch.cat([part * _step_that_requantizes(part, step) for part, step in steps])
         elif value.dtype == torch.float16:
             value = value.float()
         state[name] = value
     return state
+
+
+def _is_positive(scale: Tensor) -> bool:
+    return bool(((scale > 0) & scale.isfinite()).all())
 
 
 def _step_that_requantizes(codes: Tensor, scale: float) -> float:

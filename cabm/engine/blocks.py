@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -30,15 +30,17 @@ class Block:
     """One residual block at given bits: conv, ReLU, conv, add.
 
     Attributes:
-        conv1: the first convolution; the skip connection is its input.
+        conv1: the first convolution.
         conv2: the second convolution.
         residual: grid of the residual, which is added to the skip connection.
+        skip: grid of the skip connection; that of the first convolution's input, or one of its own.
         res_scale: factor on the residual before it is encoded.
     """
 
     conv1: BoundConv
     conv2: BoundConv
     residual: Grid
+    skip: Grid
     res_scale: float
 
     def run(self, codes: Tensor) -> Tensor:
@@ -52,17 +54,17 @@ class Block:
     def layers(self) -> tuple[np.ndarray, ...]:
         """The compiled call's weights, starts, factors, biases and numbers of the two convolutions.
 
-        The numbers NEXT_INVERSE and NEXT_HIGH depend on the following block and are left 0.
+        The numbers NEXT_READ and NEXT_SKIP depend on the following block and are left 0.
         """
         convs = (self.conv1, self.conv2)
         starts = np.stack([each.conv.starts for each in convs])
         factors, biases = np.empty((2, *starts.shape), dtype=np.float32)
         for row, each in enumerate(convs):
             factors[row], biases[row] = each.scaling.arrays
-        hidden, residual, skip = self.conv2.grid, self.residual, self.conv1.grid
-        first = (1, hidden.inverse, hidden.low, hidden.levels, 0, 0, 0, 0)
+        hidden, residual = self.conv2.grid, self.residual
+        first = (1, hidden.inverse, hidden.low, hidden.levels, 0, 0, 0, 0, 0, 0)
         second = (self.res_scale, residual.inverse, residual.low, residual.levels)
-        second += (residual.scale, skip.scale, 0, 0)
+        second += (residual.scale, self.skip.scale, 0, 0, 0, 0)
         numbers = np.array([first, second], dtype=np.float32)
         return np.array([each.conv.address for each in convs], np.uintp), starts, factors, biases, numbers
 
@@ -75,13 +77,12 @@ class Blocks:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the blocks on (1,C,h,w) float32; the result has the same shape and type."""
-        skip = encode(x, self.blocks[0].conv1.grid)
+        first, last = self.blocks[0], self.blocks[-1]
+        read, skip = encode(x, first.conv1.grid), encode(x, first.skip)
         for block, following in pairwise(self.blocks):
-            residual = block.run(skip)
-            grid, out = block.conv1.grid, following.conv1.grid
-            skip = add_encode(residual, block.residual.scale, skip, grid, out)
-        last = self.blocks[-1]
-        return add_decode(last.run(skip), last.residual.scale, skip, last.conv1.grid)
+            total = partial(add_encode, block.run(read), block.residual.scale, skip, block.skip)
+            read, skip = total(following.conv1.grid), total(following.skip)
+        return add_decode(last.run(read), last.residual.scale, skip, last.skip)
 
 
 class FusedBlocks:
@@ -96,19 +97,19 @@ class FusedBlocks:
         from cabm.engine import vnni_ir
 
         self._kernel = kernel
-        self._first = blocks[0].conv1.grid
+        self._first = blocks[0].conv1.grid, blocks[0].skip
         self._blocks = list(blocks)  # keeps the weights alive; the kernel is given their addresses
         *layers, numbers = (np.concatenate(each) for each in zip(*(b.layers for b in blocks), strict=True))
         for block, row in zip(blocks[1:], numbers[1::2], strict=False):
-            following = block.conv1.grid
-            row[vnni_ir.NEXT_INVERSE], row[vnni_ir.NEXT_HIGH] = following.inverse, following.levels
+            for place, grid in ((vnni_ir.NEXT_READ, block.conv1.grid), (vnni_ir.NEXT_SKIP, block.skip)):
+                row[place : place + 2] = grid.inverse, grid.levels
         self._layers = (*layers, numbers)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the blocks on (1,C,h,w) float32; the result has the same shape and type."""
-        codes = encode(x, self._first)
-        out = torch.empty_like(codes, dtype=torch.float32)
-        self._kernel(flat(codes), *codes.shape[2:], *self._layers, flat(out))
+        read, skip = (encode(x, grid) for grid in self._first)
+        out = torch.empty_like(read, dtype=torch.float32)
+        self._kernel(flat(read), flat(skip), *read.shape[2:], *self._layers, flat(out))
         return out
 
 
@@ -180,10 +181,11 @@ def _tried(kernel: Loop) -> bool:
     codes[..., :3] = 255
     weights = [FusedWeights(conv, shifted=index == 0) for index, conv in enumerate(convs)]
     factor, bias, step = 2.0**-14, 2.0**-3, 2.0**-4
-    numbers = np.array([[1, 1, 0, 255, 0, 0, 0, 0], [1, 1, -127, 127, step, step, 0, 0]], dtype=np.float32)
+    numbers = np.zeros((2, vnni_ir.NUMBERS), dtype=np.float32)
+    numbers[:, : vnni_ir.NEXT_READ] = [1, 1, 0, 255, 0, 0], [1, 1, -127, 127, step, step]
     out = torch.empty(height * width * channels)
     kernel(
-        flat(dense(codes.to(torch.uint8))),
+        *[flat(dense(codes.to(torch.uint8)))] * 2,
         *(height, width),
         np.array([each.address for each in weights], dtype=np.uintp),
         np.stack([each.starts for each in weights]),

@@ -31,16 +31,18 @@ class Grid:
         alpha: clip value, > 0.
         bits: width, 2..8; below 8 bits a part of the byte's range is used.
         storage: how the codes are stored.
+        unsigned: codes are 0..2^bits - 1; only for storages without a sign.
     """
 
     alpha: float
     bits: int
     storage: Storage
+    unsigned: bool = False
 
     @cached_property
     def levels(self) -> int:
-        """The largest code, n = 2^(bits-1) - 1."""
-        return num_levels(self.bits)
+        """The largest code n; see `num_levels`."""
+        return num_levels(self.bits, unsigned=self.unsigned)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -18,7 +18,6 @@ from cabm.engine.grid import Grid, Storage
 from cabm.machine.cpu import architecture, integer_units
 
 _ANY_SIDE = 64  # pixels
-_BYTES = torch.iinfo(torch.int8)
 
 
 class IntegerConv:
@@ -60,10 +59,12 @@ class IntegerConv:
         assert out.zero == 0, "with a shift, oneDNN would round value / step + 128 twice"
         assert out.divisor is not None
         # Clip afterwards, in a pass over bytes: oneDNN would build a kernel per clip value, so one per
-        # layer, width and tile shape. int8 saturates where 8-bit codes end
+        # layer, width and tile shape. Bytes saturate where 8-bit codes end
         post_op = "relu" if out.low == 0 else "none"
-        codes = self._run(x, grid, scaling, float(out.divisor), torch.int8, post_op)
-        if out.levels < _BYTES.max or _BYTES.min < out.low < 0:
+        kind = torch.uint8 if out.unsigned else torch.int8
+        codes = self._run(x, grid, scaling, float(out.divisor), kind, post_op)
+        ends = torch.iinfo(kind)
+        if out.levels < ends.max or ends.min < out.low < 0:
             codes.clamp_(out.low, out.levels)
         return codes.view(out.dtype)
 
@@ -172,10 +173,14 @@ def _self_test() -> list[tuple[str, bool]]:
         exact = exact * scaling.factors.double() + scaling.bias.double().view(1, -1, 1, 1)
         off = (conv.to_float(x, source, scaling) - exact).abs() - 1e-6 * exact.abs()
         results.append((f"sums from zero {source.zero}", bool((off <= 1e-2).all())))
-        for out in (Grid(127e3, 8, Storage.POSITIVE), Grid(127e3, 8, Storage.SIGNED)):
+        outs = [Grid(127e3, 8, Storage.POSITIVE), Grid(127e3, 8, Storage.SIGNED)]
+        outs.append(Grid(255e3, 8, Storage.POSITIVE, unsigned=True))
+        for out in outs:
             wanted = (exact / float(out.scale)).round().clamp(out.low, out.levels)
             agree = _same(conv.to_codes(x, source, scaling, out), wanted)
-            results.append((f"{out.storage.name.lower()} codes from zero {source.zero}", agree))
+            results.append(
+                (f"{out.storage.name.lower()} codes to {out.levels} from zero {source.zero}", agree)
+            )
     values, pointwise = x.float(), torch.randn(4, 16, 1, 1, generator=generator)
     off = pointwise_float_conv(values, pointwise, None) - F.conv2d(values.double(), pointwise.double())
     results.append(("float products", bool((off.abs() <= 1e-2).all())))

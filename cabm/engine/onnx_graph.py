@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from cabm.engine.grid import Grid
 from cabm.engine.packing import weight_bits_at
-from cabm.quant.functional import weight_codes
 from cabm.quant.layers import QuantConv2d
 
 OPSET = 17
@@ -69,11 +68,12 @@ class GraphBuilder:
         """Convolve codes; the result must go to `quantize`, at most a ReLU in between."""
         weight, scale, pads = _weight(conv, x.grid)
         step = x.grid.scale * scale
-        weights = self.constant(weight), self.constant(scale), self.constant(np.int8(0))
-        inputs = [self.dequantize(x), self.node("DequantizeLinear", *weights)]
+        zero = np.zeros(scale.shape, np.int8)
+        weights = self.constant(weight), self.constant(scale), self.constant(zero)
+        inputs = [self.dequantize(x), self.node("DequantizeLinear", *weights, axis=0)]
         if conv.bias is not None:
             codes = np.rint(conv.bias.detach().numpy() / step).clip(-(2**30), 2**30).astype(np.int32)
-            inputs.append(self.node("DequantizeLinear", self.constant(codes), self.constant(step)))
+            inputs.append(self.node("DequantizeLinear", self.constant(codes), self.constant(step), axis=0))
         return self.node("Conv", *inputs, pads=pads, group=conv.groups)
 
     def conv_to_float(self, x: Codes, conv: QuantConv2d, outputs: slice = slice(None)) -> str:
@@ -83,7 +83,8 @@ class GraphBuilder:
         weight_name = self.constant(weight[outputs])
         sums = self.node("ConvInteger", x.data, weight_name, *zeros, pads=pads, group=conv.groups)
         floats = self.node("Cast", sums, to=onnx.TensorProto.FLOAT)
-        y = self.node("Mul", floats, self.constant(x.grid.scale * scale))
+        step = x.grid.scale * (scale[outputs].reshape(1, -1, 1, 1) if scale.ndim else scale)
+        y = self.node("Mul", floats, self.constant(step))
         if conv.bias is None:
             return y
         return self.node("Add", y, self.constant(conv.bias[outputs].view(1, -1, 1, 1)))
@@ -123,8 +124,9 @@ class GraphBuilder:
         return self.constant(grid.scale), self.constant(np.uint8(grid.zero))
 
 
-def _weight(conv: QuantConv2d, grid: Grid) -> tuple[np.ndarray, np.float32, list[int]]:
-    """Return int8 codes, their step, and the padding of the four sides."""
+def _weight(conv: QuantConv2d, grid: Grid) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return int8 codes, their step (or one per output channel), and the padding of the four sides."""
     with torch.no_grad():
-        codes, scale = weight_codes(conv.weight, weight_bits_at(conv, grid.bits))
-    return codes.to(torch.int8).numpy(), np.float32(scale.item()), [*conv.padding, *conv.padding]
+        codes, scale = conv.codes(weight_bits_at(conv, grid.bits))
+    steps = scale.flatten().numpy() if scale.dim() else scale.numpy()
+    return codes.to(torch.int8).numpy(), steps, [*conv.padding, *conv.padding]

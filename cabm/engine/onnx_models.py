@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cabm.engine.grid import Storage
-from cabm.engine.onnx_graph import GraphBuilder
-from cabm.engine.packing import Row, grid_of
+from cabm.engine.onnx_graph import Codes, GraphBuilder
+from cabm.engine.packing import Row, grid_of, input_storage, skip_grid
 from cabm.engine.programs.idn import as_convolution
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN, Cascade, ResidualBlock
@@ -34,8 +34,8 @@ def _edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
     head = g.conv(g.node("Sub", "image", mean), model.head.weight, model.head.bias)
     x = head
     for block in model.body:
-        skip = g.quantize(x, grid_of(block.act1, row, Storage.SHIFTED))
-        hidden = g.node("Relu", g.conv_between_codes(skip, block.conv1))
+        read, skip = _block_input(g, x, block, row)
+        hidden = g.node("Relu", g.conv_between_codes(read, block.conv1))
         hidden = g.quantize(hidden, grid_of(block.act2, row, Storage.POSITIVE))
         residual = g.conv_between_codes(hidden, block.conv2)
         if block.res_scale != 1:
@@ -56,6 +56,14 @@ def _edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
     g.node("Add", x, mean, output="upscaled")
 
 
+def _block_input(g: GraphBuilder, x: str, block: nn.Module, row: Row) -> tuple[Codes, Codes]:
+    """Quantize a residual block's input, for its first convolution and for its skip connection."""
+    grid = grid_of(block.act1, row, Storage.SHIFTED)
+    skip = skip_grid(block, grid.bits)
+    read = g.quantize(x, grid)
+    return read, read if skip == grid else g.quantize(x, skip)
+
+
 def _srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
     def prelu(x: str, module: nn.PReLU) -> str:
         return g.node("LeakyRelu", x, alpha=float(module.weight))
@@ -63,8 +71,8 @@ def _srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
     head = prelu(g.conv("image", model.head.weight, None), model.prelu)
     x = head
     for block in model.body:
-        skip = g.quantize(x, grid_of(block.act1, row, Storage.SHIFTED))
-        hidden = prelu(g.norm(g.conv_to_float(skip, block.conv1), block.bn1), model.prelu)
+        read, skip = _block_input(g, x, block, row)
+        hidden = prelu(g.norm(g.conv_to_float(read, block.conv1), block.bn1), model.prelu)
         hidden_codes = g.quantize(hidden, grid_of(block.act2, row, Storage.SHIFTED))
         residual = g.norm(g.conv_to_float(hidden_codes, block.conv2), block.bn2)
         x = g.node("Add", residual, g.dequantize(skip))
@@ -76,7 +84,7 @@ def _srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
 
 def _carn(g: GraphBuilder, model: CARN, row: Row) -> None:
     def block(x: str, module: ResidualBlock) -> str:
-        codes = g.quantize(x, grid_of(module.act1, row, Storage.SHIFTED))
+        codes = g.quantize(x, grid_of(module.act1, row, input_storage(module.act1)))
         hidden = g.node("Relu", g.conv_between_codes(codes, module.conv1))
         codes = g.quantize(hidden, grid_of(module.act2, row, Storage.POSITIVE))
         return g.node("Relu", g.node("Add", g.conv_to_float(codes, module.conv2), x))
@@ -104,7 +112,7 @@ def _idn(g: GraphBuilder, model: IDN, row: Row) -> None:
         return g.node("LeakyRelu", x, alpha=SLOPE)
 
     def step(x: str, act: nn.Module, conv: nn.Module, outputs: slice = slice(None)) -> str:
-        codes = g.quantize(x, grid_of(act, row, Storage.SHIFTED))
+        codes = g.quantize(x, grid_of(act, row, input_storage(act)))
         return leaky(g.conv_to_float(codes, conv, outputs))
 
     def block(x: str, module: DistillationBlock) -> str:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from cabm.engine.elementwise import encode
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.onednn import IntegerConv, Scaling
-from cabm.quant.functional import weight_codes
-from cabm.quant.layers import PamsActivation, QuantConv2d
+from cabm.quant.layers import PamsActivation, QuantConv2d, QuantizedSkip
 
 Row = tuple[int, ...] | None
 """Bits of the L adaptive layers; None for a PAMS model."""
@@ -29,12 +28,24 @@ def bits_of(activation: nn.Module, row: Row) -> int:
 def grid_at(activation: nn.Module, bits: int, storage: Storage) -> Grid:
     """Return the byte grid of a quantizer at a width, its own or one of its search space."""
     index = 0 if isinstance(activation, PamsActivation) else activation.widths.tolist().index(bits)
-    return Grid(float(activation.alpha.detach()[index]), bits, storage)
+    return Grid(float(activation.alpha.detach()[index]), bits, storage, activation.unsigned)
 
 
 def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
     """Return the byte grid of a quantizer at the bits of ``row``."""
     return grid_at(activation, bits_of(activation, row), storage)
+
+
+def input_storage(activation: nn.Module) -> Storage:
+    """Return the storage of codes that a convolution reads: unsigned ones need no shift."""
+    return Storage.POSITIVE if activation.unsigned else Storage.SHIFTED
+
+
+def skip_grid(block: nn.Module, bits: int) -> Grid:
+    """Return the grid of a residual block's skip connection when its first convolution reads ``bits``."""
+    if isinstance(block.skip, QuantizedSkip):
+        return grid_at(block.skip.act, block.skip.act.bits, Storage.SHIFTED)
+    return grid_at(block.act1, bits, Storage.SHIFTED)
 
 
 def weight_bits_at(conv: QuantConv2d, bits: int) -> int:
@@ -103,7 +114,7 @@ class PackedConv:
         if (bits, shifted) not in self._packs:
             conv = self._conv
             with torch.no_grad():
-                codes, scale = weight_codes(conv.weight, bits)
+                codes, scale = conv.codes(bits)
             packed = self._packer(
                 codes[self._outputs],
                 stride=conv.stride,
@@ -112,5 +123,6 @@ class PackedConv:
                 groups=conv.groups,
                 shifted=shifted,
             )
-            self._packs[bits, shifted] = packed, scale
+            scale = scale.flatten()
+            self._packs[bits, shifted] = packed, scale[self._outputs] if len(scale) > 1 else scale
         return self._packs[bits, shifted]

@@ -24,7 +24,20 @@ from cabm.machine.compiled import Loop
 
 @intrinsic
 def _convolve(
-    _, count, epilogue, source, row, channels, weights, starts, factors, biases, numbers, target, floats
+    _,
+    count,
+    epilogue,
+    source,
+    row,
+    channels,
+    weights,
+    starts,
+    factors,
+    biases,
+    numbers,
+    target,
+    following,
+    floats,
 ):
     """Convolve adjacent pixels to a group of output channels; see `cabm.engine.vnni_ir.Operands`."""
     names = vnni_ir.Operands._fields
@@ -38,7 +51,9 @@ def _convolve(
 
 
 @register_jitable
-def _run_layer(epilogue, source, weights, starts, factors, biases, numbers, target, floats, height, width):
+def _run_layer(
+    epilogue, source, weights, starts, factors, biases, numbers, target, following, floats, height, width
+):
     """Convolve all pixels of a framed byte image; see `residual_blocks`."""
     channels = starts.size
     pitch = (width + 2) * channels
@@ -60,6 +75,7 @@ def _run_layer(epilogue, source, weights, starts, factors, biases, numbers, targ
                     biases.ctypes.data + np.uintp(4 * first),
                     numbers.ctypes.data,
                     target.ctypes.data + np.uintp(here + pitch + channels + first),
+                    following.ctypes.data + np.uintp(here + pitch + channels + first),
                     floats.ctypes.data + np.uintp(4 * ((y * width + x) * channels + first)),
                 )
                 x += count
@@ -84,37 +100,39 @@ def residual_blocks() -> Loop:
     """
     emitter = zlib.crc32(Path(vnni_ir.__file__).read_bytes())
 
-    def run_blocks(codes, height, width, weights, starts, factors, biases, numbers, out):
+    def run_blocks(codes, skip_codes, height, width, weights, starts, factors, biases, numbers, out):
         """Run B residual blocks (conv, ReLU, conv, add) on codes; the skip connection is in codes, too.
 
         Args:
             codes: flat uint8 (height * width * C), channels last: the first block's input, with `ZERO`. C
                 is a multiple of GROUP.
+            skip_codes: the same input on the grid of the first block's skip connection.
             height, width: in pixels.
             weights: (2B,) addresses of the convolutions' int8 weights, first and second of each block, in
                 the order (C / GROUP, 3, 3, C / 4, GROUP, 4): output group, row, column, inputs, output,
                 input.
             starts: (2B, C) int32 initial values of the sums.
             factors, biases: (2B, C) float32; a convolution's value is sum * factor + bias.
-            numbers: (2B, 8) float32. The code of a value is value * GAIN * INVERSE, rounded and clipped to
-                LOW..HIGH. In a block's second row, STEP is the step of these codes and SKIP_STEP that of
-                the block's input; the code of their sum is sum * NEXT_INVERSE, clipped to
-                -NEXT_HIGH..NEXT_HIGH.
+            numbers: (2B, NUMBERS) float32. The code of a value is value * GAIN * INVERSE, rounded and
+                clipped to LOW..HIGH. In a block's second row, STEP is the step of these codes and
+                SKIP_STEP that of the skip connection. Their sum is encoded twice, for the next block to
+                convolve (NEXT_READ) and to add to (NEXT_SKIP): an inverse step and the largest code.
             out: flat float32, as long as ``codes``: the last block's sum, not encoded.
         """
         _ = emitter
         channels = starts.shape[1]
         size = (height + 2) * (width + 2) * channels
-        skip, hidden = np.empty(size, np.uint8), np.empty(size, np.uint8)
-        _frame(skip, height, width, channels, ZERO)
+        read, skip, hidden = np.empty(size, np.uint8), np.empty(size, np.uint8), np.empty(size, np.uint8)
+        _frame(read, height, width, channels, ZERO)
         _frame(hidden, height, width, channels, 0)
         row = width * channels
         for y in range(height):
             start = (y + 1) * (row + 2 * channels) + channels
-            skip[start : start + row] = codes[y * row : (y + 1) * row]
+            read[start : start + row] = codes[y * row : (y + 1) * row]
+            skip[start : start + row] = skip_codes[y * row : (y + 1) * row]
         last = weights.size - 1
         for i in range(weights.size):
-            epilogue, source, target = TO_CODES, skip, hidden
+            epilogue, source, target = TO_CODES, read, hidden
             if i % 2 == 1:  # in place: a pixel's sum reads that pixel of the skip connection only
                 epilogue, source, target = ADD_TO_CODES if i < last else ADD_TO_FLOATS, hidden, skip
             _run_layer(
@@ -126,6 +144,7 @@ def residual_blocks() -> Loop:
                 biases[i],
                 numbers[i],
                 target,
+                read,
                 out,
                 height,
                 width,

@@ -29,7 +29,8 @@ PIXELS = 6 if LANES == 16 else 2
 TO_CODES, ADD_TO_CODES, ADD_TO_FLOATS = range(3)
 """Epilogues: encode the sums; or add them to the skip connection and encode, or do not encode."""
 
-GAIN, INVERSE, LOW, HIGH, STEP, SKIP_STEP, NEXT_INVERSE, NEXT_HIGH = range(8)
+GAIN, INVERSE, LOW, HIGH, STEP, SKIP_STEP = range(6)
+NEXT_READ, NEXT_SKIP, NUMBERS = 6, 8, 10
 """Places of a layer's numbers; see `cabm.engine.vnni.residual_blocks`."""
 
 ZERO = 128  # byte of code 0 for codes with a sign
@@ -52,8 +53,9 @@ class Operands(NamedTuple):
         channels: input channels, a multiple of 4; also the bytes from one pixel to the next.
         weights: (3, 3 * channels / 4, GROUP, 4) int8.
         starts, factors, biases: GROUP int32, float32 and float32.
-        numbers: the layer's 8 float32.
+        numbers: the layer's NUMBERS float32.
         target: the first pixel's bytes in the image that is written or added to.
+        following: the first pixel's bytes in the next block's input; used by ADD_TO_CODES only.
         floats: the first pixel's float32 results; used by ADD_TO_FLOATS only.
     """
 
@@ -68,10 +70,11 @@ class Operands(NamedTuple):
     biases: ir.Value
     numbers: ir.Value
     target: ir.Value
+    following: ir.Value
     floats: ir.Value
 
 
-ADDRESSES = {"source", "weights", "starts", "factors", "biases", "numbers", "target", "floats"}
+ADDRESSES = set(Operands._fields) - {"count", "epilogue", "row", "channels"}
 
 
 def emit_convolution(builder: ir.IRBuilder, values: Sequence[ir.Value]) -> None:
@@ -192,16 +195,25 @@ def _emit_epilogues(emit: _Emitter, operands: Operands, sums: list[list[ir.Value
         choice.add_case(_SIZE(epilogue), blocks[epilogue])
     for epilogue, block in enumerate(blocks):
         builder.position_at_end(block)
-        numbers = [emit.splat(emit.load(emit.at(operands.numbers, 4 * i), _SINGLE)) for i in range(8)]
+        numbers = [emit.splat(emit.load(emit.at(operands.numbers, 4 * i), _SINGLE)) for i in range(NUMBERS)]
         for pixel, registers in enumerate(sums):
             offset = builder.mul(operands.channels, _SIZE(pixel))
             target = emit.at(operands.target, offset)
+            following = emit.at(operands.following, offset)
             floats = emit.at(operands.floats, builder.mul(offset, _SIZE(4)))
             for k, register in enumerate(registers):
                 value = _emit_value(emit, operands, register, k)
                 here = emit.at(target, LANES * k)
-                result = _emit_result(emit, epilogue, value, numbers, here)
-                emit.store(result, emit.at(floats, 4 * LANES * k) if epilogue == ADD_TO_FLOATS else here)
+                if epilogue == TO_CODES:
+                    emit.store(_emit_codes(emit, value, numbers), here)
+                    continue
+                total = _emit_sum(emit, value, numbers, here)
+                if epilogue == ADD_TO_FLOATS:
+                    emit.store(total, emit.at(floats, 4 * LANES * k))
+                    continue
+                read = _emit_signed_codes(emit, total, numbers, NEXT_READ)
+                emit.store(read, emit.at(following, LANES * k))
+                emit.store(_emit_signed_codes(emit, total, numbers, NEXT_SKIP), here)
         builder.branch(done)
 
 
@@ -215,26 +227,36 @@ def _emit_value(emit: _Emitter, operands: Operands, sums: ir.Value, k: int) -> i
     return emit.builder.fadd(product, biases)
 
 
-def _emit_result(
-    emit: _Emitter, epilogue: int, value: ir.Value, numbers: list[ir.Value], target: ir.Value
+def _emit_whole(
+    emit: _Emitter, value: ir.Value, inverse: ir.Value, low: ir.Value, high: ir.Value
 ) -> ir.Value:
-    """Emit the codes or float32 results of a register of convolution outputs."""
-    builder = emit.builder
+    """Emit value * inverse, clipped and rounded, plus `_ROUND`: its lowest byte is that of the code."""
     rounding = ir.Constant(_SINGLES, [_ROUND] * LANES)
+    return emit.builder.fadd(emit.clip(emit.builder.fmul(value, inverse), low, high), rounding)
 
-    def rounded(value: ir.Value, inverse: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
-        return builder.fadd(emit.clip(builder.fmul(value, inverse), low, high), rounding)
 
+def _emit_codes(emit: _Emitter, value: ir.Value, numbers: list[ir.Value]) -> ir.Value:
+    """Emit the bytes of a register of convolution outputs."""
+    value = emit.builder.fmul(value, numbers[GAIN])
+    whole = _emit_whole(emit, value, *numbers[INVERSE : HIGH + 1])
+    return emit.builder.trunc(emit.builder.bitcast(whole, _WORDS), _BYTES)
+
+
+def _emit_sum(emit: _Emitter, value: ir.Value, numbers: list[ir.Value], target: ir.Value) -> ir.Value:
+    """Emit the sum of the residual, rounded to its codes, and the skip connection."""
+    builder = emit.builder
     value = builder.fmul(value, numbers[GAIN])
-    whole = rounded(value, numbers[INVERSE], numbers[LOW], numbers[HIGH])
-    if epilogue == TO_CODES:  # the lowest byte of _ROUND is 0, so the lowest byte is the code
-        return builder.trunc(builder.bitcast(whole, _WORDS), _BYTES)
-    residual = builder.fmul(builder.fsub(whole, rounding), numbers[STEP])
+    whole = _emit_whole(emit, value, *numbers[INVERSE : HIGH + 1])
+    codes = builder.fsub(whole, ir.Constant(_SINGLES, [_ROUND] * LANES))
+    residual = builder.fmul(codes, numbers[STEP])
     zero = ir.Constant(_WORDS, [ZERO] * LANES)
     skip = builder.sub(builder.zext(emit.load(target, _BYTES), _WORDS), zero)
-    total = builder.fadd(residual, builder.fmul(builder.sitofp(skip, _SINGLES), numbers[SKIP_STEP]))
-    if epilogue == ADD_TO_FLOATS:
-        return total
-    high = numbers[NEXT_HIGH]
-    whole = rounded(total, numbers[NEXT_INVERSE], builder.fneg(high), high)
+    return builder.fadd(residual, builder.fmul(builder.sitofp(skip, _SINGLES), numbers[SKIP_STEP]))
+
+
+def _emit_signed_codes(emit: _Emitter, total: ir.Value, numbers: list[ir.Value], grid: int) -> ir.Value:
+    """Emit the bytes of a sum on the signed grid whose inverse and largest code are ``numbers[grid:]``."""
+    builder, (inverse, high) = emit.builder, numbers[grid : grid + 2]
+    whole = _emit_whole(emit, total, inverse, builder.fneg(high), high)
+    zero = ir.Constant(_WORDS, [ZERO] * LANES)
     return builder.trunc(builder.add(builder.bitcast(whole, _WORDS), zero), _BYTES)

@@ -13,13 +13,19 @@ NUM_STEPS = 3  # residual blocks per cascading block, and cascading blocks
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions. The skip connection takes the input before quantization."""
+    """Two quantized convolutions. The skip connection takes the input before quantization.
 
-    def __init__(self, num_features: int, quantizers: Quantizers) -> None:
+    Args:
+        num_features: n.
+        quantizers: of the backbone.
+        non_negative: whether the input comes from a ReLU: in all blocks but the network's first.
+    """
+
+    def __init__(self, num_features: int, quantizers: Quantizers, *, non_negative: bool) -> None:
         super().__init__()
-        self.act1 = quantizers.adaptive(num_features)
+        self.act1 = quantizers.adaptive(num_features, non_negative=non_negative)
         self.conv1 = quantizers.conv(num_features, num_features, 3)
-        self.act2 = quantizers.adaptive(num_features)
+        self.act2 = quantizers.adaptive(num_features, non_negative=True)
         self.conv2 = quantizers.conv(num_features, num_features, 3)
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, list[Tensor]]:
@@ -72,8 +78,15 @@ class CARN(Backbone):
         self.head_act = quantizers.end()
         self.head = quantizers.conv(3, n, 3, reads="end")
         cascades = [
-            Cascade([ResidualBlock(n, quantizers) for _ in range(NUM_STEPS)], n, quantizers)
-            for _ in range(NUM_STEPS)
+            Cascade(
+                [
+                    ResidualBlock(n, quantizers, non_negative=bool(outer or inner))
+                    for inner in range(NUM_STEPS)
+                ],
+                n,
+                quantizers,
+            )
+            for outer in range(NUM_STEPS)
         ]
         self.body = Cascade(cascades, n, quantizers)
         self.factors = upsample_factors(scale)

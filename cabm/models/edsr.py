@@ -15,16 +15,17 @@ TAIL_REACH = 2
 
 
 class ResidualBlock(nn.Module):
-    """Two quantized convolutions around a ReLU. The skip connection takes the quantized input."""
+    """Two quantized convolutions around a ReLU; the second reads values that are never negative."""
 
     def __init__(self, num_features: int, res_scale: float, quantizers: Quantizers) -> None:
         super().__init__()
         self.res_scale = res_scale
         self.act1 = quantizers.adaptive(num_features)
         self.conv1 = quantizers.conv(num_features, num_features, 3)
-        self.act2 = quantizers.adaptive(num_features)
+        self.act2 = quantizers.adaptive(num_features, non_negative=True)
         self.conv2 = quantizers.conv(num_features, num_features, 3)
         self.act3 = quantizers.fixed()
+        self.skip = quantizers.skip()
 
     def forward(self, x: Tensor, context: PrecisionContext) -> tuple[Tensor, Tensor]:
         """Return the output and the feature for distillation, (B,n,h,w) each."""
@@ -32,7 +33,7 @@ class ResidualBlock(nn.Module):
         hidden = F.relu(self.conv1(quantized), inplace=True)
         feature = self.conv2(self.act2(hidden, context))
         residual = feature if self.res_scale == 1 else feature * self.res_scale
-        return values(self.act3(residual, context)) + values(quantized), feature
+        return values(self.act3(residual, context)) + self.skip(x, quantized, context), feature
 
 
 class EDSR(Backbone):

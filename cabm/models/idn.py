@@ -89,7 +89,7 @@ class IDN(Backbone):
                 f"make both multiples of {GROUPS}, and num_features more than twice num_distilled"
             )
         quantizers = self.quantizers
-        self.entry1_act = quantizers.fixed()
+        self.entry1_act = quantizers.fixed(non_negative=True)  # pixels
         self.entry1 = quantizers.conv(3, n, 3, reads="fixed")
         self.entry2_act = quantizers.fixed()
         self.entry2 = quantizers.conv(n, n, 3, reads="fixed")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.models.base import Backbone, SROutput, grid_reach, upsample_factors
-from cabm.quant import Precision, PrecisionContext, Quantizers, values
+from cabm.quant import Precision, PrecisionContext, Quantizers
 
 
 class ResidualBlock(nn.Module):
@@ -21,13 +21,14 @@ class ResidualBlock(nn.Module):
         self.act2 = quantizers.adaptive(num_features)
         self.conv2 = quantizers.conv(num_features, num_features, 3, bias=False)
         self.bn2 = nn.BatchNorm2d(num_features)
+        self.skip = quantizers.skip()
 
     def forward(self, x: Tensor, context: PrecisionContext, prelu: nn.PReLU) -> tuple[Tensor, Tensor]:
         """Return the output and the feature for distillation, (B,n,h,w) each."""
         quantized = self.act1(x, context)
         hidden = prelu(self.bn1(self.conv1(x if self.release_graph else quantized)))
         feature = self.bn2(self.conv2(self.act2(hidden, context)))
-        return feature + values(quantized), feature
+        return feature + self.skip(x, quantized, context), feature
 
 
 class SRResNet(Backbone):

@@ -209,8 +209,8 @@ def _precision(settings: QuantizationSettings, kind: Kind) -> Precision:
         case "float":
             return Precision(kind)
         case "pams":
-            return Precision(kind, weight_bits=settings.weight_bits, quantize_ends=settings.quantize_ends)
-    return Precision(kind, settings.search_space, settings.weight_bits, settings.quantize_ends)
+            return Precision(kind, **settings.model_dump(exclude={"search_space"}))
+    return Precision(kind, **settings.model_dump())
 
 
 def table_bits(table: EdgeToBitTable, low_resolution: Tensor) -> Tensor:
@@ -238,6 +238,7 @@ def _loss_weights(
     return LossWeights(
         feature=0.0 if quantized is None else quantized.kd_feature,
         blocks=0.0 if quantized is None else quantized.kd_blocks,
+        output=0.0 if quantized is None else quantized.kd_output,
         bits=extra.bits,
         bits_per_step=extra.bits_per_step,
         border=border,

@@ -26,9 +26,13 @@ PAMS_BITS = 8
 """Width of PAMS models, and of all positions that are not adaptive."""
 
 
-def num_levels(bits: int) -> int:
-    """Return n = 2^(b-1) - 1, the largest code of a signed symmetric b-bit quantizer (PAMS, eq. 2)."""
-    return 2 ** (bits - 1) - 1
+def num_levels(bits: int, *, unsigned: bool = False) -> int:
+    """Return n, the largest code of a b-bit quantizer.
+
+    Signed codes are -n..n with n = 2^(b-1) - 1 (PAMS, eq. 2). Unsigned codes are 0..n with n = 2^b - 1, for
+    values that are never negative. Both are x n / alpha, rounded and clipped, so n is the only difference.
+    """
+    return 2**bits - 1 if unsigned else 2 ** (bits - 1) - 1
 
 
 def _per_sample(values: Tensor) -> Tensor:
@@ -273,19 +277,23 @@ class _WeightCodes(torch.autograd.Function):
         return grad * ctx.slope, None, None
 
 
-def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Quantize a weight per tensor: codes = round(w n / m), scale = m / n, m = max|w| + 1e-8.
+def weight_codes(weight: Tensor, bits: int, *, per_channel: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantize a weight: codes = round(w n / m), scale = m / n, m = max|w| + 1e-8.
 
     The 1e-8 and the order of operations are those of the released code; both matter for weights half way
     between two codes. The gradient of the value with respect to the weight is 1.
 
     Args:
-        weight: any shape and range.
+        weight: any shape and range; with ``per_channel`` (O,I,k,k).
         bits: width, 2..8.
+        per_channel: take m of each output channel by itself instead of the whole tensor's.
 
     Returns:
-        Codes in -n..n, with gradient, and the scalar scale, without. A weight of zeros has codes of zero.
+        Codes in -n..n, with gradient, and the scale, without: a scalar or, per channel, (1,O,1,1). A weight
+        of zeros has codes of zero.
     """
     levels = num_levels(bits)
-    largest = torch.linalg.vector_norm(weight.detach(), torch.inf) + 1e-8
-    return _WeightCodes.apply(weight, levels, largest), largest / levels
+    axes = (1, 2, 3) if per_channel else None
+    largest = torch.linalg.vector_norm(weight.detach(), torch.inf, dim=axes, keepdim=per_channel) + 1e-8
+    codes = _WeightCodes.apply(weight, levels, largest)
+    return codes, (largest.transpose(0, 1) if per_channel else largest) / levels

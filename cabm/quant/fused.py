@@ -108,7 +108,7 @@ def mixture_gradient(
 def rescale(y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Return y * scale + bias as float32; the scale has B elements or one, the bias C."""
     out = torch.empty_like(y, dtype=torch.float32)
-    _run("rescale", _rows(y), _each(scale, len(y)), bias.detach().contiguous().numpy(), _rows(out))
+    _run("rescale", _rows(y), _each_channel(scale, y), bias.detach().contiguous().numpy(), _rows(out))
     return out
 
 
@@ -117,7 +117,7 @@ def rescale_gradient(grad: Tensor, scale: Tensor, out_type: torch.dtype) -> tupl
     batch, channels, rows, _ = grad.shape
     grad_y = torch.empty_like(grad, dtype=out_type)
     sums = np.zeros((batch, rows, channels), np.float32)
-    _run("rescale_gradient", _rows(grad), _each(scale, batch), _rows(grad_y), sums)
+    _run("rescale_gradient", _rows(grad), _each_channel(scale, grad), _rows(grad_y), sums)
     return grad_y, torch.from_numpy(sums).sum((0, 1))
 
 
@@ -134,6 +134,12 @@ def _each(value: Tensor | float, batch: int) -> np.ndarray:
     if not isinstance(value, Tensor):
         return np.full(batch, value, np.float32)
     return np.ascontiguousarray(np.broadcast_to(value.detach().flatten().numpy(), batch))
+
+
+def _each_channel(scale: Tensor, y: Tensor) -> np.ndarray:
+    """Return a scale that broadcasts to (B,C,1,1) as one float32 per sample and channel of ``y``."""
+    batch, channels = y.shape[:2]
+    return scale.detach().expand(batch, channels, 1, 1).contiguous().view(batch, channels).numpy()
 
 
 def _run(name: str, *arguments: Any) -> None:

@@ -87,25 +87,28 @@ class PamsActivation(_ClippedActivation):
 
     Args:
         bits: the width.
+        unsigned: use codes 0..2^b - 1, for an input that is never negative, instead of both signs.
     """
 
-    def __init__(self, bits: int = PAMS_BITS) -> None:
+    def __init__(self, bits: int = PAMS_BITS, *, unsigned: bool = False) -> None:
         super().__init__()
         self.bits = bits
+        self.unsigned = unsigned
         self.alpha = nn.Parameter(torch.ones(1))
-        self.register_buffer("levels", torch.tensor([float(num_levels(bits))]), persistent=False)
+        levels = float(num_levels(bits, unsigned=unsigned))
+        self.register_buffer("levels", torch.tensor([levels]), persistent=False)
 
     def quantize(self, x: Tensor, context: PrecisionContext) -> Quantized:
         """Quantize ``x`` (B,C,H,W)."""
         scale = (self.alpha.detach() / self.levels).view(1, 1, 1, 1)
-        levels = num_levels(self.bits)
+        levels = num_levels(self.bits, unsigned=self.unsigned)
         return Quantized(
             lambda decoded: assigned_codes(x, self.alpha, levels, decoded=decoded), scale, self.bits
         )
 
     def extra_repr(self) -> str:
         """Show the width."""
-        return f"bits={self.bits}"
+        return f"bits={self.bits}, unsigned={self.unsigned}"
 
 
 class SearchSpaceActivation(_ClippedActivation):
@@ -114,14 +117,16 @@ class SearchSpaceActivation(_ClippedActivation):
     Args:
         search_space: ascending widths.
         position: number of the adaptive position, from 0.
+        unsigned: see `PamsActivation`.
     """
 
-    def __init__(self, search_space: Sequence[int], position: int) -> None:
+    def __init__(self, search_space: Sequence[int], position: int, *, unsigned: bool = False) -> None:
         super().__init__()
         self.search_space = tuple(search_space)
         self.position = position
+        self.unsigned = unsigned
         self.alpha = nn.Parameter(torch.ones(len(self.search_space)))
-        levels = [float(num_levels(bits)) for bits in self.search_space]
+        levels = [float(num_levels(bits, unsigned=unsigned)) for bits in self.search_space]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("widths", torch.tensor(self.search_space), persistent=False)
 
@@ -141,8 +146,10 @@ class SelectedActivation(SearchSpaceActivation):
         channels: number of channels of the input.
     """
 
-    def __init__(self, search_space: Sequence[int], position: int, channels: int) -> None:
-        super().__init__(search_space, position)
+    def __init__(
+        self, search_space: Sequence[int], position: int, channels: int, *, unsigned: bool = False
+    ) -> None:
+        super().__init__(search_space, position, unsigned=unsigned)
         self.selector = nn.Linear(channels + 2, len(self.search_space))
         with torch.no_grad():  # equal scores except for the last bias, so training starts at the widest
             self.selector.weight.fill_(1.0)
@@ -194,18 +201,54 @@ class AssignedActivation(SearchSpaceActivation):
         )
 
 
+class QuantizedSkip(nn.Module):
+    """A skip connection on an 8-bit grid of its own.
+
+    In the released models the skip connection carries the codes that the first convolution reads, so its
+    precision falls with theirs. A byte per value costs no bit operations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = PamsActivation()
+
+    def forward(self, x: Tensor, read: Tensor | Quantized, context: PrecisionContext) -> Tensor:
+        """Return the values of ``x`` (B,C,H,W) on the 8-bit grid; ``read`` is ignored."""
+        return values(self.act(x, context))
+
+
+class ReadSkip(nn.Module):
+    """A skip connection that carries what the block's first convolution reads, as released."""
+
+    def forward(self, x: Tensor, read: Tensor | Quantized, context: PrecisionContext) -> Tensor:
+        """Return the values of ``read``; ``x`` is ignored."""
+        return values(read)
+
+
 class QuantConv2d(nn.Conv2d):
-    """Convolution with weights quantized per tensor, computed on the codes of a quantized input.
+    """Convolution with quantized weights, computed on the codes of a quantized input.
 
     Args:
         args, kwargs: as for `torch.nn.Conv2d`.
         weight_bits: 2..8, or "same": for each sample the width of its activation. The BitOPs of the CABM
             paper count "same"; the released code keeps 8.
+        per_channel: give each output channel its own scale instead of one for the tensor.
     """
 
-    def __init__(self, *args: object, weight_bits: int | str = PAMS_BITS, **kwargs: object) -> None:
+    def __init__(
+        self,
+        *args: object,
+        weight_bits: int | str = PAMS_BITS,
+        per_channel: bool = False,
+        **kwargs: object,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.weight_bits = weight_bits
+        self.per_channel = per_channel
+
+    def codes(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Return the weight's codes and scale at a width; see `weight_codes`."""
+        return weight_codes(self.weight, bits, per_channel=self.per_channel)
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """Convolve (B,C,H,W); the result is a float tensor."""
@@ -214,7 +257,7 @@ class QuantConv2d(nn.Conv2d):
             bits = x.bits if isinstance(x, Quantized) else PAMS_BITS
         if isinstance(bits, Tensor):
             return self._forward_by_width(x)
-        codes, scale = weight_codes(self.weight, bits)
+        codes, scale = self.codes(bits)
         if isinstance(x, Quantized):
             x, scale = x.codes, x.scale * scale
         return rescale(self._conv(x, codes), scale, self.bias)
@@ -228,7 +271,7 @@ class QuantConv2d(nn.Conv2d):
         sorted_scale = x.scale[order]
         start = 0
         for width, count in zip(widths.tolist(), counts.tolist(), strict=True):
-            codes, scale = weight_codes(self.weight, width)
+            codes, scale = self.codes(width)
             chunk = slice(start, start + count)
             y = self._conv(sorted_codes[chunk], codes)
             parts.append(rescale(y, sorted_scale[chunk] * scale, self.bias))
@@ -240,13 +283,14 @@ class QuantConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Show the width of the weights, too."""
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, per_channel={self.per_channel}"
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
     """Transposed convolution with weights quantized per tensor to 8 bits."""
 
     weight_bits = PAMS_BITS
+    per_channel = False
 
     def forward(self, x: Tensor | Quantized, output_size: list[int] | None = None) -> Tensor:
         """Convolve (B,C,H,W); the result is a float tensor of height and width ``output_size``."""

@@ -154,18 +154,18 @@ def rescale(y, scale, bias, out):
 
     Args:
         y, out: (B,R,N), N a multiple of C.
-        scale: (B,).
+        scale: (B,C).
         bias: (C,).
     """
     channels = bias.size
     for item in prange(y.shape[0] * y.shape[1]):
         b, r = item // y.shape[1], item % y.shape[1]
-        factor = scale[b]
+        factors = scale[b]
         for start in range(0, y.shape[2], channels):
             # slices, because the compiler does not vectorise indices that begin at start
             source, target = y[b, r, start : start + channels], out[b, r, start : start + channels]
             for c in range(channels):
-                target[c] = bias[c] + _read(source, c) * factor
+                target[c] = bias[c] + _read(source, c) * factors[c]
 
 
 def rescale_gradient(grad, scale, grad_y, bias_sums):
@@ -173,15 +173,15 @@ def rescale_gradient(grad, scale, grad_y, bias_sums):
 
     Args:
         grad, grad_y: (B,R,N).
-        scale: (B,).
+        scale: (B,C).
         bias_sums: (B,R,C), zeros.
     """
     channels = bias_sums.shape[2]
     for item in prange(grad.shape[0] * grad.shape[1]):
         b, r = item // grad.shape[1], item % grad.shape[1]
-        sums, factor = bias_sums[b, r], scale[b]
+        sums, factors = bias_sums[b, r], scale[b]
         for start in range(0, grad.shape[2], channels):
             source, target = grad[b, r, start : start + channels], grad_y[b, r, start : start + channels]
             for c in range(channels):
                 sums[c] += source[c]
-                _write(target, c, source[c] * factor)
+                _write(target, c, source[c] * factors[c])

@@ -15,6 +15,8 @@ from cabm.quant.layers import (
     PamsActivation,
     QuantConv2d,
     QuantConvTranspose2d,
+    QuantizedSkip,
+    ReadSkip,
     SelectedActivation,
 )
 
@@ -35,6 +37,14 @@ class Precision:
         search_space: widths of adaptive positions, ascending, each 2..8.
         weight_bits: width of the weights that read an adaptive position, 2..8, or "same" as the activation.
         quantize_ends: quantize the convolutions outside the body to 8 bits, too: head, tail and fusion.
+        skip: the skip connections of residual blocks: on an 8-bit grid of their own, or "quantized", the
+            codes that the block's first convolution reads.
+        after_relu: codes of positions behind a ReLU: "unsigned" 0..2^b - 1, or "symmetric", which leaves
+            the negative half unused.
+        weight_granularity: one scale of the weights per output channel, or per tensor.
+
+    The defaults of skip, after_relu and weight_granularity are those of the released code, which published
+    checkpoints need.
 
     Raises:
         InputError: the search space is empty, not ascending, or has widths outside 2..8.
@@ -44,6 +54,9 @@ class Precision:
     search_space: tuple[int, ...] = (4, 6, 8)
     weight_bits: int | Literal["same"] = 8
     quantize_ends: bool = False
+    skip: Literal[8, "quantized"] = "quantized"
+    after_relu: Literal["unsigned", "symmetric"] = "symmetric"
+    weight_granularity: Literal["channel", "tensor"] = "tensor"
 
     def __post_init__(self) -> None:
         widths = list(self.search_space)
@@ -71,24 +84,41 @@ class Quantizers:
         """Whether the convolutions outside the body are quantized."""
         return self.precision.quantize_ends and self.precision.kind != "float"
 
-    def adaptive(self, channels: int) -> nn.Module:
-        """Return the quantizer of the next adaptive position, for an input of ``channels`` channels."""
+    def adaptive(self, channels: int, *, non_negative: bool = False) -> nn.Module:
+        """Return the quantizer of the next adaptive position.
+
+        Args:
+            channels: number of channels of the input.
+            non_negative: whether the input is never negative, as behind a ReLU.
+        """
+        unsigned = self._unsigned(non_negative)
         position = self.num_adaptive
         self.num_adaptive += 1
+        widths = self.precision.search_space
         match self.precision.kind:
             case "float":
                 return FloatActivation()
             case "pams":
-                return PamsActivation()
+                return PamsActivation(unsigned=unsigned)
             case "cadyq":
-                return SelectedActivation(self.precision.search_space, position, channels)
+                return SelectedActivation(widths, position, channels, unsigned=unsigned)
             case "cabm":
-                return AssignedActivation(self.precision.search_space, position)
+                return AssignedActivation(widths, position, unsigned=unsigned)
         raise ValueError(f"unknown kind of precision {self.precision.kind!r}; one of {KINDS}")
 
-    def fixed(self) -> nn.Module:
-        """Return the quantizer of a position that has 8 bits in all quantized kinds."""
-        return FloatActivation() if self.precision.kind == "float" else PamsActivation()
+    def fixed(self, *, non_negative: bool = False) -> nn.Module:
+        """Return the quantizer of a position that has 8 bits in all quantized kinds; see `adaptive`."""
+        if self.precision.kind == "float":
+            return FloatActivation()
+        return PamsActivation(unsigned=self._unsigned(non_negative))
+
+    def skip(self) -> nn.Module:
+        """Return the skip connection of a residual block; see `QuantizedSkip` and `ReadSkip`."""
+        own_grid = self.precision.kind != "float" and self.precision.skip == 8
+        return QuantizedSkip() if own_grid else ReadSkip()
+
+    def _unsigned(self, non_negative: bool) -> bool:
+        return non_negative and self.precision.after_relu == "unsigned"
 
     def end(self) -> nn.Module:
         """Return the quantizer before a convolution outside the body: head, tail or fusion."""
@@ -120,4 +150,5 @@ class Quantizers:
             assert reads == "end", "transposed convolutions have 8-bit weights"
             return QuantConvTranspose2d(*shape, **options)
         bits = self.precision.weight_bits if reads == "adaptive" else PAMS_BITS
-        return QuantConv2d(*shape, weight_bits=bits, **options)
+        per_channel = self.precision.weight_granularity == "channel"
+        return QuantConv2d(*shape, weight_bits=bits, per_channel=per_channel, **options)

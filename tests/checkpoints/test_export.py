@@ -19,11 +19,10 @@ from cabm.engine.packing import Row
 from cabm.errors import InputError
 from cabm.models import Backbone, build_model
 from cabm.quant import Precision
-from cabm.quant.functional import weight_codes
 from cabm.quant.layers import QuantConv2d
 from cabm.tables.table import EdgeToBitTable
 from tests.checkpoints.helpers import table_of
-from tests.engine.helpers import BACKBONES, calibrated, photograph, row, simulated
+from tests.engine.helpers import BACKBONES, CHOICES, calibrated, photograph, row, simulated
 
 
 class Agreement(NamedTuple):
@@ -58,10 +57,13 @@ def compare(model: Backbone, path: Path, tiles: Tensor, bits: Row = None) -> Agr
     )
 
 
+@pytest.mark.parametrize("choices", [{}, CHOICES], ids=["released", "chosen"])
 @pytest.mark.parametrize("bits", [4, 8, "mixed"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_onnx_runtime_agrees_on_integer_kernels(backbone: str, bits: int | str, tmp_path: Path) -> None:
-    model = calibrated(backbone)
+def test_onnx_runtime_agrees_on_integer_kernels(
+    backbone: str, bits: int | str, choices: dict, tmp_path: Path
+) -> None:
+    model = calibrated(backbone, **choices)
     given = tuple(row(model, bits)[0].tolist())
     path = tmp_path / "model.onnx"
     export_onnx(model, path, given)
@@ -162,18 +164,20 @@ def test_the_command_writes_the_row_it_is_given(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_packed_weights_are_the_same_codes(backbone: str, weight_bits: int) -> None:
-    model = calibrated(backbone, weight_bits=weight_bits)
-    restored = calibrated(backbone, weight_bits=weight_bits)
+def test_packed_weights_are_the_same_codes(backbone: str, weight_bits: int, granularity: str) -> None:
+    precision = {"weight_bits": weight_bits, "weight_granularity": granularity}
+    model = calibrated(backbone, **precision)
+    restored = calibrated(backbone, **precision)
     restored.load_state_dict(unpack_state(pack_state(model)))
     for before, after in zip(model.modules(), restored.modules(), strict=True):
         if isinstance(before, QuantConv2d):
-            codes, scale = weight_codes(before.weight, before.weight_bits)
-            codes_again, scale_again = weight_codes(after.weight, after.weight_bits)
+            codes, scale = before.codes(before.weight_bits)
+            codes_again, scale_again = after.codes(after.weight_bits)
             assert torch.equal(codes, codes_again)
-            assert float(scale) == pytest.approx(float(scale_again), rel=1e-6)
+            torch.testing.assert_close(scale_again, scale, rtol=1e-6, atol=0)
     tiles, bits = photograph(16, 16), row(model, "mixed")
     difference = simulated(restored, tiles, bits) - simulated(model, tiles, bits)
     assert float(difference.abs().mean()) < 0.5  # head and tail in float16 may change a few codes

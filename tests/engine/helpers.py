@@ -30,6 +30,10 @@ def photograph(height: int, width: int, *, count: int = 1, seed: int = 0) -> Ten
     return smooth.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
+CHOICES = {"skip": 8, "after_relu": "unsigned", "weight_granularity": "channel"}
+"""The quantizer choices that were not released; each is tried alone and with the others."""
+
+
 def calibrated(
     backbone: str,
     kind: str = "cabm",

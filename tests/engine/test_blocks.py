@@ -17,7 +17,7 @@ from cabm.engine.integer import IntegerModel
 from cabm.machine import cpu
 from cabm.models import Backbone
 
-from .helpers import calibrated, needs_units, photograph, row, simulated
+from .helpers import CHOICES, calibrated, needs_units, photograph, row, simulated
 
 needs_kernel = pytest.mark.skipif(
     not onednn.available()[0] or blocks.compiled() is None, reason="no VNNI, or AMX"
@@ -62,6 +62,11 @@ def test_fused_blocks_equal_layer_by_layer(
         {"weight_bits": 4},
         {"weight_bits": "same"},
         {"search_space": (4, 8)},
+        {"skip": 8},
+        {"after_relu": "unsigned"},
+        {"weight_granularity": "channel"},
+        {"weight_bits": "same"} | CHOICES,
+        CHOICES,
     ],
     ids=str,
 )
@@ -89,26 +94,38 @@ def test_sums_codes_and_borders_are_exact(width: int) -> None:
     height, channels = 3, 64
     generator = np.random.default_rng(width)
     convs = torch.from_numpy(generator.integers(-127, 128, (4, channels, channels, 3, 3)))
-    codes = torch.from_numpy(generator.integers(1, 256, (1, channels, height, width)))
+    read, skip = torch.from_numpy(generator.integers(1, 256, (2, 1, channels, height, width)))
     biases = generator.integers(-64, 65, (4, channels)) / 16
     exponents = generator.integers(9, 15, (4, channels))
     exponents[1::2] -= 2
-    step, skip_step, following = 0.25, 0.5, 0.5
+    step, skip_step, read_step, next_step = 0.25, 0.5, 0.5, 0.125
     factors = 2.0**-exponents
     weights = [FusedWeights(conv, shifted=index % 2 == 0) for index, conv in enumerate(convs)]
-    hidden_levels, levels, next_levels = 15, 127, 31
+    hidden_levels, levels, read_levels, next_levels = 15, 127, 31, 127
+    nothing = (0, 0, 0, 0)
     numbers = np.array(
         [
-            (1, 0.5, 0, hidden_levels, 0, 0, 0, 0),
-            (0.5, 1, -levels, levels, step, skip_step, 1 / following, next_levels),
-            (1, 0.5, 0, 255, 0, 0, 0, 0),
-            (0.5, 1, -levels, levels, step, following, 0, 0),
+            (1, 0.5, 0, hidden_levels, 0, 0, *nothing),
+            (
+                0.5,
+                1,
+                -levels,
+                levels,
+                step,
+                skip_step,
+                1 / read_step,
+                read_levels,
+                1 / next_step,
+                next_levels,
+            ),
+            (1, 0.5, 0, 255, 0, 0, *nothing),
+            (0.5, 1, -levels, levels, step, next_step, *nothing),
         ],
         dtype=np.float32,
     )
     out = np.empty(height * width * channels, dtype=np.float32)
     blocks.compiled()(
-        codes.permute(0, 2, 3, 1).to(torch.uint8).numpy().ravel(),
+        *(x.permute(0, 2, 3, 1).to(torch.uint8).numpy().ravel() for x in (read, skip)),
         height,
         width,
         np.array([each.address for each in weights], dtype=np.uintp),
@@ -124,14 +141,14 @@ def test_sums_codes_and_borders_are_exact(width: int) -> None:
         scaled = sums * torch.from_numpy(factors[number]).view(1, -1, 1, 1)
         return scaled + torch.from_numpy(biases[number]).view(1, -1, 1, 1)
 
-    skip = codes.double() - 128
-    hidden = (convolved(skip, 0) * 0.5).round().clamp(0, hidden_levels)
+    hidden = (convolved(read.double() - 128, 0) * 0.5).round().clamp(0, hidden_levels)
     residual = (convolved(hidden, 1) * 0.5).round().clamp(-levels, levels)
-    total = residual * step + skip * skip_step
-    skip = (total / following).round().clamp(-next_levels, next_levels)
-    hidden = (convolved(skip, 2) * 0.5).round().clamp(0, 255)
+    total = residual * step + (skip.double() - 128) * skip_step
+    read = (total / read_step).round().clamp(-read_levels, read_levels)
+    skip = (total / next_step).round().clamp(-next_levels, next_levels)
+    hidden = (convolved(read, 2) * 0.5).round().clamp(0, 255)
     residual = (convolved(hidden, 3) * 0.5).round().clamp(-levels, levels)
-    wanted = residual * step + skip * following
+    wanted = residual * step + skip * next_step
     found = torch.from_numpy(out).view(1, height, width, channels).permute(0, 3, 1, 2)
     assert torch.equal(found.double(), wanted)
     assert residual.min() < 0 < residual.max() and residual.unique().numel() > 10

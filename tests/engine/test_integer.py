@@ -12,7 +12,7 @@ from cabm.errors import InputError
 from cabm.models import Backbone
 from cabm.quant.layers import QuantConv2d
 
-from .helpers import BACKBONES, calibrated, needs_units, photograph, row, simulated
+from .helpers import BACKBONES, CHOICES, calibrated, needs_units, photograph, row, simulated
 
 pytestmark = needs_units
 
@@ -80,15 +80,27 @@ def test_runs_weights_of_other_widths(backbone: str, weight_bits: int | str) -> 
     close(model, photograph(20, 18, count=2, seed=9), row(model, "mixed", count=2), 0.05)
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [*({name: value} for name, value in CHOICES.items()), CHOICES, {"weight_bits": "same"} | CHOICES],
+    ids=str,
+)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_runs_every_choice_of_quantizer(backbone: str, choices: dict) -> None:
+    model = calibrated(backbone, search_space=(2, 4, 8), **choices)
+    close(model, photograph(20, 18, count=3, seed=9), row(model, "mixed", count=3), 0.05)
+
+
 def test_runs_scaled_residuals() -> None:
     model = calibrated("edsr", options={"res_scale": 0.1})
     close(model, photograph(20, 18, seed=10), row(model, "mixed"), 0.05)
 
 
+@pytest.mark.parametrize("choices", [{}, CHOICES], ids=["released", "chosen"])
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_layer_reads_the_simulations_codes(
-    backbone: str, bits: int | str, monkeypatch: pytest.MonkeyPatch
+    backbone: str, bits: int | str, choices: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Give each layer the simulation's codes; the next layer must then read the simulation's codes."""
     model = calibrated(backbone)

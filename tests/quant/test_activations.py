@@ -299,5 +299,5 @@ def test_quantized_values_are_codes_times_scale():
 
 
 def test_repr_names_the_choice():
-    assert repr(PamsActivation(6)) == "PamsActivation(bits=6)"
+    assert repr(PamsActivation(6)) == "PamsActivation(bits=6, unsigned=False)"
     assert "search_space=(4, 6, 8), position=3" in repr(AssignedActivation(SPACE, 3))

@@ -12,7 +12,7 @@ from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
-from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of
+from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of, input_storage
 from cabm.models.carn import CARN, Cascade, ResidualBlock
 
 
@@ -62,7 +62,7 @@ class CarnProgram:
         """Return the residual blocks at the bits of ``row``."""
         return {
             block: _Block(
-                conv1=conv1.at(grid_of(block.act1, row, Storage.SHIFTED)),
+                conv1=conv1.at(grid_of(block.act1, row, input_storage(block.act1))),
                 conv2=conv2.at(grid_of(block.act2, row, Storage.POSITIVE)),
             )
             for block, (conv1, conv2) in self._packed.items()

@@ -12,7 +12,7 @@ from cabm.engine.float_conv import FloatConv
 from cabm.engine.grid import Storage
 from cabm.engine.linear_tail import CollapsedTail
 from cabm.engine.onednn import IntegerConv
-from cabm.engine.packing import PackedConv, Row, bits_of, grid_at
+from cabm.engine.packing import PackedConv, Row, bits_of, grid_at, skip_grid
 from cabm.models.edsr import EDSR, ResidualBlock
 
 
@@ -55,7 +55,8 @@ class EdsrProgram:
         block, (conv1, conv2) = self._model.body[index], self._convs[index]
         storages = (Storage.SHIFTED, Storage.POSITIVE, Storage.SIGNED)
         source, hidden, residual = map(grid_at, _quantizers(block), bits, storages)
-        return Block(conv1.at(source), conv2.at(hidden), residual, block.res_scale)
+        skip = skip_grid(block, bits[0])
+        return Block(conv1.at(source), conv2.at(hidden), residual, skip, block.res_scale)
 
 
 def _quantizers(block: ResidualBlock) -> tuple[nn.Module, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 from cabm.engine.active_tail import ActiveTail
 from cabm.engine.elementwise import add_decode, add_encode, encode
 from cabm.engine.float_conv import FloatConv
-from cabm.engine.grid import Storage
-from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of
+from cabm.engine.grid import Grid, Storage
+from cabm.engine.packing import BoundConv, PackedConv, Row, bits_of, grid_of, skip_grid
 from cabm.models.srresnet import SRResNet
 
 ONE = np.float32(1)
@@ -24,7 +25,8 @@ ONE = np.float32(1)
 class _Block:
     """One residual block at given bits."""
 
-    conv1: BoundConv  # the skip connection is its input
+    conv1: BoundConv
+    skip: Grid  # of the skip connection
     conv2: BoundConv
     norm1: nn.BatchNorm2d
     norm2: nn.BatchNorm2d
@@ -63,6 +65,7 @@ class SRResNetProgram:
                 norm1=block.bn1,
                 norm2=block.bn2,
                 slope=self._slope,
+                skip=skip_grid(block, bits_of(block.act1, row)),
             )
             for block, (conv1, conv2) in zip(self._blocks, self._convs, strict=True)
         ]
@@ -74,10 +77,11 @@ class SRResNetProgram:
 
     @staticmethod
     def _body(head: Tensor, plan: list[_Block]) -> Tensor:
-        skip = encode(head, plan[0].conv1.grid)
+        read, skip = (encode(head, grid) for grid in (plan[0].conv1.grid, plan[0].skip))
         for block, following in pairwise(plan):
-            skip = add_encode(block.run(skip), ONE, skip, block.conv1.grid, following.conv1.grid)
-        return add_decode(plan[-1].run(skip), ONE, skip, plan[-1].conv1.grid)
+            total = partial(add_encode, block.run(read), ONE, skip, block.skip)
+            read, skip = total(following.conv1.grid), total(following.skip)
+        return add_decode(plan[-1].run(read), ONE, skip, plan[-1].skip)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
