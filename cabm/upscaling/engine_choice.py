@@ -1,4 +1,4 @@
-"""Which engine runs a model: the integer one or the simulated (float) one."""
+"""Choose what runs a model: the integer engine or the simulated (float) model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from cabm.upscaling.runners import ModelRunner, TileRunner
 Engine = Literal["auto", "int8", "float"]
 Device = Literal["auto", "cpu", "cuda"]
 
-# Pixels of the tiles in one batch: on a CPU few, so that activations stay small (a float EDSR takes
-# about 12 kB a pixel where its tail runs layer by layer); a GPU wants many.
-_CPU_BATCH_PIXELS = 4 * 96 * 96
-_GPU_BATCH_PIXELS = 32 * 96 * 96
+# A CPU gets small batches, so that activations stay small: a float EDSR takes about 12 kB per pixel where
+# its tail runs layer by layer. A GPU needs large batches.
+_BATCH_PIXELS = {"cpu": 4 * 96 * 96, "cuda": 32 * 96 * 96}
 
 
 @dataclass(frozen=True)
@@ -26,34 +25,32 @@ class ChosenRunner:
     """A runner and how it was chosen.
 
     Attributes:
-        runner: what upscales a batch.
+        runner: upscales the tiles.
         engine: ``int8`` or ``float``.
-        device: where it computes, such as ``cpu`` or ``cuda``.
-        reason: why not the integer engine, where ``auto`` did not take it; else empty.
-        batch_pixels: pixels of a good batch of tiles. The integer engine takes them one by one.
+        device: where it computes: ``cpu`` or ``cuda``.
+        reason: why ``auto`` did not choose the integer engine; empty if it did or was not asked.
     """
 
     runner: TileRunner
     engine: str
     device: str
-    reason: str
-    batch_pixels: int
+    reason: str = ""
 
     def batch_size(self, tile_pixels: int) -> int:
-        """Tiles of that many pixels in a good batch."""
-        return max(1, self.batch_pixels // tile_pixels)
+        """Return the number of tiles of so many pixels in a good batch."""
+        return max(1, _BATCH_PIXELS[self.device] // tile_pixels)
 
 
 def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto") -> ChosenRunner:
-    """Choose what runs a model: integers on a CPU that has the units, floats elsewhere.
+    """Choose what runs a model: the integer engine on a CPU that has the instructions, otherwise floats.
 
     Args:
-        model: the backbone on the CPU; moved to ``device`` if that is another.
-        engine: ``int8`` insists on the integer engine, ``float`` on the simulated model.
-        device: ``auto`` takes a GPU where there is one, unless the integer engine was asked for.
+        model: the backbone, on the CPU; it is moved to the chosen device.
+        engine: ``int8`` requires the integer engine, ``float`` the simulated model; ``auto`` decides.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one, unless ``engine`` is ``int8``.
 
     Raises:
-        InputError: an unknown name, no GPU, or the integer engine cannot run this model here.
+        InputError: an unknown name, no GPU, or an integer engine that cannot run this model here.
     """
     if engine not in get_args(Engine):
         raise InputError(f"engine {engine!r} is not one of {', '.join(get_args(Engine))}")
@@ -65,18 +62,18 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
         device = "cuda" if torch.cuda.is_available() and engine != "int8" else "cpu"
     if device == "cuda" and engine == "int8":
         raise InputError("engine int8 runs on the CPU; use --device cpu, or --engine float on the GPU")
-    reason = ""
-    if engine != "float":
-        if device == "cuda":
-            reason = "the integer engine runs on the CPU"
-        elif model.precision.kind == "cadyq":
-            reason = "a cadyq model chooses its bits from what only the float network computes"
-        else:
-            reason = supports(model) or ""
-        if engine == "int8" and reason:
-            raise InputError(f"engine int8: {reason}; use engine float or auto")
-        if not reason:
-            return ChosenRunner(compile_model(model), "int8", "cpu", "", _CPU_BATCH_PIXELS)
-    runner = ModelRunner(model.to(device), collapse_tail=True)
-    pixels = _GPU_BATCH_PIXELS if device == "cuda" else _CPU_BATCH_PIXELS
-    return ChosenRunner(runner, "float", device, reason, pixels)
+    reason = "" if engine == "float" else _why_not_integers(model, device)
+    if engine == "int8" and reason:
+        raise InputError(f"engine int8: {reason}; use engine float or auto")
+    if engine != "float" and not reason:
+        return ChosenRunner(compile_model(model), "int8", "cpu")
+    return ChosenRunner(ModelRunner(model.to(device), collapse_tail=True), "float", device, reason)
+
+
+def _why_not_integers(model: Backbone, device: str) -> str:
+    """Return why the integer engine cannot run a model, or an empty string if it can."""
+    if device == "cuda":
+        return "the integer engine runs on the CPU"
+    if model.precision.kind == "cadyq":
+        return "a cadyq model chooses its bits by values that only the float network computes"
+    return supports(model) or ""

@@ -14,8 +14,8 @@ from cabm.errors import InputError, error_line
 from cabm.files import remove_leftovers
 from cabm.imaging.reader import open_raster
 from cabm.upscaling.request import UpscaleRequest
-from cabm.upscaling.streaming import Progress
 from cabm.upscaling.tasks import Task
+from cabm.upscaling.trace import Progress
 from cabm.upscaling.upscaler import Report, Upscaler
 
 STALE_SECONDS = 3600.0

@@ -1,4 +1,4 @@
-"""Runs a network on tiles: the interface, and the simulated model behind it."""
+"""The interface of what upscales tiles, and the simulated model behind it."""
 
 from __future__ import annotations
 

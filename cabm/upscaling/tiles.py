@@ -1,4 +1,4 @@
-"""Run a model over the tiles of an image: score, look up, group, run, merge."""
+"""Upscale all tiles of an image in memory, and merge them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,25 +20,23 @@ from cabm.tiling.blending import blend_tiles
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import Region, TileParts, paste
 from cabm.tiling.plan import TilePlan, plan, split
-from cabm.upscaling.runners import ModelRunner, TileRunner
-
-__all__ = ["ModelRunner", "TileRun", "TileRunner", "TiledResult", "super_resolve", "touches_border"]
+from cabm.upscaling.runners import TileRunner
 
 _TILES_PER_TURN = 8
-"""Tiles per thread within which those of most work go first."""
+"""Tiles per thread in a turn, within which tiles with the most work come first."""
 
 
 @dataclass(frozen=True)
 class TiledResult:
-    """An upscaled image and what its tiles took.
+    """An upscaled image and what was done with its tiles.
 
     Attributes:
         image: (H*scale, W*scale, 3) uint8.
-        plan: the tiles; one tile of the image's size where it was not cut.
+        plan: the tiles; a single one if the image was not cut.
         scores: (N,) edge score of each tile.
-        bits: (N,L) bits of each tile, zeros where none of it entered the network; None for models without
+        bits: (N,L) bits of each tile, zeros for tiles that bypassed the network; None for models without
             bits.
-        parts: which parts of the tiles did not enter the network (bicubic); None: all did.
+        parts: which parts of the tiles bypassed the network; None: no part did.
     """
 
     image: np.ndarray
@@ -48,37 +47,38 @@ class TiledResult:
 
     @property
     def bypassed(self) -> np.ndarray:
-        """(N,) share 0..1 of each tile that did not come from the network."""
+        """(N,) share of each tile that bypassed the network, 0..1."""
         return np.zeros(len(self.plan)) if self.parts is None else self.parts.share
 
     @property
     def work(self) -> np.ndarray:
-        """(N,) share 0..1 of each tile that the network computed; margins count."""
+        """(N,) pixels that the network computed, margins included, relative to the tile: 0..1."""
         return np.ones(len(self.plan)) if self.parts is None else self.parts.work
 
 
 class TileRun:
-    """Upscales tiles in batches of the same shape and of the same or similar bits, while it is iterated.
+    """Upscales tiles while it is iterated, and yields the number of each tile when it is finished.
 
-    Iterating yields the number of each tile as it is done, in about the order of the tiles where the runner
-    takes one tile at a time; others go on meanwhile.
+    Of each tile, only the regions that do not bypass the network are run. A runner that takes batches gets
+    regions of one shape, sorted by bits. Other runners get the regions of several tiles at once, one per
+    thread; tiles then finish in about their order, and later ones are already running.
 
     Args:
-        runner: upscales batches of rectangles of tiles, or those of one tile after another.
-        tiles: (N,3,h,w) uint8 or float in 0..255.
-        bits: (N,L) or None.
-        batch_size: tiles in a batch at most; of rectangles of tiles, as many as have their pixels. Not for
-            a runner that takes one tile at a time.
-        parts: which parts of the tiles are bicubic; None: nothing is.
-        at_border: (N,) whether a tile touches the image's border; None: each does. Batches do not mix both
-            kinds where the runner ``splits_border``.
-        dtype: of the result: uint8 in 0..255, or uint16 in 0..65535.
-        surrounded: gives a tile by its number with the pixels around it, (3,h+4,w+4), for bicubic ones;
-            None: they are mirrored at the tile's border.
+        runner: upscales regions of tiles.
+        tiles: (N,3,h,w), uint8 or float, in 0..255.
+        bits: (N,L) bits of each tile; None for models that take none.
+        batch_size: largest batch, in tiles. A batch of regions may have as many pixels as these tiles.
+        parts: which parts of the tiles bypass the network and stay bicubic; None: no part does.
+        at_border: (N,) bool, whether a tile touches the image's border; None: each does. Batches do not mix
+            both kinds if the runner ``splits_border``.
+        dtype: of the result: uint8 (0..255) or uint16 (0..65535).
+        surrounded: returns a tile with the pixels around it, (3,h+4,w+4), by its number; None: pixels are
+            mirrored at the tile's border.
 
     Attributes:
-        upscaled: (N,3,h*s,w*s) of ``dtype`` in the order of ``tiles``; undefined for those not yet done.
-        used: bits used (N,L), or None; complete at the end.
+        upscaled: (N,3,h*scale,w*scale) of ``dtype`` in the order of ``tiles``; undefined for tiles that are
+            not finished.
+        used: (N,L) bits that were used, or None; complete when all tiles are finished.
     """
 
     def __init__(
@@ -90,16 +90,15 @@ class TileRun:
         batch_size: int,
         parts: TileParts | None = None,
         at_border: np.ndarray | None = None,
-        dtype: torch.dtype = torch.uint8,
+        dtype: DTypeLike = np.uint8,
         surrounded: Callable[[int], Tensor] | None = None,
     ) -> None:
         n, channels, height, width = tiles.shape
         if parts is None:
             parts = TileParts.all_computed(n, height, width)
-        # colours lie side by side, as in an image and in what networks give back
+        # the channels of a pixel are side by side, as in images and in the results of networks
         shape = (n, height * runner.scale, width * runner.scale, channels)
-        numbers = np.uint8 if dtype == torch.uint8 else np.uint16
-        self.upscaled = np.empty(shape, numbers).transpose(0, 3, 1, 2)
+        self.upscaled = np.empty(shape, dtype).transpose(0, 3, 1, 2)
         self.used: Tensor | None = None if bits is None else bits.clone()
         self._runner, self._tiles, self._bits = runner, tiles, bits
         self._parts, self._surrounded = parts, surrounded
@@ -111,46 +110,46 @@ class TileRun:
         return self._in_batches() if self._runner.in_batches else self._one_by_one()
 
     def complete(self) -> TileRun:
-        """Upscale all tiles; returns itself."""
+        """Upscale all tiles; return self."""
         for _ in self:
             pass
         return self
 
     def _one_by_one(self) -> Iterator[int]:
-        """Upscale one tile after another, several at once; yield the number of each that is done."""
+        """Upscale several tiles at once, each on its own thread."""
         order = _in_turns(self._parts.work, torch.get_num_threads())
 
         @torch.inference_mode()
         def upscale(index: int) -> int:
             number = order[index]
             if self._parts.share[number]:
-                self._lay_bicubic(number)
+                self._write_bicubic(number)
             bits = None if self._bits is None else self._bits[number : number + 1]
             for region in self._parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
                 values, _ = self._runner(self._tiles[number : number + 1, :, y0:y1, x0:x1], bits)
-                self._lay(number, region, values[0])
+                self._write(number, region, values[0])
             return number
 
         return in_order(upscale, len(order))
 
     def _in_batches(self) -> Iterator[int]:
-        """Upscale regions of many tiles together; yields the numbers of tiles that are done."""
+        """Upscale regions of many tiles together."""
         open_regions = [len(regions) for regions in self._parts.regions]
         for number in np.flatnonzero(self._parts.share).tolist():
-            self._lay_bicubic(number)
+            self._write_bicubic(number)
             if not open_regions[number]:
                 yield number
         for batch in _batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
             for (number, region), values in zip(batch, self._upscaled(batch), strict=True):
-                self._lay(number, region, values)
+                self._write(number, region, values)
                 open_regions[number] -= 1
                 if not open_regions[number]:
                     yield number
 
     @torch.inference_mode()
     def _upscaled(self, batch: list[tuple[int, Region]]) -> Tensor:
-        """Upscale the regions of a batch, 0..255."""
+        """Upscale the regions of a batch: (n,3,h*scale,w*scale) in 0..255."""
         inside = bool(self._inside[batch[0][0]])
         numbers = torch.tensor([number for number, _ in batch])
         pieces = [self._tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
@@ -162,20 +161,20 @@ class TileRun:
             self.used[numbers] = chosen.to("cpu", self.used.dtype)
         return results
 
-    def _lay_bicubic(self, number: int) -> None:
+    def _write_bicubic(self, number: int) -> None:
         around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
         write_upscaled(self.upscaled[number], around, self._runner.scale)
 
     @torch.inference_mode()
-    def _lay(self, number: int, region: Region, values: Tensor) -> None:
+    def _write(self, number: int, region: Region, values: Tensor) -> None:
         whole = _rounded(values, np.iinfo(self.upscaled.dtype).max)
         paste(self.upscaled[number], whole, region, self._runner.scale)
 
 
 def _in_turns(work: np.ndarray, threads: int) -> list[int]:
-    """Order tiles so that the first are done early, and those of much work before others of their turn.
+    """Return an order of tiles that finishes early ones early, and lets all threads end together.
 
-    A thread gets a few tiles per turn: at the end all have little left, and end together.
+    Each turn gives a thread a few tiles. Within a turn, tiles with the most work come first.
     """
     turns = max(1, -(-len(work) // (_TILES_PER_TURN * threads)))
     turn = np.arange(len(work)) * turns // max(1, len(work))
@@ -183,25 +182,24 @@ def _in_turns(work: np.ndarray, threads: int) -> list[int]:
 
 
 def _rounded(batch: Tensor, peak: int) -> np.ndarray:
-    """0..255 as whole numbers in 0..peak; a level is 257 of them in 16 bits. Overwrites the batch."""
+    """Return values of 0..255 as whole numbers in 0..peak. Overwrites the batch."""
     if batch.dtype == torch.uint8:
         assert peak == 255
         return batch.numpy()
     if peak == 255:
         return batch.round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
-    # PyTorch's casts to uint16 are not on every device
+    # not every device casts to uint16
     return batch.mul_(peak / 255).round_().clamp_(0, peak).to(torch.int32).cpu().numpy()
 
 
 def _batches(
     regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int
 ) -> Iterator[list[tuple[int, Region]]]:
-    """Yield regions with their tile's number that run together, large ones before small ones.
+    """Yield batches of regions, each with the number of its tile; large regions come first.
 
-    Those of a batch are of one shape, all inside the image or all at its border, and have no more than that
-    many pixels together, but for one that has more by itself.
-    Rows of bits may meet in a batch: a batch cut at every new row would be mostly short ones, as tables
-    have hundreds of rows.
+    The regions of a batch have one shape and are all inside the image or all at its border. A batch has at
+    most ``pixels`` pixels, unless it is a single region. It may mix rows of bits: tables have hundreds of
+    rows, so one batch per row would make most batches short.
     """
     row = [0] * len(regions)
     if bits is not None and len(bits):
@@ -224,7 +222,7 @@ def _batches(
 
 
 def touches_border(tile_plan: TilePlan) -> np.ndarray:
-    """Tell of each tile whether it has a side on the image's border: (N,) bool."""
+    """Return whether each tile has a side on the image's border: (N,) bool."""
     y0, x0, y1, x1 = tile_plan.boxes.T
     return (y0 == 0) | (x0 == 0) | (y1 >= tile_plan.height) | (x1 >= tile_plan.width)
 
@@ -239,16 +237,18 @@ def super_resolve(
     size_multiple: int = 1,
     batch_size: int = 8,
 ) -> TiledResult:
-    """Upscale an image that fits in memory, as `cabm.upscaling.upscaler.Upscaler` does large ones.
+    """Upscale an image in memory, as evaluation and training do.
+
+    `cabm.upscaling.streaming.upscale` gives the same pixels for images of any size.
 
     Args:
-        runner: what upscales a batch of tiles.
+        runner: upscales the tiles.
         image: (H,W,3) uint8.
-        table: gives a tile's bits from its edge score; for CABM models.
-        tile: side of a tile in pixels; None: the whole image at once.
-        stride: distance of neighbouring tiles.
-        size_multiple: what the backbone needs.
-        batch_size: tiles in a batch at most.
+        table: chooses the bits of each tile by its edge score, for CABM models.
+        tile: side of a tile in pixels; None: the whole image is one tile.
+        stride: distance of neighbouring tiles in pixels.
+        size_multiple: the backbone takes tiles whose sides are multiples of this.
+        batch_size: largest number of tiles in a batch.
     """
     height, width = image.shape[:2]
     if tile is None:
@@ -272,15 +272,15 @@ def super_resolve(
 
 
 def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Tensor:
-    """Cut one tile with its surroundings, (C,h+4,w+4), out of a surrounded image.
+    """Cut a tile with the pixels around it, (C,h+4,w+4), out of an image with pixels around it.
 
     Args:
-        surrounded: (C,H+4,W+4): the image of the plan with `REACH` pixels around it.
-        tile_plan: where the tiles lie.
-        number: of the tile.
+        surrounded: (C,H+4,W+4): the image with `REACH` pixels around it.
+        tile_plan: the tiles of the image.
+        number: the tile's number.
     """
     y0, x0, y1, x1 = tile_plan.boxes[number].tolist()
     tile = surrounded[:, y0 : y1 + 2 * REACH, x0 : x1 + 2 * REACH]
     missing = (y1 + 2 * REACH - y0 - tile.shape[1], x1 + 2 * REACH - x0 - tile.shape[2])
-    # an image smaller than the network's size multiple: what lies beyond it is cut off again
+    # tiles extend beyond an image that is smaller than the size multiple; the excess is cut off later
     return F.pad(tile, (0, missing[1], 0, missing[0])) if any(missing) else tile

@@ -20,20 +20,20 @@ from cabm.tiling.blending import MAX_FADE
 from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan, plan
 from cabm.upscaling.engine_choice import ChosenRunner, choose_runner
-from cabm.upscaling.streaming import Progress, Trace, upscale
+from cabm.upscaling.streaming import upscale
+from cabm.upscaling.trace import Progress, Trace
 
 TILE, STRIDE = 96, 94
-"""Tiles of models without a table, in input pixels; those with one have their table's."""
+"""Tiles of models without a table, in input pixels. Other models have the tiles of their table."""
 
 DEFAULT_OVERLAP = 6
-"""Input pixels that tiles overlap by.
+"""Overlap of neighbouring tiles in input pixels.
 
-Measured with a trained EDSR x4 on Urban100, against images computed whole: 2 pixels (as the tables are
-built and models are evaluated) leave seams of up to 39 levels, 6 pixels nothing above 8 levels for 9 %
-more work.
+Measured with a trained EDSR x4 on Urban100, against images computed whole: an overlap of 2 pixels, as in
+evaluation, leaves seams of up to 39 levels. 6 pixels leave at most 8 levels, for 9 % more work.
 """
 
-_IN_MEMORY_BYTES = 64 << 20  # images up to this size are decoded once instead of twice
+_IN_MEMORY_BYTES = 64 << 20  # smaller images are decoded once instead of twice
 _AUTO_TILE_MULTIPLE = 16
 
 
@@ -43,15 +43,15 @@ class Report:
 
     Attributes:
         plan: its tiles.
-        bits: (N,L) bits of each tile, zeros where none of it entered the network; None for models without
+        bits: (N,L) bits of each tile, zeros for tiles that bypassed the network; None for models without
             bits.
         fab: mean bits of the tiles that entered the network; None for models without bits.
-        bypassed: share of the tiles' pixels that did not come from the network, 0..1.
+        bypassed: share of the tiles' pixels that bypassed the network, 0..1.
         bitops_saved: share of the bit operations saved against the same network in float, 0..1.
         seconds: by phase: decode, score, look up, network, merge, encode (waiting for the encoder), total.
-        engine: what computed, and where.
-        notes: what was done to the pixels that the user should know.
-        parts: which parts of the tiles did not enter the network; None for models without a table.
+        engine: engine and device, such as ``int8 on cpu``.
+        notes: conversions of the pixels that the user should know of.
+        parts: which parts of the tiles bypassed the network; None for models without a table.
     """
 
     plan: TilePlan
@@ -66,27 +66,27 @@ class Report:
 
 
 class Upscaler:
-    """Upscales images by the scale of its model, tile by tile.
+    """Upscales images with a trained model, tile by tile.
 
-    Made by `load`; call it with an array, or give it files by `upscale_file`.
+    Use `load` to make one. Call it with an array, or use `upscale_file` for files.
 
     Args:
         loaded: the model and its table.
-        chosen: what runs it.
-        overlap: pixels; ``evaluated``: as the model was evaluated and its table built (2 pixels, if the
-            table does not say otherwise); or ``auto``: by what the network sees, so that a tiled image
-            equals one computed whole (of a float model), at two to three times the work.
-        tile: side of a tile in input pixels; None: the table's, or what ``auto`` needs.
-        threads: CPU threads; None: as PyTorch is set.
+        chosen: what runs the model.
+        overlap: overlap of neighbouring tiles in input pixels. ``evaluated``: as in the model's evaluation
+            and its table, usually 2 pixels. ``auto``: as much as the network sees, so that a float model
+            gives the same image as without tiles, at two to three times the work.
+        tile: side of a tile in input pixels; None: the table's, or as large as ``auto`` needs.
+        threads: CPU threads; None: as many as PyTorch uses.
 
     Attributes:
-        scale: upscaling.
+        scale: upscaling factor.
         engine: ``int8`` or ``float``.
-        engine_reason: why ``auto`` did not take the integer engine; else empty.
-        tile, stride: the tiles.
+        engine_reason: why ``auto`` did not choose the integer engine; otherwise empty.
+        tile, stride: side and distance of the tiles in input pixels.
 
     Raises:
-        InputError: tiles that do not go with the overlap or the network.
+        InputError: the tile does not fit the overlap or the network.
     """
 
     def __init__(
@@ -117,18 +117,17 @@ class Upscaler:
         overlap: str | int = DEFAULT_OVERLAP,
         tile: int | None = None,
     ) -> Upscaler:
-        """Load a model directory, or a model by name.
+        """Load a model.
 
         Args:
-            model: a model directory, or the name of a model that ships with the package.
-            engine: ``int8`` (integer arithmetic), ``float`` (the simulated model), or ``auto``: integers
-                where this machine and the model allow.
-            device: ``cpu``, ``cuda`` or ``auto``: a GPU where there is one.
-            threads: CPU threads; None: as PyTorch is set.
-            overlap, tile: see the class.
+            model: a model directory, or the name of a packaged model.
+            engine: ``int8`` (integer arithmetic), ``float`` (simulation), or ``auto``: integers if the
+                machine and the model allow it.
+            device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
+            threads, overlap, tile: see the class.
 
         Raises:
-            InputError: no such model, damaged files, a table that does not fit, or a bad option.
+            InputError: no such model, damaged files, a table of another model, or an invalid option.
         """
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads: give at least 1")
@@ -142,13 +141,13 @@ class Upscaler:
         Args:
             image: (H, W) or (H, W, C), uint8 in 0..255 or uint16 in 0..65535. C = 1 gray, 2 gray and alpha,
                 3 RGB, 4 RGB and alpha (not premultiplied).
-            progress: called with the number of tiles that are done.
+            progress: called with the number of tiles that were finished.
 
         Returns:
-            The same type and channels, (H * scale, W * scale[, C]).
+            (H * scale, W * scale[, C]) of the same type.
 
         Raises:
-            InputError: another shape or type.
+            InputError: the image has another shape or type.
         """
         raster = array_raster(image[..., None] if image.ndim == 2 else image)
         with torch_threads(self._threads):
@@ -157,11 +156,11 @@ class Upscaler:
         return upscaled[..., 0] if image.ndim == 2 else upscaled
 
     def plan(self, height: int, width: int) -> TilePlan:
-        """Return the tiles of an image of that size."""
+        """Return the tiles of an image of this size."""
         return plan(height, width, self.tile, self.stride, size_multiple=self.model.size_multiple)
 
     def output_spec(self, raster: Raster, file_format: str, quality: int) -> OutputSpec:
-        """Describe the file that an upscaled raster makes."""
+        """Describe the output file for a raster."""
         return OutputSpec(
             height=raster.height * self.scale,
             width=raster.width * self.scale,
@@ -175,16 +174,16 @@ class Upscaler:
     def upscale_file(
         self, raster: Raster, path: Path, spec: OutputSpec, *, progress: Progress | None = None
     ) -> Report:
-        """Upscale an image into a file, in memory that does not grow with the image's height.
+        """Upscale an image into a file. Memory does not grow with the image's height.
 
         Args:
-            raster: the image, by `cabm.imaging.reader.open_raster`.
-            path: the file to write or replace; it appears when it is whole.
-            spec: by `output_spec`.
-            progress: called with the number of tiles that are done.
+            raster: the image, from `cabm.imaging.reader.open_raster`.
+            path: the file to write or replace; it appears when it is complete.
+            spec: from `output_spec`.
+            progress: called with the number of tiles that were finished.
 
         Raises:
-            InputError: the image turns out to be corrupt, or the file cannot be written.
+            InputError: the image is corrupt, or the file cannot be written.
         """
         trace = Trace()
         with torch_threads(self._threads), trace.clock("total"):
@@ -236,23 +235,23 @@ class Upscaler:
         )
 
     def _tiles(self, overlap: str | int, tile: int | None) -> tuple[int, int]:
-        """Side and stride of the tiles."""
+        """Return side and stride of the tiles."""
         multiple = self.model.size_multiple
         default, stride = (TILE, STRIDE) if self.table is None else (self.table.tile, self.table.stride)
         if overlap == "evaluated":
             pixels = default - stride
         elif overlap == "auto":
-            # a fade lies in the middle of the overlap; on both sides of it, all that the network sees
+            # the fade is in the middle of the overlap, with as much as the network sees on both sides
             pixels = 2 * self.model.receptive_field + MAX_FADE
             default = max(default, -(-5 * pixels // 2 // _AUTO_TILE_MULTIPLE) * _AUTO_TILE_MULTIPLE)
         elif isinstance(overlap, int) and overlap >= 0:
             pixels = overlap
         else:
-            raise InputError(f"overlap {overlap!r}: give auto, evaluated, or pixels from 0")
+            raise InputError(f"overlap {overlap!r}: give a number of pixels, auto or evaluated")
         tile = default + -default % multiple if tile is None else tile
         if tile % multiple or tile <= pixels:
             raise InputError(
-                f"tiles of {tile} pixels that overlap by {pixels}: give --tile more than that"
-                + (f", a multiple of {multiple}" if multiple > 1 else "")
+                f"tiles of {tile} pixels that overlap by {pixels}: give a --tile that is larger than the"
+                f" overlap{f' and a multiple of {multiple}' if multiple > 1 else ''}"
             )
         return tile, tile - pixels

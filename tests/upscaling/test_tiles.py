@@ -32,7 +32,7 @@ class Inverted(TileRunner):
         return 255 - big, bits
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_smooth_parts_are_bicubic_and_the_others_from_the_network(dtype):
     tile = torch.from_numpy(half_smooth(48, 48).transpose(2, 0, 1).copy())[None]
     bypassed = np.zeros((1, 6, 6), bool)
@@ -47,7 +47,7 @@ def test_smooth_parts_are_bicubic_and_the_others_from_the_network(dtype):
         dtype=dtype,
     )
     assert list(run) == [0]
-    level = 1 if dtype == torch.uint8 else 257
+    level = 1 if dtype == np.uint8 else 257
     network = Inverted()(tile, None)[0][0]
     bicubic = upscale_surrounded(surround(tile).float(), SCALE)[0].clamp(0, 255)
     found = torch.from_numpy(run.upscaled[0].astype(np.float64)) / level

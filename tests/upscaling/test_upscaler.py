@@ -13,6 +13,7 @@ from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import TABLE_FILE
 from cabm.errors import InputError
 from cabm.imaging.bicubic import upscale_bicubic_batch
+from cabm.imaging.pixels import upscale_alpha
 from cabm.imaging.raster import array_raster
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
@@ -214,7 +215,7 @@ def test_transparent_pixels_do_not_bleed_into_visible_ones(models):
 
 def test_alpha_is_upscaled_apart(models):
     image = photo(60, 80, 4)
-    expected = streaming.upscale_alpha(image[..., 3], 2)
+    expected = upscale_alpha(image[..., 3], 2)
     np.testing.assert_array_equal(upscaler(models)(image)[..., 3], expected)
 
 
@@ -275,7 +276,7 @@ def test_tiles_without_their_surroundings_are_mirrored():
         ({"overlap": "some"}, "overlap 'some'"),
         ({"overlap": -1}, "overlap -1"),
         ({"tile": 10, "overlap": 10}, "tiles of 10 pixels that overlap by 10"),
-        ({"overlap": "auto", "tile": 20}, "give --tile more than that"),
+        ({"overlap": "auto", "tile": 20}, "give a --tile that is larger than the overlap"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(models, options, message):

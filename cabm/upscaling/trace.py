@@ -1,0 +1,45 @@
+"""What upscaling an image took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cabm.tiling.parts import TileParts
+
+Progress = Callable[[int], object]
+"""Called with the number of tiles that were finished since the last call."""
+
+
+@dataclass
+class Trace:
+    """Bits, bypassed parts and times of an image, filled in while it is upscaled.
+
+    Attributes:
+        parts: which parts of the tiles bypass the network; None for models without a table.
+        bits: (N,L) bits of each tile, zeros for tiles that bypass the network; None for models without
+            bits.
+        seconds: by phase: decode, score, look up, network, merge. The network runs beside the other phases;
+            its time is what they waited for it.
+    """
+
+    parts: TileParts | None = None
+    bits: np.ndarray | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add time to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
