@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cabm.errors import InputError
+
+_NOT_SUPPORTED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
+"""What disks answer that know no modes, or cannot flush: FAT, NTFS, network and FUSE mounts."""
 
 
 @contextmanager
@@ -34,9 +38,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp made it private
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with _if_supported():
+            temporary.chmod(0o666 & ~umask)  # mkstemp made it private
+        _flush(temporary)
         temporary.replace(path)
     except OSError as error:
         _name(error, path, temporary)
@@ -44,6 +48,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _if_supported() -> Iterator[None]:
+    """Go on if the disk has no such operation: the file is whole without it. Other errors are raised."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _flush(path: Path) -> None:
+    """Force a file onto the disk, so that a power cut after the renaming cannot empty it."""
+    with path.open("rb") as written, _if_supported():
+        os.fsync(written.fileno())
 
 
 def _name(error: OSError, path: Path, temporary: Path | None) -> None:
@@ -77,8 +97,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         yield new
         for file in new.rglob("*"):
             if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
+                _flush(file)
         if path.exists():
             path.replace(temporary / "old")
         new.replace(path)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,65 @@ def test_a_file_is_not_replaced_by_a_directory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a file; name a folder"), atomic_directory(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "precious"
+
+
+@pytest.fixture
+def disk_without_modes(tmp_path: Path) -> Iterator[Path]:
+    """A mounted folder on which chmod is refused, as on FAT or NTFS of another owner."""
+    if shutil.which("bindfs") is None:
+        pytest.skip("bindfs is not installed")
+    below, disk = tmp_path / "below", tmp_path / "disk"
+    below.mkdir()
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["bindfs", "--chmod-deny", str(below), str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"bindfs cannot mount here: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def check_writing(folder: Path) -> None:
+    with atomic_write(folder / "a.txt") as temporary:
+        temporary.write_text("a")
+    with atomic_directory(folder / "out") as new:
+        (new / "b").write_text("b")
+    assert names(folder) == ["a.txt", "out"]
+    assert (folder / "a.txt").read_text() == "a" and (folder / "out" / "b").read_text() == "b"
+
+
+def test_files_are_written_to_a_disk_that_refuses_modes(disk_without_modes: Path) -> None:
+    (disk_without_modes / "probe").touch()
+    with pytest.raises(PermissionError):
+        (disk_without_modes / "probe").chmod(0o600)
+    (disk_without_modes / "probe").unlink()
+    check_writing(disk_without_modes)
+
+
+@pytest.mark.parametrize("step", ["chmod", "fsync"])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_step_that_the_disk_does_not_know_is_skipped(
+    step: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, step, refusing(number))
+    check_writing(tmp_path)
+
+
+def test_a_disk_that_loses_data_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(OSError, match=r"Input/output error.*a\.txt"), atomic_write(tmp_path / "a.txt"):
+        pass
+    assert names(tmp_path) == []
+
+
+def refusing(number: int):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 def abandon(path: Path, *, directory: bool) -> Path:
