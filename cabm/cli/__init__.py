@@ -1,1 +1,1 @@
-"""The `cabm` command: one module per subcommand, and nothing but options and messages in them."""
+"""The `cabm` command: options and messages, one module per subcommand."""

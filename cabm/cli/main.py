@@ -30,36 +30,41 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Content-aware bit mapping for super-resolution of large images.",
+    help="""Content-aware bit mapping (CABM) for super-resolution of large images.
+
+    Start with: cabm upscale photo.jpg
+
+    CABM_DEBUG=1 in the environment prints the traceback of errors.""",
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios in one run.")
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios within one run.")
 clusters = typer.Typer(no_args_is_help=True, help="Upscale millions of images on many machines.")
 models = typer.Typer(no_args_is_help=True, help="Describe model directories.")
 tables = typer.Typer(no_args_is_help=True, help="Describe, draw and build edge-to-bit tables.")
-app.add_typer(bench, name="bench")
-app.add_typer(clusters, name="cluster")
-app.add_typer(models, name="model")
-app.add_typer(tables, name="table")
+_USE, _TRAIN = "Use models", "Train models"
 
-app.command()(upscale)
+app.command(rich_help_panel=_USE)(upscale)
+app.add_typer(clusters, name="cluster", rich_help_panel=_USE)
 clusters.command("upscale")(upscale_on_cluster)
-app.command()(preset)
-app.command()(report)
+app.add_typer(models, name="model", rich_help_panel=_USE)
 models.command("show")(show_model)
+app.command(rich_help_panel=_USE)(export)
+app.command("import-checkpoint", rich_help_panel=_USE)(import_checkpoint)
+app.add_typer(bench, name="bench", rich_help_panel=_USE)
+bench.command("train")(bench_train)
+bench.command("upscale")(bench_upscale)
+app.command(rich_help_panel=_TRAIN)(preset)
+app.command(rich_help_panel=_TRAIN)(report)
+app.add_typer(tables, name="table", rich_help_panel=_TRAIN)
 tables.command("show")(show_table)
 tables.command("plot")(plot_table)
 tables.command("build")(build_table)
-app.command("import-checkpoint")(import_checkpoint)
-app.command()(export)
-bench.command("train")(bench_train)
-bench.command("upscale")(bench_upscale)
 
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
-    """Read the options of the command itself."""
+    """Handle the options of `cabm` itself."""
     if version:
         typer.echo(f"cabm {__version__}")
         raise typer.Exit
@@ -82,10 +87,10 @@ def main() -> None:
 
 
 def _collect_seldom() -> None:
-    """Keep the garbage collector from searching PyTorch's modules, over and over and at the exit.
+    """Keep the garbage collector from searching PyTorch's modules again and again, and at exit.
 
-    They make hundreds of thousands of objects that all live to the end; without this a fifth of a short
-    command is the search.
+    Their hundreds of thousands of objects all live to the end. The search would take a fifth of the time of
+    a short command.
     """
     gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)

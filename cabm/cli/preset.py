@@ -18,14 +18,22 @@ def preset_names() -> list[str]:
 
 
 def preset(
-    name: Annotated[str | None, typer.Argument(help="Preset to write; see --list.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("params.yaml"),
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Preset to write. Default: list the presets.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")] = Path(
+        "params.yaml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the presets.")] = False,
 ) -> None:
-    """Write a preset of params.yaml.
+    """Write params.yaml with the settings of a known experiment.
 
-    Example: cabm preset paper --force && dvc repro
+    Examples:
+
+      cabm preset --list
+
+      cabm preset paper --force && dvc repro
     """
     entries = {found: files("cabm.project") / "presets" / f"{found}.yaml" for found in preset_names()}
     if show or name is None:
@@ -34,9 +42,9 @@ def preset(
             typer.echo(f"{found:10} {first}")
         return
     if name not in entries:
-        raise InputError(f"{name}: no such preset; there are {', '.join(entries)}")
+        raise InputError(f"{name}: no such preset; the presets are {', '.join(entries)}")
     if output.exists() and not force:
-        raise InputError(f"{output}: exists; give --force to replace it, or another -o")
+        raise InputError(f"{output}: exists already; replace it with --force, or name another file with -o")
     with atomic_write(output) as temporary:
         temporary.write_bytes(entries[name].read_bytes())
     typer.echo(f"wrote {output}")

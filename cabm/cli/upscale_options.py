@@ -24,7 +24,7 @@ Model = Annotated[
 ]
 Scale = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Stop if the model does not upscale by this factor."),
+    typer.Option(metavar="N", help="Stop if the model has another scale factor."),
 ]
 Format = Annotated[
     FormatName | None,

@@ -20,7 +20,7 @@ class UpscaleRequest:
         output: a folder, or a file for a single input; None: the folder of each input. On a cluster, a
             folder or URL.
         model: a model directory, or the name of a packaged model.
-        scale: upscaling factor that the model must have; None: any.
+        scale: scale factor that the model must have; None: any.
         file_format: png, tiff, webp or jpeg; None: by the suffix of ``output``, otherwise png.
         quality: JPEG/WebP quality, 1..100; a WebP of 100 is lossless.
         overwrite: replace existing outputs instead of keeping them.

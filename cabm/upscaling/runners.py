@@ -14,7 +14,7 @@ class TileRunner(Protocol):
     """Upscales tiles: a simulated model (`ModelRunner`) or the engine's `cabm.engine.IntegerModel`.
 
     Attributes:
-        scale: upscaling factor.
+        scale: scale factor.
         in_batches: whether the runner is fastest on batches of tiles of one shape. Otherwise it gets one
             tile at a time, from several threads at once.
         splits_border: whether tiles at the image's border take another computation than tiles inside it, so

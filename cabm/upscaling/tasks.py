@@ -35,7 +35,7 @@ def plan_tasks(
     Args:
         inputs: files and folders.
         output: a folder or, for a single file, the file to write. None: the folder of each input.
-        scale: upscaling factor, for the names.
+        scale: scale factor, for the names.
         file_format: png, tiff, webp or jpeg. None: by the suffix of ``output``, otherwise png.
 
     Raises:
@@ -70,7 +70,7 @@ def result_name(source: Path, scale: int, file_format: str | None, *, alone: boo
 
     Args:
         source: the image.
-        scale: upscaling factor.
+        scale: scale factor.
         file_format: png, tiff, webp or jpeg; None: png.
         alone: no other image with this stem goes to the same folder. Otherwise the name keeps the suffix:
             ``photo_jpg_x4.png``.

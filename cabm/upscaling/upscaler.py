@@ -80,7 +80,7 @@ class Upscaler:
         threads: CPU threads; None: as many as PyTorch uses.
 
     Attributes:
-        scale: upscaling factor.
+        scale: scale factor.
         engine: ``int8`` or ``float``.
         engine_reason: why ``auto`` did not choose the integer engine; otherwise empty.
         tile, stride: side and distance of the tiles in input pixels.

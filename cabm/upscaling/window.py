@@ -70,7 +70,7 @@ class RowWindow:
         Args:
             first: number of the first row, in the upscaled image.
             count: number of rows.
-            scale: upscaling factor.
+            scale: scale factor.
         """
         if not self._has_alpha:
             return None

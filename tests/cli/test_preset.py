@@ -80,7 +80,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     path.write_text("mine")
     result = CliRunner().invoke(app, ["preset", "small", "-o", str(path)])
     assert result.exit_code == 1
-    assert "give --force" in str(result.exception)
+    assert "replace it with --force" in str(result.exception)
     assert path.read_text() == "mine"
     run("small", "-o", str(path), "--force")
     assert load_params(path).full_precision.steps == 20_000
@@ -89,4 +89,4 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 def test_an_unknown_preset_names_the_known() -> None:
     result = CliRunner().invoke(app, ["preset", "huge"])
     assert result.exit_code == 1
-    assert str(result.exception) == "huge: no such preset; there are edsr_x4, paper, sample, small"
+    assert str(result.exception) == "huge: no such preset; the presets are edsr_x4, paper, sample, small"
