@@ -80,14 +80,14 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
         import ray.data.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise InputError(f'a cluster needs Ray Data ({error}); pip install "cabm[ray]"') from None
+        raise InputError(f'a cluster needs Ray Data ({error}); pip install "cabm[ray]"') from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     _connect(where, attempts=_START_ATTEMPTS if address is None else 1)
     try:
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Cluster(tuple((int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources))
     except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
-        raise _input_error(error) from None
+        raise _input_error(error) from error
     finally:
         ray.shutdown()
 
@@ -206,7 +206,7 @@ def _connect(where: dict[str, Any], attempts: int) -> None:
             if attempt == attempts:
                 place = "this machine" if where["address"] == "local" else where["address"]
                 detail = " ".join(str(error).split())[:200]
-                raise InputError(f"Ray at {place} cannot be reached ({detail})") from None
+                raise InputError(f"Ray at {place} cannot be reached ({detail})") from error
 
 
 @contextmanager

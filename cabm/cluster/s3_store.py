@@ -115,7 +115,7 @@ class S3Store:
         try:
             return self._files.get_file_info(key).type == FileType.NotFound
         except OSError as error:
-            raise InputError(f"{self.url}: cannot be reached ({' '.join(str(error).split())})") from None
+            raise InputError(f"{self.url}: cannot be reached ({' '.join(str(error).split())})") from error
 
     def _check_size(self, name: str, size: int) -> None:
         """Remove an incomplete object: Arrow completes an upload even if reading the local file failed."""

@@ -38,7 +38,7 @@ def test_it_needs_one_source_and_one_output(cabm, tmp_path, arguments):
 def test_without_ray_one_line_says_how_to_install_it(cabm, tmp_path, model, monkeypatch):
     save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr(os, "environ", {**os.environ})  # what is set for Ray is gone after the test
+    monkeypatch.setattr(os, "environ", {**os.environ})  # undo the variables that are set for Ray
     code, out, err = cabm("cluster", "upscale", tmp_path, "-o", tmp_path / "out", "-m", model)
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1

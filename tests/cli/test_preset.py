@@ -27,7 +27,7 @@ def written(name: str, folder: Path) -> Params:
     return load_params(path)
 
 
-def test_there_are_the_shipped_models_a_sample_a_small_and_the_papers() -> None:
+def test_the_list_of_presets() -> None:
     assert preset_names() == ["edsr_x4", "paper", "sample", "small"]
     listed = run("--list")
     for name in preset_names():
@@ -36,7 +36,7 @@ def test_there_are_the_shipped_models_a_sample_a_small_and_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_presets_are_understood(name: str, tmp_path: Path) -> None:
+def test_presets_are_valid(name: str, tmp_path: Path) -> None:
     params = written(name, tmp_path)
     assert params.model.name == "edsr"
     assert (tmp_path / "params.yaml").read_bytes() == (PRESETS / f"{name}.yaml").read_bytes()
@@ -44,7 +44,7 @@ def test_presets_are_understood(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_have_every_param_that_dvc_looks_up(name: str) -> None:
-    """DVC knows no defaults: what dvc.yaml names must be in the file."""
+    """DVC knows no defaults, so every param that dvc.yaml names must be in the file."""
     content = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     for param in {param for stage in stages.values() for param in stage["params"]}:
@@ -54,7 +54,7 @@ def test_presets_have_every_param_that_dvc_looks_up(name: str) -> None:
             found = found[key]
 
 
-def test_the_sample_is_what_the_repository_starts_with() -> None:
+def test_the_sample_is_the_params_file_of_the_repository() -> None:
     assert (PRESETS / "sample.yaml").read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
 
 
@@ -86,7 +86,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     assert load_params(path).full_precision.steps == 20_000
 
 
-def test_an_unknown_preset_names_the_known() -> None:
+def test_an_unknown_preset_is_refused_with_the_list() -> None:
     result = CliRunner().invoke(app, ["preset", "huge"])
     assert result.exit_code == 1
     assert str(result.exception) == "huge: no such preset; the presets are edsr_x4, paper, sample, small"

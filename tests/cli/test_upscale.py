@@ -22,7 +22,7 @@ def test_a_photo_is_upscaled_beside_itself(cabm, tmp_path, model):
     assert Image.open(tmp_path / "phötö_x2.png").size == (100, 80)
 
 
-def test_existing_results_are_kept_and_said_to_be(cabm, tmp_path, model):
+def test_existing_results_are_kept_and_the_summary_says_so(cabm, tmp_path, model):
     source = save(tmp_path / "a.png")
     result = tmp_path / "a_x2.png"
     result.write_bytes(b"old")
@@ -33,7 +33,7 @@ def test_existing_results_are_kept_and_said_to_be(cabm, tmp_path, model):
     assert Image.open(result).size == (100, 80)
 
 
-def test_a_folder_is_upscaled_but_for_what_fails_which_is_listed_at_the_end(cabm, tmp_path, model):
+def test_a_folder_is_upscaled_and_its_failures_are_listed_at_the_end(cabm, tmp_path, model):
     for name in ("a.png", "sub/b.jpg", "c.webp"):
         save(tmp_path / "in" / name)
     (tmp_path / "in" / "bad.png").write_bytes(b"no image")
@@ -58,7 +58,7 @@ def test_format_and_quality_are_taken(cabm, tmp_path, model):
     assert sizes[0] < sizes[1]
 
 
-def test_the_report_says_what_it_took(cabm, tmp_path, model):
+def test_the_report_lists_tiles_bits_and_times(cabm, tmp_path, model):
     flat = np.full((40, 50, 3), 128, np.uint8)
     flat[:, 30:] = photo(40, 20)
     source = tmp_path / "a.png"
@@ -88,7 +88,7 @@ def test_the_bits_are_drawn(cabm, tmp_path, model):
     assert Image.open(tmp_path / "bits.png").size[0] > 500
 
 
-def test_notes_on_the_pixels_are_said(cabm, tmp_path, model):
+def test_conversions_of_pixels_are_printed(cabm, tmp_path, model):
     Image.fromarray(photo(20, 20)).convert("CMYK").save(tmp_path / "a.jpg")
     code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
     assert (code, err) == (0, f"{tmp_path / 'a.jpg'}: converted from CMYK to sRGB\n")
@@ -161,7 +161,7 @@ def test_a_bit_map_of_a_model_without_bits_is_refused(cabm, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals")
-def test_a_signal_stops_a_job_without_half_files(tmp_path, model):
+def test_a_signal_stops_a_job_without_partial_files(tmp_path, model):
     for index in range(30):
         save(tmp_path / "in" / f"{index:02}.png", 300, 300)
     out = tmp_path / "out"

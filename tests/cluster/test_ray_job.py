@@ -1,4 +1,4 @@
-"""Real Ray clusters of two workers on this machine, on a folder and on an S3 server.
+"""Whole jobs on Ray clusters with two workers on this machine, for a folder and an S3 server.
 
 pytest -m slow tests/cluster/test_ray_job.py, after pip install -e ".[test-servers]".
 """
@@ -31,12 +31,12 @@ LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 @dataclass
 class Place:
-    """A folder or a bucket, with its content.
+    """A folder or a bucket.
 
     Attributes:
-        url: for the command.
-        environment: for the command.
-        content: reads all files below, by name.
+        url: its name for the command.
+        environment: variables for the command.
+        content: reads all files, by name.
         put: writes a file.
         remove: removes a file.
     """
@@ -98,7 +98,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Twelve images in two folders, one of which is none."""
+    """Twelve files in two folders, one of which is not an image."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "ünter").mkdir()
     for index in range(NUM_IMAGES - 1):
@@ -110,7 +110,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(photos, model, tmp_path_factory) -> dict[str, bytes]:
-    """What one machine makes of the images."""
+    """The results of `cabm upscale`."""
     out = tmp_path_factory.mktemp("expected")
     command = [
         sys.executable,
@@ -168,7 +168,7 @@ class Run:
             try:
                 if not process.name().startswith("ray::MapWorker") or process.status() == "zombie":
                     continue
-                process.suspend()  # what it has open now, it has when it dies
+                process.suspend()  # it will die with the files that it has open now
                 if any(is_in_hand(Path(file.path)) for file in process.open_files()):
                     self.niceness.add(process.nice())
                     self._look_at_sockets()
@@ -180,7 +180,7 @@ class Run:
         return False
 
     def kill_workers(self, is_in_hand: Callable[[Path], bool], times: int) -> int:
-        """Kill workers with a matching file open as often; return how often it was."""
+        """Kill that many workers with a matching file open; return how many were killed."""
         killed = 0
         deadline = time.monotonic() + 500
         while killed < times and self.process.poll() is None and time.monotonic() < deadline:
@@ -202,7 +202,7 @@ class Run:
 
 
 def is_half_written(path: Path) -> bool:
-    """Tell whether a file is a result on its way: written aside."""
+    """Return whether a file is a result in progress."""
     return ".cabm-" in str(path) and path.name.startswith(".") and path.suffix == ".png"
 
 
@@ -217,7 +217,7 @@ def places(request, tmp_path, photos) -> tuple[Place, Place]:
     return source, place("out")
 
 
-def test_a_job_survives_a_killed_worker_and_is_not_done_twice(places, expected, model, tmp_path):
+def test_a_job_survives_a_killed_worker_and_a_second_run_completes_it(places, expected, model, tmp_path):
     source, target = places
     run = Run(source, target, model, tmp_path / "scratch")
     assert run.kill_workers(is_half_written, 1) == 1
@@ -261,7 +261,7 @@ def test_an_image_that_kills_every_worker_fails_alone(photos, model, expected, t
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals")
-def test_an_interrupted_job_leaves_no_half_file_and_no_process(places, model, tmp_path):
+def test_an_interrupted_job_leaves_no_partial_file_and_no_process(places, model, tmp_path):
     source, target = places
     run = Run(source, target, model, tmp_path / "scratch")
     deadline = time.monotonic() + 500

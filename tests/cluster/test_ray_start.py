@@ -1,4 +1,4 @@
-"""A cluster of one's own is started again where Ray gave its start up; another's is asked once."""
+"""A failed start of a local cluster is repeated; connecting to another cluster is tried once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytest.importorskip("ray.data")
 
 
 class FailingStarts:
-    """Stands in for `ray.init`; fails as often as it is told, as Ray does on a machine that is too busy."""
+    """Stands in for `ray.init`; the first calls fail, as Ray does on a busy machine."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
@@ -26,7 +26,7 @@ class FailingStarts:
 
 def starts(monkeypatch: pytest.MonkeyPatch, failures: int) -> FailingStarts:
     for variable in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
-        monkeypatch.setenv(variable, "0")  # set by the block otherwise, for this whole process
+        monkeypatch.setenv(variable, "0")  # otherwise the block sets them for the whole process
     init = FailingStarts(failures)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])

@@ -39,7 +39,7 @@ def test_a_folder_lists_its_own_files_and_folders(store, tmp_path):
     assert store.entries("nowhere") == Entries((), ())
 
 
-def test_a_new_file_has_its_name_when_it_is_whole(store, tmp_path):
+def test_a_new_file_appears_when_it_is_complete(store, tmp_path):
     with store.new_file("sub/a.png", "job") as path:
         path.write_bytes(b"half")
         assert not store.has("sub/a.png")
@@ -49,7 +49,7 @@ def test_a_new_file_has_its_name_when_it_is_whole(store, tmp_path):
         assert path.read_bytes() == b"whole"
 
 
-def test_a_file_that_fails_leaves_nothing_and_replaces_nothing(store, tmp_path):
+def test_a_failed_write_leaves_nothing_and_replaces_nothing(store, tmp_path):
     write(store, "a.png", b"old")
     with pytest.raises(ZeroDivisionError), store.new_file("a.png", "job") as path:
         path.write_bytes(b"half")
@@ -61,13 +61,13 @@ def test_a_file_that_fails_leaves_nothing_and_replaces_nothing(store, tmp_path):
 @pytest.mark.parametrize(
     "name", ["../a.png", "b/../../a.png", "/tmp/a.png", "b//a.png", "./a.png", "a\0.png"]
 )
-def test_names_from_elsewhere_do_not_lead_out_of_a_folder(store, tmp_path, name):
+def test_names_from_another_store_cannot_leave_the_folder(store, tmp_path, name):
     with pytest.raises(InputError, match="cannot be the name of a file in this folder"):
         write(store, name)
     assert files(tmp_path) == []
 
 
-def test_what_killed_workers_left_is_removed_but_not_what_another_job_writes(store, tmp_path):
+def test_files_of_killed_workers_are_removed_and_those_of_running_jobs_kept(store, tmp_path):
     place = tmp_path / "place"
     for name in (".cabm-mine/x/half.png", ".cabm-live/x/half.png", ".cabm-dead/x/half.png", "a.png"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def test_what_killed_workers_left_is_removed_but_not_what_another_job_writes(sto
     assert files(place) == [".cabm-live/x/half.png", "a.png"]
 
 
-def test_places_know_which_lies_in_which(tmp_path, monkeypatch):
+def test_a_store_knows_whether_it_is_inside_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_store("in/out").within(open_store(str(tmp_path / "in"))) == "out"
     assert open_store("in/.out").within(open_store("in")) == ".out"
@@ -93,9 +93,9 @@ def test_places_know_which_lies_in_which(tmp_path, monkeypatch):
     assert open_store(str(tmp_path)).within(open_store("s3://b")) is None
 
 
-def test_a_bucket_travels_without_its_connection():
+def test_a_bucket_is_sent_without_its_connection():
     store = S3Store("s3://bucket/folder/")
-    vars(store)["_files"] = threading.Lock()  # as a connection, it stays where it is
+    vars(store)["_files"] = threading.Lock()  # like a connection, it cannot be copied
     arrived = copy.copy(store)
     assert arrived.address("a/b.png") == "s3://bucket/folder/a/b.png"
     assert "_files" not in vars(arrived)
@@ -118,11 +118,11 @@ def test_a_source_must_exist(tmp_path):
     LocalStore(str(tmp_path)).check_exists()
 
 
-def test_results_must_have_a_place_to_go(tmp_path, monkeypatch):
+def test_results_need_a_writable_folder(tmp_path, monkeypatch):
     (tmp_path / "a.png").touch()
     LocalStore(str(tmp_path / "new" / "folder")).check_writable()
     with pytest.raises(InputError, match="is a file, not a folder"):
         LocalStore(str(tmp_path / "a.png")).check_writable()
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(InputError, match="is not writable; choose another folder with -o"):
         LocalStore(str(tmp_path)).check_writable()

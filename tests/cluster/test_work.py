@@ -86,7 +86,7 @@ def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
     assert [(item, True) for item in found] == list(again)
 
 
-def test_two_images_do_not_get_one_result(tmp_path):
+def test_two_images_cannot_have_one_result(tmp_path):
     for name in ("a.png", "a.jpg", "a_png.png"):
         save(tmp_path / name)
     store = LocalStore(str(tmp_path))
@@ -105,7 +105,7 @@ def test_few_images_go_one_by_one_and_many_together(number, workers, alone):
     assert sizes[: 4 * workers] == [1] * min(number, 4 * workers)
 
 
-def test_an_image_that_comes_again_unfinished_has_cost_a_worker():
+def test_an_image_that_starts_again_unfinished_has_killed_a_worker():
     attempts = Attempts()
     assert attempts.start("a") == 0
     attempts.finish("a")
@@ -134,7 +134,7 @@ def test_a_worker_writes_what_one_machine_writes(tmp_path, model, recipe, kind):
 
 
 @pytest.mark.parametrize("kind", [LocalStore, Bucket])
-def test_a_bad_image_is_an_outcome_under_the_name_that_the_user_knows(tmp_path, recipe, kind):
+def test_the_outcome_of_a_bad_image_gives_its_address(tmp_path, recipe, kind):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.png").write_bytes(b"no image")
     broken = save(tmp_path / "in/broken.png", 90, 80)
@@ -162,7 +162,7 @@ def test_an_unexpected_error_is_an_outcome_with_its_traceback(tmp_path, recipe, 
     assert "in faulty" in outcome.traceback
 
 
-def test_a_result_that_is_there_is_kept_unless_told_otherwise(tmp_path, recipe):
+def test_existing_results_are_kept_unless_overwrite_is_set(tmp_path, recipe):
     save(tmp_path / "in/a.png")
     (tmp_path / "out").mkdir()
     result = tmp_path / "out/a_x2.png"

@@ -14,14 +14,14 @@ from cabm.tables.bypass import Bypass
 from cabm.tables.table import EdgeToBitTable
 
 TILE, STRIDE = 24, 22
-# flat tiles, and all between that and noise
+# edge score, bits: from flat tiles to noise
 ROWS = ((0.0, 4), (8.0, 6), (40.0, 8))
 
 
 def tiny_model(
     directory: Path, kind: str = "cabm", *, scale: int = 2, bypass: float = 0.0, part: int = TILE
 ) -> Path:
-    """Write the directory of an EDSR of 8 features and 2 blocks, the same at every call."""
+    """Save an EDSR with 8 features and 2 blocks. Every call makes the same weights."""
     torch.manual_seed(0)
     model = build_model("edsr", scale, Precision(kind), {"num_features": 8, "num_blocks": 2})
     with torch.no_grad():

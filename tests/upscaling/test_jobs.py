@@ -38,7 +38,7 @@ def do(upscaler: Upscaler, tasks: list[Task], **how: object) -> tuple[Failure, .
     return run_job(upscaler, survey(upscaler, tasks, request), request)
 
 
-def test_results_lie_beside_their_inputs(tmp_path):
+def test_results_are_written_beside_their_inputs(tmp_path):
     source = save(tmp_path / "Ünïcode näme.jpg")
     (task,) = plan_tasks([source], None, scale=4)
     assert task == Task(source, tmp_path / "Ünïcode näme_x4.png")
@@ -53,7 +53,7 @@ def test_one_image_may_name_its_output(tmp_path):
     assert task.output == tmp_path / "out" / "a_x4.jpg"
 
 
-def test_folders_are_searched_and_their_structure_kept(tmp_path):
+def test_folders_are_searched_and_keep_their_structure(tmp_path):
     for name in ("a.png", "sub/b.JPG", "sub/deep/c.tiff", "sub/notes.txt", ".hidden.png"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def test_folders_are_searched_and_their_structure_kept(tmp_path):
 def test_results_of_an_earlier_run_are_not_upscaled_again(tmp_path, output):
     folder = tmp_path / "in"
     save(folder / "a.png")
-    save(folder / "a_x2_x2.png")  # looks like a result, but of nothing that is here
+    save(folder / "a_x2_x2.png")  # named like a result, but its source is missing
     target = None if output is None else tmp_path / output
     first = plan_tasks([folder], target, scale=2)
     for task in first:
@@ -77,7 +77,7 @@ def test_results_of_an_earlier_run_are_not_upscaled_again(tmp_path, output):
     assert plan_tasks([folder], target, scale=2, file_format="tiff")[0].output.suffix == ".tif"
 
 
-def test_names_that_would_meet_are_told_apart(tmp_path):
+def test_results_with_the_same_stem_get_different_names(tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         save(tmp_path / name)
     names = ["a_jpg_x2.png", "a_png_x2.png", "b_x2.png"]
@@ -99,7 +99,7 @@ def test_names_that_would_meet_are_told_apart(tmp_path):
         ("taken", None, "is a file of another kind"),
     ],
 )
-def test_outputs_that_make_no_sense_are_refused(tmp_path, output, file_format, message):
+def test_invalid_outputs_are_refused(tmp_path, output, file_format, message):
     (tmp_path / "taken").touch()
     with pytest.raises(InputError, match=message):
         plan_tasks([save(tmp_path / "a.png")], tmp_path / output, scale=2, file_format=file_format)
@@ -131,7 +131,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, upscaler):
     assert all("\n" not in failure.reason and not failure.traceback for failure in failures)
 
 
-def test_even_a_bug_stops_only_one_file(tmp_path, upscaler, monkeypatch):
+def test_an_unexpected_error_stops_only_one_file(tmp_path, upscaler, monkeypatch):
     save(tmp_path / "a.png", 10, 11)
     save(tmp_path / "b.png", 20, 21)
     upscale = Upscaler.upscale_file
@@ -149,7 +149,7 @@ def test_even_a_bug_stops_only_one_file(tmp_path, upscaler, monkeypatch):
     assert (tmp_path / "b_x2.png").exists()
 
 
-def test_an_interrupted_job_goes_on_where_it_was(tmp_path, upscaler):
+def test_an_interrupted_job_resumes(tmp_path, upscaler):
     for name in "abc":
         save(tmp_path / f"{name}.png")
     tasks = plan_tasks([tmp_path], tmp_path / "out", scale=2)
@@ -170,7 +170,7 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path, upscaler):
     assert now == done | {"c_x2.png": now["c_x2.png"]}
 
 
-def test_an_interrupt_within_an_image_leaves_no_half_file(tmp_path, upscaler):
+def test_an_interrupt_within_an_image_leaves_no_partial_file(tmp_path, upscaler):
     tasks = plan_tasks([save(tmp_path / "a.png", 70, 60)], tmp_path / "out", scale=2)
 
     def stop(count):
@@ -181,7 +181,7 @@ def test_an_interrupt_within_an_image_leaves_no_half_file(tmp_path, upscaler):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_overwrite_replaces_what_is_there(tmp_path, upscaler):
+def test_overwrite_replaces_existing_results(tmp_path, upscaler):
     source = save(tmp_path / "a.png")
     tasks = plan_tasks([source], None, scale=2)
     tasks[0].output.write_bytes(b"old")
@@ -197,7 +197,7 @@ def test_an_input_is_never_its_own_output(tmp_path, upscaler):
     assert "would replace its own input" in failure.reason
 
 
-def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path, upscaler):
+def test_files_of_killed_runs_are_removed_and_those_of_running_ones_kept(tmp_path, upscaler):
     source = save(tmp_path / "a.png")
     dead, live = tmp_path / ".a_x2-abcd_123.png", tmp_path / ".a_x2-abcd_124.png"
     other = tmp_path / ".a_x2-something-else.png"
@@ -211,7 +211,7 @@ def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp
     assert other.exists()
 
 
-def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, upscaler, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_computed(tmp_path, upscaler, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
     tasks = plan_tasks([save(tmp_path / "a.png")], tmp_path / "out", scale=2)
@@ -220,11 +220,11 @@ def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, upscaler, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_computed(
+def test_a_folder_that_is_not_writable_is_reported_before_anything_is_computed(
     tmp_path, upscaler, monkeypatch
 ):
     tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(InputError, match="is not writable; choose another folder with -o"):
         survey(upscaler, tasks, UpscaleRequest())
 
@@ -236,7 +236,7 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path, upscaler):
         survey(upscaler, tasks, UpscaleRequest())
 
 
-def test_inputs_that_are_too_large_are_failures(tmp_path, upscaler):
+def test_inputs_with_too_many_pixels_are_failures(tmp_path, upscaler):
     tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
     (failure,) = do(upscaler, tasks, max_pixels=100)
     assert "--max-pixels 180" in failure.reason
@@ -251,8 +251,8 @@ def test_files_equal_what_the_upscaler_returns(tmp_path, upscaler):
 
 
 @pytest.mark.slow
-def test_sixteen_thousand_pixels_square_need_no_more_memory_than_a_strip(tmp_path):
-    """65536 x 65536 BigTIFF, bicubic only: some minutes, and 5 GB of disk."""
+def test_memory_does_not_grow_with_the_height_of_an_image(tmp_path):
+    """A result of 65536 x 65536 pixels, bicubic only. Takes minutes, and 5 GB of disk."""
     import subprocess
     import sys
 

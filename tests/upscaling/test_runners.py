@@ -23,7 +23,7 @@ def test_collapsed_tails_change_nothing(options):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_tiles_that_overlap_by_what_the_network_sees_equal_the_whole_image(backbone):
+def test_tiles_that_overlap_by_the_receptive_field_equal_the_whole_image(backbone):
     model = small_model(backbone)
     runner, image = ModelRunner(model, collapse_tail=True), photo(80, 70)
     overlap = 2 * model.receptive_field + 8

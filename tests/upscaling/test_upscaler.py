@@ -52,7 +52,7 @@ def upscaler(models: Path, name: str = "cabm", engine: str = "float", **options)
     dtype=st.sampled_from([np.uint8, np.uint16]),
     name=st.sampled_from(["cabm", "x3", "bypass", "parts"]),
 )
-def test_every_size_and_kind_of_image_comes_out_scale_times_as_large(
+def test_images_of_every_size_and_kind_are_upscaled_by_the_scale(
     models, height, width, channels, dtype, name
 ):
     image = photo(height, width, channels or 1, dtype)
@@ -82,7 +82,7 @@ def test_overlap_auto_equals_the_image_computed_whole(models, height, width, dty
     assert np.abs(difference).max() <= (1 if dtype == np.uint8 else 16)
 
 
-def test_overlap_auto_chooses_tiles_that_have_room_for_it(models):
+def test_overlap_auto_chooses_tiles_large_enough_for_it(models):
     loaded = upscaler(models, "float", overlap="auto")
     assert loaded.tile >= 2 * (loaded.tile - loaded.stride)
     for name, overlap, expected in [
@@ -114,13 +114,13 @@ def test_smooth_parts_of_tiles_are_bicubic_in_either_engine(models):
 @pytest.mark.parametrize("kind", ["cabm", "bypass", "parts", "float"])
 def test_grouping_and_batching_do_not_change_the_result(models, kind, monkeypatch):
     image = photo(101, 130)
-    options = {"tile": 96} if kind == "parts" else {}  # smaller tiles are computed whole or not at all
+    options = {"tile": 96} if kind == "parts" else {}  # smaller tiles are computed whole or bypassed whole
     expected = upscaler(models, kind, **options)(image)
     one_by_one = upscaler(models, kind, **options)
     monkeypatch.setattr(type(one_by_one._chosen), "batch_size", lambda *_: 1)
     monkeypatch.setattr(streaming, "FLIGHT_BYTES", 1)
     difference = expected.astype(int) - one_by_one(image)
-    # convolutions of other batch sizes add in another order
+    # convolutions of another batch size add in another order
     assert np.abs(difference).max() <= 1
     assert np.mean(difference != 0) < 1e-3
 
@@ -168,13 +168,13 @@ def test_a_progress_that_fails_stops_all_threads(models):
 
     with pytest.raises(ValueError, match="stop") as error:
         loaded(photo(300, 300), progress=stop)
-    assert error.tb is not None  # it keeps the frames, and what is open in them
+    assert error.tb is not None  # the traceback keeps the frames and the generators in them alive
     assert calls == [1]
     assert threading.active_count() == threads
     assert torch.get_num_threads() == number
 
 
-def test_a_bypassed_image_is_bicubic_without_a_trace_of_tiles(models):
+def test_a_bypassed_image_equals_bicubic_upscaling_of_the_whole_image(models):
     image = photo(90, 75)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     bicubic = upscale_bicubic_batch(x, 2)[0].round().clamp(0, 255).permute(1, 2, 0).numpy()
@@ -185,7 +185,7 @@ def test_a_bypassed_image_is_bicubic_without_a_trace_of_tiles(models):
 
 @pytest.mark.parametrize(("overlap", "start"), [("evaluated", STRIDE), (6, 2 * (TILE - 6))])
 def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, start):
-    # noise at the far side of a tile that starts flat: it is computed, and the one before is not
+    # noise at the far side of a flat tile: this tile is computed, the one before it is bypassed
     noise_from = start + 16
     image = np.full((60, 90, 3), 90, np.uint8)
     image[:, noise_from:] = np.random.default_rng(0).integers(0, 256, (60, 90 - noise_from, 3))
@@ -195,12 +195,12 @@ def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, star
     column = tile_plan.column_starts.index(start)
     assert trace.bits.any(axis=1)[column - 1 : column + 1].tolist() == [False, True]
 
-    # the network shifts flat areas by some levels: a step that would show
+    # the network shifts flat areas by some levels, which would show as a step
     first, end = 2 * start, 2 * (start + loaded.tile - loaded.stride)
     flat = upscaled[20:100, : 2 * (noise_from - loaded.model.receptive_field) - 1]
     step = np.abs(flat[:, first - 1] - flat[:, end]).max()
     assert step > 10
-    texture = np.abs(np.diff(flat[:, end:], axis=1)).max()  # what the network makes of a flat area
+    texture = np.abs(np.diff(flat[:, end:], axis=1)).max()  # of the network's result in a flat area
     assert np.abs(np.diff(flat, axis=1)).max() <= texture + 2.5 * step / (end - first)
 
 
@@ -213,7 +213,7 @@ def test_transparent_pixels_do_not_bleed_into_visible_ones(models):
     np.testing.assert_array_equal(loaded(white), loaded(black))
 
 
-def test_alpha_is_upscaled_apart(models):
+def test_alpha_is_upscaled_separately(models):
     image = photo(60, 80, 4)
     expected = upscale_alpha(image[..., 3], 2)
     np.testing.assert_array_equal(upscaler(models)(image)[..., 3], expected)
@@ -225,12 +225,12 @@ def test_opaque_images_with_alpha_equal_those_without(models):
     np.testing.assert_array_equal(upscaler(models)(opaque)[..., :3], upscaler(models)(image))
 
 
-def test_sixteen_bits_say_the_same_more_precisely(models):
+def test_16_bit_results_match_8_bit_results_with_more_precision(models):
     image = photo(50, 64)
     precise = upscaler(models)(image.astype(np.uint16) * 257)
     difference = precise / 257 - upscaler(models)(image)
     assert np.abs(difference).mean() <= 0.27
-    assert np.abs(difference).max() <= 1.51  # where tiles fade, 8 bits are rounded three times
+    assert np.abs(difference).max() <= 1.51  # where tiles blend, 8-bit values are rounded three times
     assert len(np.unique(precise % 257)) > 100
 
 
@@ -256,7 +256,7 @@ def test_threads_are_restored(models):
     assert torch.get_num_threads() == before
 
 
-def test_tiles_without_their_surroundings_are_mirrored():
+def test_tiles_without_surroundings_are_mirrored_at_their_border():
     class Never(TileRunner):
         scale = 2
 
@@ -286,7 +286,7 @@ def test_bad_options_are_refused_in_one_line(models, options, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(models):
+def test_a_missing_gpu_is_refused(models):
     with pytest.raises(InputError, match="no GPU"):
         Upscaler.load(models / "cabm", device="cuda")
 
@@ -299,7 +299,7 @@ def test_a_gpu_computes_the_same(models):
     assert np.abs(on_gpu(image).astype(int) - upscaler(models, "float")(image)).max() <= 1
 
 
-def test_the_engine_says_why_it_is_not_the_integer_one(models):
+def test_the_reason_against_the_integer_engine_is_given(models):
     chosen = upscaler(models, "float", "auto")
     assert chosen.engine == "float"
     assert "float model" in chosen.engine_reason
