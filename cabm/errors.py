@@ -23,7 +23,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        line = printable(message)
         if len(line) > _MAX_BEGINNING + _MAX_END:
             line = f"{line[:_MAX_BEGINNING]} ... {line[-_MAX_END:]}"
         super().__init__(line)
@@ -39,6 +39,11 @@ class PeerLost(RuntimeError):
 
 class WorkerFailed(RuntimeError):
     """A training on several processes ended; the message is from the process that failed first."""
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes in place of characters that do not print, such as bytes of file names."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def error_line(error: BaseException, source: str | Path | None = None) -> str:
@@ -58,7 +63,7 @@ def error_line(error: BaseException, source: str | Path | None = None) -> str:
     else:
         text = f"{type(error).__name__}: {error}"
     line = " ".join(text.split())[:_MAX_BEGINNING]
-    return f"{where}: {line}" if where else line
+    return printable(f"{where}: {line}" if where else line)
 
 
 def debugging() -> bool:

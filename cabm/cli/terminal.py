@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol
 
 import typer
 
-from cabm.errors import InputError, debugging
+from cabm.errors import InputError, debugging, printable
 
 
 class Failed(Protocol):
@@ -21,10 +21,11 @@ class Failed(Protocol):
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print without breaking a progress bar."""
+    """Print lines without breaking a progress bar; file names may hold bytes that are not UTF-8."""
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stderr if err else sys.stdout)
+    lines = map(printable, text.split("\n"))
+    tqdm.write("\n".join(lines), file=sys.stderr if err else sys.stdout)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import typer
 
 from cabm.cli import upscale_options as options
 from cabm.cli.terminal import echo, fail, interrupted, sigterm_interrupts
-from cabm.errors import InputError
+from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
 
 if TYPE_CHECKING:
@@ -242,6 +242,6 @@ def _progress(found: Survey, *, show: bool) -> Iterator[tuple]:
         def on_file(number: int, task: Task) -> None:
             bar.n = sum(tiles for _, tiles in found.todo[:number])  # a failed file leaves tiles uncounted
             count = f"{number + 1}/{len(found.todo)} " if len(found.todo) > 1 else ""
-            bar.set_description(f"{count}{task.source.name}")
+            bar.set_description(f"{count}{printable(task.source.name)}")
 
         yield on_file, bar.update

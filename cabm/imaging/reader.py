@@ -7,6 +7,7 @@ as stored, with their profile as metadata; only colour spaces other than gray an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ def _load(path: Path, kind: str, access: str) -> Any:
     options: dict[str, Any] = {"access": access, "fail_on": "error"}
     if kind in ("png", "jpeg"):
         options["unlimited"] = True  # the limit of this module is checked instead
-    return pyvips.Operation.call(f"{kind}load", str(path), **options)
+    return pyvips.Operation.call(f"{kind}load", os.fsencode(path), **options)
 
 
 def _upright(path: Path, kind: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,7 +137,7 @@ def _encode(stream: PngStream, path: Path, spec: OutputSpec) -> None:
         source.on_read(stream.read)
         image = pyvips.Image.pngload_source(source, access="sequential", unlimited=True, fail_on="error")
         save, options = _saver(spec)
-        getattr(_with_metadata(image, spec), save)(str(path), **options)
+        getattr(_with_metadata(image, spec), save)(os.fsencode(path), **options)
     except BaseException as error:
         failure = str(error) or type(error).__name__
     finally:

@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil, floor
 from pathlib import Path
 
 from cabm.errors import InputError, error_line
@@ -65,29 +66,38 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
     """Check the headers of all files before anything is computed.
 
     Raises:
-        InputError: an output folder is not writable, or the disk has too little room.
+        InputError: all files fail for one reason, or the disk has too little room.
     """
+    tasks = list(tasks)
+    sources = {os.path.realpath(task.source) for task in tasks}
     todo: list[tuple[Task, int]] = []
     kept: list[Task] = []
     failures: list[Failure] = []
     needed: Counter[Path] = Counter()
     for task in tasks:
         try:
-            if task.output.exists() and not request.overwrite:
-                if not task.source.exists():
-                    raise InputError(f"{task.source}: no such file")
-                kept.append(task)
-                continue
+            if not task.source.exists():
+                raise InputError(f"{task.source}: no such file")
             if task.output.exists() and task.output.samefile(task.source):
                 raise InputError(f"{task.output}: would replace its own input; choose another name")
+            if os.path.realpath(task.output) in sources:
+                raise InputError(f"{task.output}: would replace another input; choose another folder (-o)")
+            if task.output.exists() and not request.overwrite:
+                kept.append(task)
+                continue
             raster = open_raster(task.source, request.max_pixels)
             spec = upscaler.output_spec(raster, task.format, request.quality)
             spec.check(task.output)
-        except (InputError, OSError) as error:
+            folder = existing_folder(task.output.parent)
+            num_tiles = len(upscaler.plan(raster.height, raster.width))
+        except Exception as error:  # one bad file must not stop the others
             failures.append(Failure.of(error, task.source))
             continue
-        needed[existing_folder(task.output.parent)] += spec.estimated_bytes
-        todo.append((task, len(upscaler.plan(raster.height, raster.width))))
+        needed[folder] += spec.estimated_bytes
+        todo.append((task, num_tiles))
+    reasons = {failure.reason for failure in failures}
+    if not todo and not kept and len(failures) > 1 and len(reasons) == 1:
+        raise InputError(*reasons)  # once instead of for every file
     _check_room(needed)
     return Survey(tuple(todo), tuple(kept), tuple(failures))
 
@@ -171,6 +181,14 @@ def _check_room(needed: Counter[Path]) -> None:
         free = shutil.disk_usage(folder).free
         if size > free:
             raise InputError(
-                f"{folder}: not enough room: the results need about {size / 1e9:.1f} GB and"
-                f" {free / 1e9:.1f} GB are free; make room or choose another folder with -o"
+                f"{folder}: not enough room: the results need about {_size(size, ceil)} and"
+                f" {_size(free, floor)} are free; make room or choose another folder with -o"
             )
+
+
+def _size(num_bytes: int, rounding: Callable[[float], int]) -> str:
+    """Return a size with three digits, such as ``31.4 MB``."""
+    unit = next(power for power in (9, 6, 3, 0) if num_bytes >= 10**power or not power)
+    places = max(2 - len(str(num_bytes // 10**unit)) + 1, 0) if unit else 0
+    value = rounding(num_bytes / 10**unit * 10**places) / 10**places
+    return f"{value:.{places}f} { {9: 'GB', 6: 'MB', 3: 'kB', 0: 'bytes'}[unit] }"

@@ -48,6 +48,13 @@ def test_a_folder_is_upscaled_and_its_failures_are_listed_at_the_end(cabm, tmp_p
     assert (code, out) == (1, "kept 3 that exist (--overwrite replaces them)\n")
 
 
+def test_names_that_are_not_utf8_are_printed_with_escapes(cabm, tmp_path, model):
+    source = tmp_path / "bad\udcff.png"
+    save(source)
+    code, out, err = cabm("upscale", source, "-m", model)
+    assert (code, out, err) == (0, f"wrote {tmp_path}/bad\\udcff_x2.png\n", "")
+
+
 def test_format_and_quality_are_taken(cabm, tmp_path, model):
     source = save(tmp_path / "a.png")
     sizes = []

@@ -181,6 +181,38 @@ def test_an_interrupt_within_an_image_leaves_no_partial_file(tmp_path, upscaler)
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_an_error_in_the_survey_stops_only_one_file(tmp_path, upscaler, monkeypatch):
+    save(tmp_path / "a.png", 10, 11)
+    save(tmp_path / "b.png", 20, 21)
+    plan = Upscaler.plan
+
+    def sometimes(self, height, width):
+        if height == 10:
+            raise ZeroDivisionError("by zero")
+        return plan(self, height, width)
+
+    monkeypatch.setattr(Upscaler, "plan", sometimes)
+    found = survey(upscaler, plan_tasks([tmp_path], None, scale=2), UpscaleRequest())
+    assert [task.source.name for task, _ in found.todo] == ["b.png"]
+    assert "ZeroDivisionError" in found.failures[0].reason
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+def test_names_that_are_not_utf8_are_read_and_written(tmp_path, upscaler, suffix):
+    folder = tmp_path / "in"
+    kind = {".jpg": "jpeg", ".tif": "tiff"}.get(suffix, suffix[1:])
+    for name in ("bad\udcff", "sub\udcfe/worse\udcff"):  # bytes 0xff and 0xfe
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            Image.fromarray(photo(12, 15)).save(file, kind)
+    assert do(upscaler, plan_tasks([tmp_path / "in"], None, scale=2)) == ()
+    assert (folder / "bad\udcff_x2.png").exists()
+    assert (folder / "sub\udcfe/worse\udcff_x2.png").exists()
+    for written in ("tiff", "webp", "jpeg"):
+        assert do(upscaler, plan_tasks([tmp_path / "in"], None, scale=2, file_format=written)) == ()
+
+
 def test_overwrite_replaces_existing_results(tmp_path, upscaler):
     source = save(tmp_path / "a.png")
     tasks = plan_tasks([source], None, scale=2)
@@ -193,8 +225,15 @@ def test_overwrite_replaces_existing_results(tmp_path, upscaler):
 
 def test_an_input_is_never_its_own_output(tmp_path, upscaler):
     source = save(tmp_path / "a.png")
-    (failure,) = do(upscaler, [Task(source, source)], overwrite=True)
-    assert "would replace its own input" in failure.reason
+    for overwrite in (True, False):
+        (failure,) = do(upscaler, [Task(source, source)], overwrite=overwrite)
+        assert "would replace its own input" in failure.reason
+    other = save(tmp_path / "b.png")
+    before = other.read_bytes()
+    tasks = [Task(source, tmp_path / "x" / ".." / "b.png"), Task(other, tmp_path / "c.png")]
+    (failure,) = do(upscaler, tasks, overwrite=True)
+    assert "would replace another input" in failure.reason
+    assert other.read_bytes() == before
 
 
 def test_files_of_killed_runs_are_removed_and_those_of_running_ones_kept(tmp_path, upscaler):
@@ -215,7 +254,7 @@ def test_a_full_disk_is_reported_before_anything_is_computed(tmp_path, upscaler,
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
     tasks = plan_tasks([save(tmp_path / "a.png")], tmp_path / "out", scale=2)
-    with pytest.raises(InputError, match=r"not enough room: the results need about .* are free"):
+    with pytest.raises(InputError, match=r"the results need about 1\.08 kB and 100 bytes are free"):
         survey(upscaler, tasks, UpscaleRequest())
     assert not (tmp_path / "out").exists()
 
@@ -224,16 +263,23 @@ def test_a_folder_that_is_not_writable_is_reported_before_anything_is_computed(
     tmp_path, upscaler, monkeypatch
 ):
     tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
+<<<<<<< HEAD
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+=======
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    (failure,) = survey(upscaler, tasks, UpscaleRequest()).failures
+    assert "is not writable; choose another folder with -o" in failure.reason
+    tasks = plan_tasks([tmp_path / "a.png", save(tmp_path / "b.png")], None, scale=2)
+>>>>>>> 87cd368 (Report errors of the survey per file, and take names that are not UTF-8)
     with pytest.raises(InputError, match="is not writable; choose another folder with -o"):
-        survey(upscaler, tasks, UpscaleRequest())
+        survey(upscaler, tasks, UpscaleRequest())  # one line for all
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path, upscaler):
     (tmp_path / "out").touch()
     tasks = [Task(save(tmp_path / "a.png"), tmp_path / "out" / "a.png")]
-    with pytest.raises(InputError, match="is a file, not a folder"):
-        survey(upscaler, tasks, UpscaleRequest())
+    (failure,) = survey(upscaler, tasks, UpscaleRequest()).failures
+    assert "is a file, not a folder" in failure.reason
 
 
 def test_inputs_with_too_many_pixels_are_failures(tmp_path, upscaler):
