@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from cabm.errors import InputError
 
@@ -17,11 +19,13 @@ class ImageFormat:
         title: name in messages.
         suffixes: file name suffixes in lower case; new files get the first.
         signature: regular expression for the first bytes of a file.
-        max_bits: largest number of bits per channel that is written, 8 or 16.
+        max_bits: largest number of bits per channel that is written.
         max_side: longest side in pixels; None if the format sets no practical limit.
         alpha: whether the format stores transparency.
         lossy: whether the format is compressed with loss, at a quality of 1..100.
         written: whether `cabm.imaging.writer` writes the format.
+        whole: whether files are decoded whole instead of row by row.
+        operation: name of libvips' loader and saver without ``load`` or ``save``; empty: Pillow reads it.
     """
 
     title: str
@@ -32,11 +36,13 @@ class ImageFormat:
     alpha: bool = True
     lossy: bool = False
     written: bool = True
+    whole: bool = False
+    operation: str = ""
 
     @property
     def name(self) -> str:
         """Name in options: ``png``, ``tiff``, ..."""
-        return self.title.lower()
+        return "jxl" if self.title == "JPEG XL" else self.title.lower()
 
     @property
     def suffix(self) -> str:
@@ -45,13 +51,56 @@ class ImageFormat:
 
 
 _TABLE = (
-    ImageFormat("PNG", (".png",), rb"\x89PNG\r\n\x1a\n"),
-    ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]"),
-    ImageFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", max_bits=8, max_side=16383, lossy=True),
+    ImageFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", operation="png"),
+    ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", operation="tiff"),
     ImageFormat(
-        "JPEG", (".jpg", ".jpeg"), rb"\xff\xd8\xff", max_bits=8, max_side=65500, alpha=False, lossy=True
+        "WebP",
+        (".webp",),
+        rb"RIFF.{4}WEBP",
+        max_bits=8,
+        max_side=16383,
+        lossy=True,
+        whole=True,
+        operation="webp",
     ),
-    ImageFormat("BMP", (".bmp",), rb"BM", max_bits=8, written=False),
+    ImageFormat(
+        "JPEG",
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
+        rb"\xff\xd8\xff",
+        max_bits=8,
+        max_side=65500,
+        alpha=False,
+        lossy=True,
+        operation="jpeg",
+    ),
+    ImageFormat(
+        "AVIF",
+        (".avif",),
+        rb".{4}ftypavi[fs]",
+        max_bits=12,
+        max_side=16384,
+        lossy=True,
+        whole=True,
+        operation="heif",
+    ),
+    ImageFormat(
+        "JPEG XL",
+        (".jxl",),
+        rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+        lossy=True,
+        whole=True,
+        operation="jxl",
+    ),
+    ImageFormat(
+        "HEIC",
+        (".heic", ".heif", ".hif"),
+        rb".{4}ftyp(hei|hev|mif1|msf1)",
+        written=False,
+        whole=True,
+        operation="heif",
+    ),
+    ImageFormat("GIF", (".gif",), rb"GIF8[79]a", written=False, whole=True, operation="gif"),
+    ImageFormat("BMP", (".bmp", ".dib"), rb"BM", max_bits=8, written=False, whole=True),
 )
 _SIGNATURE_BYTES = 12
 
@@ -62,7 +111,7 @@ SUFFIXES = {suffix: entry for entry in _TABLE for suffix in entry.suffixes}
 """All formats by file name suffix."""
 
 # Image files that the package neither reads nor writes. An output with such a name is not a folder.
-_OTHER_SUFFIXES = frozenset({".gif", ".jp2", ".heic", ".avif", ".jxl", ".pdf", ".svg"})
+_OTHER_SUFFIXES = frozenset({".jp2", ".pdf", ".svg", ".psd", ".dng", ".ico"})
 
 READABLE = ", ".join(entry.title for entry in _TABLE)
 """The formats that the package reads, for messages."""
@@ -102,17 +151,53 @@ def format_of(path: Path) -> ImageFormat:
     raise InputError(f"{path}: not an image that can be read ({READABLE})")
 
 
+def missing_operation(entry: ImageFormat, action: str) -> str | None:
+    """Return why libvips cannot read or write a format; None if it can.
+
+    Args:
+        entry: the format.
+        action: ``load`` or ``save``.
+    """
+    if not entry.operation:
+        return None
+    import pyvips
+
+    if pyvips.type_find("VipsOperation", f"{entry.operation}{action}"):
+        return None
+    version = ".".join(str(pyvips.version(part)) for part in range(3))
+    return f"libvips {version} was built without {entry.title}"
+
+
+def describe_formats() -> str:
+    """Return what is read and written here, one format a line."""
+    lines = []
+    for entry in _TABLE:
+        reason = missing_operation(entry, "load")
+        can_write = entry.written and missing_operation(entry, "save") is None
+        words = [reason] if reason else ["read and written" if can_write else "read"]
+        if entry.name == "heic" and not reason:
+            words.append("if libvips has an HEVC decoder")
+        if can_write:
+            words.append(f"up to {entry.max_bits} bits" + ("" if entry.alpha else ", no transparency"))
+        lines.append(f"{entry.title:8} {' '.join(entry.suffixes):28} {', '.join(words)}")
+    return "\n".join(lines)
+
+
 def read_start(path: Path) -> bytes:
     """Return the first bytes of a file.
 
     Raises:
         InputError: the file is missing, a folder, unreadable or empty.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder, not an image' if path.is_dir() else 'no such file'}")
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+            raise InputError(f"{path}: is {kind}, not an image file")
         with path.open("rb") as file:
             start = file.read(_SIGNATURE_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if not start:
@@ -121,6 +206,15 @@ def read_start(path: Path) -> bytes:
 
 
 def damaged(path: Path, error: object) -> InputError:
-    """Return the error for an image file that a decoder fails on, with the end of the decoder's message."""
-    detail = " ".join(str(error).split())[-160:]
+    """Return the error for an image file that a decoder fails on, with the decoder's reason."""
+    detail = reason_of(error)
+    if re.search(r"not (supported|implemented|configured)|[Uu]nsupported|[Uu]nimplemented", detail):
+        return InputError(f"{path}: this kind of file is not supported ({detail}); save it as PNG or TIFF")
     return InputError(f"{path}: the image is corrupt or truncated ({detail}); copy it again")
+
+
+def reason_of(error: object, limit: int = 160) -> str:
+    """Return a decoder's message in one line: each part once, and cut between words."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    whole = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("unable to ")))
+    return shorten(whole or " ".join(lines) or type(error).__name__, limit, placeholder=" ...")

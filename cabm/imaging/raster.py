@@ -9,21 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cabm.errors import InputError
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What an image file stores besides its pixels.
-
-    Attributes:
-        icc: colour profile.
-        exif: EXIF block, as libvips stores it.
-        density: pixels per millimetre in x and y; None if the file states none.
-    """
-
-    icc: bytes | None = None
-    exif: bytes | None = None
-    density: tuple[float, float] | None = None
+from cabm.imaging.metadata import Metadata
 
 
 @dataclass(frozen=True)
@@ -44,6 +30,11 @@ class Raster(ABC):
     dtype: np.dtype
     metadata: Metadata
     notes: tuple[str, ...]
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, with those that decoding brought."""
+        return self.notes
 
     @abstractmethod
     def blocks(self, num_rows: int = 64) -> Iterator[np.ndarray]:
@@ -87,7 +78,8 @@ def array_raster(
 
 def in_memory(raster: Raster) -> ArrayRaster:
     """Decode a raster into memory."""
-    return array_raster(np.concatenate(list(raster.blocks(256))), raster.metadata, raster.notes)
+    array = np.concatenate(list(raster.blocks(256)))
+    return array_raster(array, raster.metadata, raster.all_notes)
 
 
 def rounded_to_8_bits(pixels: np.ndarray) -> np.ndarray:

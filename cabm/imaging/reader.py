@@ -1,16 +1,17 @@
 """Read image files in blocks of rows, with bounded memory.
 
-libvips decodes PNG, JPEG and TIFF row by row. WebP, interlaced PNG and progressive JPEG are decoded whole,
-and so is BMP, by Pillow. Rasters are upright, 8- or 16-bit gray or RGB, with or without alpha. Colours stay
-as stored, with their profile as metadata; only colour spaces other than gray and RGB are converted.
+libvips decodes PNG, JPEG and TIFF row by row. Other formats, interlaced PNG and progressive JPEG are
+decoded whole, and so are BMP and 8-bit CIELab, by Pillow. Rasters are upright, 8- or 16-bit gray or RGB,
+with or without alpha. Colours stay as stored, with their profile as metadata, unless sRGB is asked for;
+colour spaces other than gray and RGB are always converted.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,17 @@ import numpy as np
 import pyvips
 
 from cabm.errors import InputError
-from cabm.imaging.formats import damaged, format_of
-from cabm.imaging.images import open_image
-from cabm.imaging.raster import ArrayRaster, Metadata, Raster, array_raster
+from cabm.imaging.colour import standard
+from cabm.imaging.formats import damaged, reason_of
+from cabm.imaging.metadata import metadata_of
+from cabm.imaging.raster import Raster
+from cabm.imaging.source import ReadOptions, Source, decoding, field, find_source
 
-STREAMED_MAX_PIXELS = 1 << 30
-"""Default limit for images that are decoded row by row."""
-WHOLE_MAX_PIXELS = 1 << 27
-"""Default limit for images that are decoded whole: 400 MB of RGB."""
-
-_UPRIGHT = 1  # EXIF orientation
-_NO_DENSITY = 1.0  # pixels per mm that libvips reports if the file states none
+# Warnings of libjpeg about headers, or about at most 16 stray bytes between segments.
+_HARMLESS = re.compile(
+    r"Invalid SOS parameters|unknown JFIF revision|Unknown Adobe color transform"
+    r"|: (\d|1[0-6]) extraneous bytes before marker|read gave \d+ warnings"
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,22 @@ class FileRaster(Raster):
     """An image file that every pass decodes again; made by `open_raster`.
 
     Attributes:
-        path: of the file.
-        format: name of its format, see `cabm.imaging.formats`.
+        source: the picture in the file.
+        findings: notes that only decoding brings.
     """
 
-    path: Path
-    format: str
+    source: Source
+    findings: list[str] = dataclass_field(default_factory=list)
+
+    @property
+    def format(self) -> str:
+        """Name of the file's format, see `cabm.imaging.formats`."""
+        return self.source.format.name
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """See `Raster`."""
+        return (*self.notes, *self.findings)
 
     def blocks(self, num_rows: int = 64) -> Iterator[np.ndarray]:
         """See `Raster`.
@@ -49,125 +60,83 @@ class FileRaster(Raster):
         Raises:
             InputError: the file is corrupt or truncated.
         """
-        if self.format == "bmp":
-            yield from _decode_bmp(self.path, self.height * self.width).blocks(num_rows)
-            return
-        with _decoding(self.path):
-            image, _, _ = _standard(self.path, _upright(self.path, self.format))
-            region = pyvips.Region.new(image)
-            for top in range(0, self.height, num_rows):
-                rows = min(num_rows, self.height - top)
-                block = np.frombuffer(region.fetch(0, top, self.width, rows), self.dtype)
-                yield block.reshape(rows, self.width, self.channels)
+        fail_on = "warning" if self.format == "jpeg" else "error"
+        top, lost = 0, False
+        while top < self.height:
+            try:
+                image = _standard(self.source, self.source.upright(fail_on))[0]
+                region = pyvips.Region.new(image)
+                while top < self.height:
+                    rows = min(num_rows, self.height - top)
+                    block = np.frombuffer(region.fetch(0, top, self.width, rows), self.dtype)
+                    top += rows
+                    yield block.reshape(rows, self.width, self.channels)
+            except pyvips.Error as error:
+                fail_on, lost = self._next_level(error, fail_on)
+        if self.source.lacks_end and not lost:
+            self._note("the end marker of the JPEG is missing; the picture is complete")
+
+    def _next_level(self, error: Exception, fail_on: str) -> tuple[str, bool]:
+        """Return how to go on after an error, and whether pixels are lost.
+
+        Raises:
+            InputError: the picture lost data, and that is not accepted.
+        """
+        reason = reason_of(error)
+        if fail_on == "warning" and all(_HARMLESS.search(part) for part in reason.split("; ")):
+            self._note(f"the decoder warned: {reason}")
+            return "error", False
+        if not self.source.options.damaged or fail_on == "none":
+            found = damaged(self.source.path, error)
+            advice = "" if fail_on == "none" else ", or read what is left with --damaged"
+            raise InputError(f"{found}{advice}") from None
+        self._note(f"the file lost data, so parts of the picture are wrong ({reason})")
+        return "none", True
+
+    def _note(self, finding: str) -> None:
+        if finding not in self.findings:
+            self.findings.append(finding)
 
 
-def open_raster(path: str | Path, max_pixels: int | None = None) -> FileRaster:
-    """Open a PNG, TIFF, WebP, JPEG or BMP file.
+def open_raster(
+    path: str | Path, max_pixels: int | None = None, options: ReadOptions | None = None
+) -> FileRaster:
+    """Open an image file; see `cabm.imaging.formats` for the formats.
 
     Accepts gray, palette and RGB images with 1 to 16 bits, with or without alpha. CMYK and Lab are
     converted to sRGB. The EXIF orientation is applied. Only the first page or frame is read.
 
     Args:
         path: the file.
-        max_pixels: largest width times height; None: `STREAMED_MAX_PIXELS`, or `WHOLE_MAX_PIXELS` for files
-            that cannot be decoded row by row.
+        max_pixels: replaces that of the options.
+        options: how to read it.
 
     Raises:
         InputError: the file is missing, unreadable, too large or not an image, or its pixels have no known
             range.
     """
-    path = Path(path)
-    kind = format_of(path).name
-    if kind == "bmp":
-        bmp = _decode_bmp(path, max_pixels or WHOLE_MAX_PIXELS)
-        return FileRaster(bmp.height, bmp.width, bmp.channels, bmp.dtype, bmp.metadata, (), path, kind)
-    with _decoding(path):
-        image = _upright(path, kind)
-        whole = kind == "webp" or bool(_field(image, "interlaced") or _field(image, "jpeg-multiscan"))
-        _check_size(path, image.width, image.height, max_pixels, whole)
-        metadata, pages = _metadata(image), _field(image, "n-pages") or 1
-        image, keeps_profile, notes = _standard(path, image)
+    options = replace(options or ReadOptions(), **({"max_pixels": max_pixels} if max_pixels else {}))
+    source = find_source(Path(path), options)
+    with decoding(source.path):
+        image = source.upright()
+        whole = bool(field(image, "interlaced") or field(image, "jpeg-multiscan"))
+        source.check_size(image.width, image.height, whole=whole)
+        metadata, notes = metadata_of(image, source.tiff and source.tiff.tags)
+        pages = 1 if source.tiff else field(image, "n-pages") or 1
+        image, keeps_profile, conversions = _standard(source, image)
         dtype = np.dtype(np.uint8 if image.format == "uchar" else np.uint16)
         size = (image.height, image.width, image.bands)
     if not keeps_profile:
         metadata = replace(metadata, icc=None)
     if pages > 1:
-        notes = (f"first of {pages} pages", *notes)
-    return FileRaster(*size, dtype, metadata, notes, path, kind)
+        notes = (f"first of {pages} frames", *notes)
+    return FileRaster(*size, dtype, metadata, source.notes + notes + conversions, source)
 
 
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn errors of libvips into one line that names the file."""
-    try:
-        yield
-    except pyvips.Error as error:
-        raise damaged(path, error) from None
-
-
-def _load(path: Path, kind: str, access: str) -> Any:
-    pyvips.cache_set_max(0)  # the cache would return old contents of a changed file, and keep it in memory
-    options: dict[str, Any] = {"access": access, "fail_on": "error"}
-    if kind in ("png", "jpeg"):
-        options["unlimited"] = True  # the limit of this module is checked instead
-    return pyvips.Operation.call(f"{kind}load", os.fsencode(path), **options)
-
-
-def _upright(path: Path, kind: str) -> Any:
-    """Open the image with its orientation applied."""
-    image = _load(path, kind, "sequential")
-    if (_field(image, "orientation") or _UPRIGHT) == _UPRIGHT:
-        return image
-    # Turned rows need all columns. libvips decodes once, into memory or, above 100 MB, a temporary file.
-    return _load(path, kind, "random").autorot()
-
-
-def _field(image: Any, name: str) -> Any:
-    return image.get(name) if image.get_typeof(name) else None
-
-
-def _metadata(image: Any) -> Metadata:
-    return Metadata(
-        icc=_field(image, "icc-profile-data"),
-        exif=_field(image, "exif-data"),
-        density=(image.xres, image.yres) if abs(image.xres - _NO_DENSITY) > 1e-6 else None,
-    )
-
-
-def _standard(path: Path, image: Any) -> tuple[Any, bool, tuple[str, ...]]:
-    """Convert to 8- or 16-bit gray or RGB; return the image, whether its profile still holds, and notes."""
-    keeps_profile, notes = True, ()
-    if image.interpretation == "cmyk":
-        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
-        keeps_profile, notes = False, ("converted from CMYK to sRGB",)
-    elif image.interpretation in ("lab", "labs", "labq", "xyz", "lch", "scrgb", "yxy", "hsv"):
-        image = image.colourspace("srgb")
-        keeps_profile, notes = False, (f"converted from {image.interpretation} to sRGB",)
-    if image.format not in ("uchar", "ushort"):
-        raise InputError(
-            f"{path}: pixels of type {image.format} have no known range; save it with 8 or 16 bits"
-        )
-    if not 1 <= image.bands <= 4:
-        raise InputError(f"{path}: {image.bands} channels; save it as gray or RGB, with or without alpha")
-    if image.bands == 3 and image.interpretation in ("b-w", "grey16"):
-        raise InputError(f"{path}: gray with two extra channels; save it with one extra channel, alpha")
-    return image, keeps_profile, notes
-
-
-def _decode_bmp(path: Path, max_pixels: int) -> ArrayRaster:
-    with open_image(path, max_pixels) as image:
-        gray = image.mode in ("1", "L")
-        alpha = image.mode in ("RGBA", "LA", "PA")
-        density = image.info.get("dpi")
-        array = np.atleast_3d(np.array(image.convert("L" if gray else "RGBA" if alpha else "RGB")))
-    return array_raster(array, Metadata(density=density and (density[0] / 25.4, density[1] / 25.4)))
-
-
-def _check_size(path: Path, width: int, height: int, max_pixels: int | None, whole: bool) -> None:
-    limit = max_pixels or (WHOLE_MAX_PIXELS if whole else STREAMED_MAX_PIXELS)
-    if width * height > limit:
-        why = " for files that are decoded whole" if whole and not max_pixels else ""
-        raise InputError(
-            f"{path}: {width} x {height} pixels are more than the limit of {limit}{why}; if you trust the "
-            f"file, raise the limit with --max-pixels {width * height}"
-        )
+def _standard(source: Source, image: Any) -> tuple[Any, bool, tuple[str, ...]]:
+    """Return 8- or 16-bit gray or RGB, whether its profile still holds, and what was converted."""
+    if source.tiff is not None:
+        wanted = source.tiff.colours + source.tiff.alpha
+        if image.bands > wanted and image.interpretation in ("srgb", "rgb16"):
+            image = image.extract_band(0, n=wanted)  # libtiff adds an alpha channel to subsampled colours
+    return standard(source.path, image, to_srgb=source.options.to_srgb)

@@ -197,7 +197,7 @@ class Upscaler:
                         write(rows)
                     del rows
                 trace.add("encode", 0.0)
-        return self._report(tile_plan, trace, raster.notes + spec.notes)
+        return self._report(tile_plan, trace, raster.all_notes + spec.notes)
 
     def _rows(
         self, raster: Raster, tile_plan: TilePlan, trace: Trace, progress: Progress | None

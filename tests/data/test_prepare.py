@@ -157,7 +157,7 @@ def test_a_missing_source_is_found_before_anything_is_written(photos, tmp_path):
 
 
 def test_images_above_the_pixel_limit_are_refused(photos, tmp_path):
-    with pytest.raises(InputError, match=r"t0\.png: 50x40 pixels are more than the limit of 1999"):
+    with pytest.raises(InputError, match=r"t0\.png: 50 x 40 pixels are more than the limit of 1999"):
         run(make_settings(photos, max_pixels=1999), tmp_path / "out")
 
 

@@ -1,0 +1,186 @@
+"""One picture in a file: what its headers say, and how it is opened."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyvips
+
+from cabm.errors import InputError
+from cabm.imaging.formats import ImageFormat, damaged, format_of, missing_operation
+from cabm.imaging.headers import read_jpeg_header, read_png_header
+from cabm.imaging.pillow_files import open_with_pillow
+from cabm.imaging.tiff_pages import TiffPage, find_picture
+
+STREAMED_MAX_PIXELS = 1 << 30
+"""Default limit for images that are decoded row by row."""
+WHOLE_MAX_PIXELS = 1 << 27
+"""Default limit for images that are decoded whole: 400 MB of RGB."""
+
+_UPRIGHT = 1  # EXIF orientation
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a picture.
+
+    Attributes:
+        max_pixels: largest width times height; None: `STREAMED_MAX_PIXELS`, or `WHOLE_MAX_PIXELS` for files
+            that cannot be decoded row by row.
+        to_srgb: convert colours by the embedded profile.
+        damaged: read what is left of a picture that lost data.
+    """
+
+    max_pixels: int | None = None
+    to_srgb: bool = False
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture in a file; made by `find_source`.
+
+    Attributes:
+        path: of the file.
+        format: of the file, by its content.
+        options: how to read it.
+        tiff: its page; None for other formats.
+        lacks_end: the end marker of a JPEG is missing.
+        notes: what the file holds besides the picture.
+    """
+
+    path: Path
+    format: ImageFormat
+    options: ReadOptions
+    tiff: TiffPage | None = None
+    lacks_end: bool = False
+    notes: tuple[str, ...] = ()
+
+    def open(self, access: str = "sequential", fail_on: str = "error") -> Any:
+        """Return the picture as a libvips image, which decodes when its pixels are read.
+
+        Args:
+            access: ``sequential`` or ``random``.
+            fail_on: ``warning``, ``error``, or ``none`` to read what is left of a damaged file.
+
+        Raises:
+            pyvips.Error: the file is damaged.
+            InputError: as Pillow decodes BMP and 8-bit CIELab.
+        """
+        pyvips.cache_set_max(0)  # the cache would return old contents of a changed file
+        if not self.format.operation or (self.tiff is not None and self.tiff.lab8):
+            return self._with_pillow()
+        options: dict[str, Any] = {"access": access, "fail_on": fail_on}
+        if self.format.name in ("png", "jpeg", "avif", "heic"):
+            options["unlimited"] = True  # the limit of this module is checked instead
+        if self.tiff is not None:
+            options["page"] = self.tiff.number
+        loader = f"{self.format.operation}load"
+        if self.lacks_end:
+            data = self.path.read_bytes() + b"\xff\xd9"
+            return pyvips.Operation.call(f"{loader}_buffer", data, **options)
+        return pyvips.Operation.call(loader, str(self.path), **options)
+
+    def upright(self, fail_on: str = "error") -> Any:
+        """Return the picture as by `open`, with its orientation applied."""
+        image = self.open(fail_on=fail_on)
+        if (field(image, "orientation") or _UPRIGHT) == _UPRIGHT:
+            return image
+        # Turned rows need all columns. libvips decodes once, into memory or, above 100 MB, a file.
+        return self.open("random", fail_on).autorot()
+
+    def check_size(self, width: int, height: int, *, whole: bool) -> None:
+        """Check a size against the limit.
+
+        Raises:
+            InputError: the picture is too large.
+        """
+        whole |= self.format.whole
+        limit = self.options.max_pixels or (WHOLE_MAX_PIXELS if whole else STREAMED_MAX_PIXELS)
+        if width * height > limit:
+            why = " for files that are decoded whole" if whole and not self.options.max_pixels else ""
+            size = f"{width} x {height} pixels"
+            raise InputError(
+                f"{self.path}: {size} are more than the limit of {limit}{why}; if you trust"
+                f" the file, raise the limit with --max-pixels {width * height} (or prepare.max_pixels)"
+            )
+
+    def _with_pillow(self) -> Any:
+        with open_with_pillow(self.path) as image:
+            self.check_size(*image.size, whole=True)
+            if self.tiff is not None:
+                image.seek(self.tiff.number)
+            density = image.info.get("dpi")
+            image.load()
+            if image.mode == "LAB":
+                array = np.asarray(image).astype(np.float32)
+                # a and b are signed bytes
+                array[..., 1:] -= 256 * (array[..., 1:] > 127)
+                array[..., 0] *= 100 / 255
+                interpretation = "lab"
+            else:
+                gray = image.mode in ("1", "L")
+                alpha = image.mode in ("RGBA", "LA", "PA")
+                array = np.atleast_3d(np.array(image.convert("L" if gray else "RGBA" if alpha else "RGB")))
+                interpretation = "b-w" if gray else "srgb"
+        found = pyvips.Image.new_from_array(array).copy(interpretation=interpretation)
+        return found.copy(xres=density[0] / 25.4, yres=density[1] / 25.4) if density else found
+
+
+def find_source(path: Path, options: ReadOptions) -> Source:
+    """Read the headers of a file.
+
+    Raises:
+        InputError: the file is missing, unreadable, not an image, too large, or of a kind that is not
+            supported.
+    """
+    found = format_of(path)
+    reason = missing_operation(found, "load")
+    if reason:
+        raise InputError(f"{path}: cannot be read: {reason}; save it as PNG or TIFF")
+    source = Source(path, found, options)
+    if found.name == "tiff":
+        try:
+            page = find_picture(path)
+        except InputError:
+            raise
+        except (ValueError, struct.error, OSError) as error:
+            raise damaged(path, error) from None
+        return Source(path, found, options, tiff=page, notes=page.notes)
+    if found.name == "jpeg":
+        try:
+            header = read_jpeg_header(path)
+        except InputError:
+            raise
+        except (ValueError, struct.error, OSError) as error:
+            raise damaged(path, error) from None
+        notes = ("first of several pictures",) if header.num_pictures > 1 else ()
+        return Source(path, found, options, lacks_end=not header.has_end, notes=notes)
+    png = read_png_header(path) if found.name == "png" else None
+    if png is not None:
+        source.check_size(png.width, png.height, whole=False)
+        notes = (f"first of {png.num_frames} frames",) if png.num_frames > 1 else ()
+        if png.colours:
+            notes += (f"colours are taken as sRGB: {' and '.join(png.colours)} of the PNG are not applied",)
+        return Source(path, found, options, notes=notes)
+    return source
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn errors of libvips into one line that names the file."""
+    try:
+        yield
+    except pyvips.Error as error:
+        raise damaged(path, error) from None
+
+
+def field(image: Any, name: str) -> Any:
+    """Return a field of a libvips image; None if it is absent."""
+    return image.get(name) if image.get_typeof(name) else None
