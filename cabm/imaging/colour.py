@@ -90,6 +90,11 @@ def standard(path: Path, image: Any, *, to_srgb: bool) -> tuple[Any, bool, tuple
     return _by_profile(image, to_srgb)
 
 
+def gray_to_srgb(image: Any, icc: bytes) -> Any:
+    """Convert gray, with or without alpha, by a gray profile, which is then dropped."""
+    return with_profile(_to_srgb(with_profile(image, icc), "gray"), None)
+
+
 def _by_profile(image: Any, to_srgb: bool) -> tuple[Any, bool, tuple[str, ...]]:
     """Convert gray or RGB where that is asked for, and where the profile is for the other of the two."""
     icc = image.get("icc-profile-data")

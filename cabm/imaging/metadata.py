@@ -11,6 +11,7 @@ from typing import Any
 from cabm.imaging.tiff_tags import (
     EXIF_IFD,
     GPS_IFD,
+    LONG,
     Directory,
     Entry,
     TagReader,
@@ -25,6 +26,7 @@ _PIXEL_SCALE, _TIE_POINTS, _TRANSFORMATION, _DOUBLE, _SHORT = 33550, 33922, 3426
 _GEO_TAGS = (_PIXEL_SCALE, _TIE_POINTS, _TRANSFORMATION, _GEO_KEYS, 34736, 34737, 42112, 42113)
 # Description, make, model, software, date, artist, host, ratings, Windows' titles, copyright (EXIF 2.32)
 _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 316, 18246, 18249, *range(40091, 40096), 33432)
+_EXIF_WIDTH, _EXIF_HEIGHT, _UNDEFINED = 0xA002, 0xA003, 7
 _IPTC_TAGS = (33723, 34377)  # IPTC, and Photoshop's resources
 _NO_DENSITY = 1.0  # pixels per mm that libvips reports if the file states none
 _PHOTOSHOP, _IPTC_RESOURCE = b"Photoshop 3.0\0", 0x0404
@@ -152,14 +154,23 @@ def exif_of_tiff(page: Directory) -> bytes | None:
     return exif_block(found) if found else None
 
 
-def tiff_tags_of_exif(block: bytes) -> Directory:
-    """Return the tags that store an EXIF block in a TIFF page."""
+def tiff_tags_of_exif(block: bytes, width: int, height: int) -> Directory:
+    """Return the tags that store an EXIF block in a TIFF page of that size."""
     try:
         reader = TagReader(io.BytesIO(block.removeprefix(_PREFIX)))
         directory, _ = reader.directory(reader.first)
     except ValueError:
         return {}
-    return selected(directory, (*_DESCRIPTIVE_TAGS, EXIF_IFD, GPS_IFD))
+    found = selected(directory, (*_DESCRIPTIVE_TAGS, EXIF_IFD, GPS_IFD))
+    if EXIF_IFD in found and found[EXIF_IFD].nested:
+        sizes = {_EXIF_WIDTH: entry(LONG, width), _EXIF_HEIGHT: entry(LONG, height)}
+        found[EXIF_IFD] = replace(found[EXIF_IFD], nested=found[EXIF_IFD].nested | sizes)
+    return {tag: value for tag, value in found.items() if value.nested != {}}
+
+
+def tiff_tags_of_iptc(records: bytes) -> Directory:
+    """Return the tag that stores IPTC records in a TIFF page."""
+    return {_IPTC_TAGS[0]: Entry(_UNDEFINED, records)}
 
 
 def upright_xmp(packet: bytes) -> bytes:

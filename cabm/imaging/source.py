@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ class Source:
         if self.lacks_end:
             data = self.path.read_bytes() + b"\xff\xd9"
             return pyvips.Operation.call(f"{loader}_buffer", data, **options)
-        return pyvips.Operation.call(loader, str(self.path), **options)
+        return pyvips.Operation.call(loader, os.fsencode(self.path), **options)
 
     def upright(self, fail_on: str = "error") -> Any:
         """Return the picture as by `open`, with its orientation applied."""

@@ -14,9 +14,11 @@ import numpy as np
 
 from cabm.errors import InputError
 from cabm.files import atomic_write
-from cabm.imaging.formats import DEFAULT_QUALITY, OUTPUT_FORMATS
+from cabm.imaging.formats import DEFAULT_QUALITY, OUTPUT_FORMATS, missing_operation
+from cabm.imaging.metadata import Metadata, photoshop_block, tiff_tags_of_exif, tiff_tags_of_iptc
 from cabm.imaging.png_stream import PngStream
-from cabm.imaging.raster import Metadata, rounded_to_8_bits
+from cabm.imaging.raster import rounded_to_8_bits
+from cabm.imaging.tiff_tags import add_tags
 
 # Plain TIFF has 32-bit offsets; deflate may enlarge noise a little.
 _BIG_TIFF_BYTES = 3_900_000_000
@@ -33,9 +35,10 @@ class OutputSpec:
         height, width: in pixels.
         channels: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         bits: per channel of the rows, 8 or 16. JPEG and WebP store 8.
-        format: png, tiff, webp or jpeg.
-        quality: JPEG/WebP quality in 1..100; WebP at 100 is lossless.
-        metadata: stored besides the pixels.
+        format: name of an output format, see `cabm.imaging.formats`.
+        quality: of lossy formats in 1..100; WebP and AVIF at 100 are lossless.
+        metadata: stored besides the pixels, as far as the format can.
+        strip: store nothing besides the pixels.
     """
 
     height: int
@@ -45,6 +48,7 @@ class OutputSpec:
     format: str = "png"
     quality: int = DEFAULT_QUALITY
     metadata: Metadata = field(default_factory=Metadata)
+    strip: bool = False
 
     @property
     def stored_bits(self) -> int:
@@ -57,9 +61,14 @@ class OutputSpec:
         return self.channels in (2, 4) and not OUTPUT_FORMATS[self.format].alpha
 
     @property
+    def converts_gray_profile(self) -> bool:
+        """Whether the format stores gray as RGB, which a gray profile does not describe."""
+        return self.format in ("webp", "avif") and self.channels < 3 and self.metadata.icc is not None
+
+    @property
     def raw_bytes(self) -> int:
         """Size without compression."""
-        return self.height * self.width * self.channels * self.stored_bits // 8
+        return self.height * self.width * self.channels * (2 if self.stored_bits > 8 else 1)
 
     @property
     def estimated_bytes(self) -> int:
@@ -71,17 +80,25 @@ class OutputSpec:
         """What the format cannot store, and what is stored instead; for the user."""
         notes: tuple[str, ...] = ()
         if self.stored_bits < self.bits:
-            notes += (f"{self.format} has 8 bits: rounded from 16",)
+            notes += (f"{self.format} has {self.stored_bits} bits: rounded from {self.bits}",)
         if self.flattens_alpha:
             notes += (f"{self.format} has no transparency: blended with white",)
+        lost = () if self.strip else self.metadata.lost_in(self.format)
+        if lost:
+            notes += (f"{self.format} cannot hold {', '.join(lost)}: left out",)
+        if self.converts_gray_profile:
+            notes += (f"{self.format} stores gray as RGB: converted from its gray profile to sRGB",)
         return notes
 
     def check(self, path: Path) -> None:
         """Check that the format can store an image of this size.
 
         Raises:
-            InputError: a side is too long for JPEG or WebP.
+            InputError: a side is too long, or libvips was built without the format.
         """
+        reason = missing_operation(OUTPUT_FORMATS[self.format], "save")
+        if reason:
+            raise InputError(f"{path}: cannot be written: {reason}; use --format png or tiff")
         limit = OUTPUT_FORMATS[self.format].max_side
         if limit is not None and max(self.height, self.width) > limit:
             raise InputError(
@@ -101,10 +118,10 @@ def image_writer(path: Path, spec: OutputSpec) -> Iterator[Write]:
     """
     spec.check(path)
     with atomic_write(path) as temporary:
-        stream = PngStream(spec.height, spec.width, spec.channels, spec.stored_bits)
+        stream = PngStream(spec.height, spec.width, spec.channels, 16 if spec.stored_bits > 8 else 8)
 
         def write(rows: np.ndarray) -> None:
-            stream.write(rounded_to_8_bits(rows) if spec.stored_bits < spec.bits else rows)
+            stream.write(rounded_to_8_bits(rows) if spec.stored_bits == 8 < spec.bits else rows)
 
         encoder = threading.Thread(
             target=_encode, args=(stream, temporary, spec), name="encode", daemon=True
@@ -138,6 +155,8 @@ def _encode(stream: PngStream, path: Path, spec: OutputSpec) -> None:
         image = pyvips.Image.pngload_source(source, access="sequential", unlimited=True, fail_on="error")
         save, options = _saver(spec)
         getattr(_with_metadata(image, spec), save)(os.fsencode(path), **options)
+        if spec.format == "tiff" and not spec.strip:
+            _add_tiff_tags(path, spec)
     except BaseException as error:
         failure = str(error) or type(error).__name__
     finally:
@@ -150,26 +169,60 @@ def _with_metadata(image: Any, spec: OutputSpec) -> Any:
     metadata = spec.metadata
     if spec.flattens_alpha:
         image = image.flatten(background=[255])
+    if spec.converts_gray_profile:
+        from cabm.imaging.colour import gray_to_srgb
+
+        image = gray_to_srgb(image, metadata.icc)
     x, y = metadata.density or (_DEFAULT_DENSITY, _DEFAULT_DENSITY)
     image = image.copy(xres=x, yres=y)
-    if metadata.exif is not None:
-        image.set_type(pyvips.GValue.blob_type, "exif-data", metadata.exif)
-        image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # the reader applied the orientation
-    # WebP stores gray as RGB, which a gray profile does not describe
-    if metadata.icc is not None and not (spec.format == "webp" and spec.channels < 3):
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", metadata.icc)
+    if spec.strip:
+        return image
+    blob, integer, text = pyvips.GValue.blob_type, pyvips.GValue.gint_type, pyvips.GValue.gstr_type
+    if metadata.exif is not None and spec.format != "tiff":
+        image.set_type(blob, "exif-data", metadata.exif)
+        image.set_type(integer, "orientation", 1)  # the reader applied the orientation
+    if metadata.icc is not None and not spec.converts_gray_profile:
+        image.set_type(blob, "icc-profile-data", metadata.icc)
+    if metadata.xmp is not None:
+        image.set_type(blob, "xmp-data", metadata.xmp)
+    if metadata.iptc is not None and spec.format == "jpeg":
+        image.set_type(blob, "iptc-data", photoshop_block(metadata.iptc))
+    if spec.format == "png":
+        for number, (name, value) in enumerate(metadata.text):
+            image.set_type(text, f"png-comment-{number}-{name}", value)
     return image
+
+
+def _add_tiff_tags(path: Path, spec: OutputSpec) -> None:
+    """Add what libvips does not store in TIFF: EXIF, IPTC and GeoTIFF tags."""
+    metadata = spec.metadata
+    added = dict(metadata.geo or {})
+    if metadata.exif is not None:
+        added |= tiff_tags_of_exif(metadata.exif, spec.width, spec.height)
+    if metadata.iptc is not None:
+        added |= tiff_tags_of_iptc(metadata.iptc)
+    if added:
+        with path.open("r+b") as file:
+            add_tags(file, added)
 
 
 def _saver(spec: OutputSpec) -> tuple[str, dict[str, Any]]:
     """Return the libvips operation and its options: fast settings, as the files are large."""
+    options: dict[str, Any] = {"keep": "none"} if spec.strip else {}
+    lossless = spec.quality == 100
     if spec.format == "png":
-        return "pngsave", {"compression": 3, "filter": "up"}
-    if spec.format == "jpeg":
-        return "jpegsave", {"Q": spec.quality}
-    if spec.format == "webp":
-        return "webpsave", {"Q": spec.quality, "lossless": spec.quality == 100, "effort": 2}
-    options: dict[str, Any] = {"compression": "deflate", "level": 3, "predictor": "horizontal"}
-    if spec.raw_bytes > _BIG_TIFF_BYTES:
-        options |= {"bigtiff": True, "tile": True, "tile_width": 256, "tile_height": 256}
-    return "tiffsave", options
+        options |= {"compression": 3, "filter": "up"}
+    elif spec.format == "jpeg":
+        options |= {"Q": spec.quality}
+    elif spec.format == "webp":
+        options |= {"Q": spec.quality, "lossless": lossless, "effort": 2}
+    elif spec.format == "avif":
+        options |= {"compression": "av1", "Q": spec.quality, "effort": 2}
+        options |= {"lossless": lossless, "bitdepth": spec.stored_bits}
+    elif spec.format == "jxl":
+        options |= {"Q": spec.quality, "lossless": lossless, "effort": 3}
+    else:
+        options |= {"compression": "deflate", "level": 3, "predictor": "horizontal"}
+        if spec.raw_bytes > _BIG_TIFF_BYTES:
+            options |= {"bigtiff": True, "tile": True, "tile_width": 256, "tile_height": 256}
+    return f"{OUTPUT_FORMATS[spec.format].operation}save", options

@@ -11,6 +11,7 @@ import numpy as np
 from cabm.checkpoints.find import DEFAULT_MODEL, find_model
 from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.errors import InputError
+from cabm.imaging.metadata import Metadata
 from cabm.imaging.raster import Raster, array_raster, in_memory
 from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import torch_threads
@@ -168,7 +169,8 @@ class Upscaler:
             bits=8 * raster.dtype.itemsize,
             format=file_format,
             quality=quality,
-            metadata=raster.metadata,
+            metadata=Metadata() if strip else raster.metadata.scaled(self.scale),
+            strip=strip,
         )
 
     def upscale_file(
