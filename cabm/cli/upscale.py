@@ -92,6 +92,9 @@ def upscale(
     quality: options.Quality = DEFAULT_QUALITY,
     overwrite: options.Overwrite = False,
     max_pixels: options.MaxPixels = None,
+    to_srgb: options.ToSrgb = False,
+    strip: options.Strip = False,
+    damaged: options.Damaged = False,
     overlap: options.Overlap = "6",
     tile: options.Tile = None,
     engine: options.Engine = options.EngineName.auto,
@@ -101,6 +104,7 @@ def upscale(
     bit_map: BitMapOption = None,
     verbose: VerboseOption = False,
     quiet: options.Quiet = False,
+    formats: options.Formats = False,
     ray: Annotated[bool, typer.Option("--ray", hidden=True, callback=_moved)] = False,
 ) -> None:
     """Upscale images of any size with a trained model.
@@ -129,6 +133,9 @@ def upscale(
         quality=quality,
         overwrite=overwrite,
         max_pixels=max_pixels,
+        to_srgb=to_srgb,
+        strip=strip,
+        damaged=damaged,
         engine=engine.value,
         device=device.value,
         threads=threads,

@@ -31,7 +31,10 @@ Format = Annotated[
     typer.Option("--format", help="Output format. Default: by the file name given with -o, else png."),
 ]
 Quality = Annotated[
-    int, typer.Option(min=1, max=100, metavar="N", help="JPEG/WebP quality (100 = lossless WebP).")
+    int,
+    typer.Option(
+        min=1, max=100, metavar="N", help="Quality of JPEG, WebP, AVIF (100: lossless but in JPEG)."
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace existing results instead of keeping them.")
@@ -39,6 +42,29 @@ Overwrite = Annotated[
 MaxPixels = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Accept inputs of up to N pixels (width x height)."),
+]
+ToSrgb = Annotated[bool, typer.Option("--to-srgb", help="Convert colours to sRGB by the embedded profile.")]
+Strip = Annotated[bool, typer.Option("--strip", help="Write no metadata; colours become sRGB.")]
+Damaged = Annotated[bool, typer.Option("--damaged", help="Upscale what is left of images that lost data.")]
+
+
+def _print_formats(wanted: bool) -> None:
+    if wanted:
+        from cabm.imaging.formats import describe_formats
+
+        typer.echo(describe_formats())
+        raise typer.Exit
+
+
+Formats = Annotated[
+    bool,
+    typer.Option(
+        "--formats",
+        is_eager=True,
+        callback=_print_formats,
+        help="List the formats that are read and written here, and exit.",
+        rich_help_panel=MESSAGES,
+    ),
 ]
 Overlap = Annotated[
     str,

@@ -38,12 +38,15 @@ class Pair:
     low: Path | None = None
     halve: bool = False
 
-    def read(self, scale: int, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, scale: int, max_pixels: int, notes: list[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Decode the pair.
 
         Args:
             scale: high-resolution pixels per low-resolution pixel.
             max_pixels: largest width times height of a file.
+            notes: gets what was converted in the high-resolution image.
 
         Returns:
             hr (H, W, 3), cropped to a multiple of the scale, and lr (H / scale, W / scale, 3), both uint8.
@@ -51,7 +54,7 @@ class Pair:
         Raises:
             InputError: a file cannot be read, or the sizes do not match.
         """
-        high = read_rgb8(self.high, max_pixels)
+        high = read_rgb8(self.high, max_pixels, notes=notes)
         if min(high.shape[:2]) < scale * (1 + self.halve):
             halved = " and halving" if self.halve else ""
             raise InputError(

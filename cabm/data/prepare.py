@@ -35,8 +35,8 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
         report: called after each image.
 
     Returns:
-        Number of images and megapixels of each store; number of positions and seconds per megapixel of the
-        ranking, if there is one.
+        Number of images, megapixels and images whose colours became sRGB, of each store; number of
+        positions and seconds per megapixel of the ranking, if there is one.
 
     Raises:
         InputError: a source is missing, empty or damaged, or a validation or test image is too small. The
@@ -52,11 +52,13 @@ def prepare(settings: PrepareSettings, scale: int, directory: Path, report: Repo
 
     summary: dict[str, Any] = {}
     for name, pairs in parts.items():
-        images = _read(_with_unique_names(pairs), name, scale, settings.max_pixels, report)
+        notes: list[str] = []
+        images = _read(_with_unique_names(pairs), name, scale, settings.max_pixels, report, notes)
         store = pack(images, directory / name, scale)
         summary[name.replace("/", "_")] = {
             "images": len(store),
             "megapixels": round(_pixels(store) / 1e6, 3),
+            "converted_to_srgb": sum(note.startswith("converted") for note in notes),
         }
     if settings.sampling.kind == "informative":
         summary["ranking"] = _rank(settings, directory, report)
@@ -154,11 +156,11 @@ def _with_unique_names(pairs: list[Pair]) -> list[Pair]:
 
 
 def _read(
-    pairs: list[Pair], part: str, scale: int, max_pixels: int, report: Report
+    pairs: list[Pair], part: str, scale: int, max_pixels: int, report: Report, notes: list[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Decode pairs one by one: name, hr, lr."""
+    """Decode pairs one by one: name, hr, lr; what was converted is appended to ``notes``."""
     for done, pair in enumerate(pairs, start=1):
-        high, low = pair.read(scale, max_pixels)
+        high, low = pair.read(scale, max_pixels, notes)
         if part != "train":  # the evaluation would refuse small images after hours of training
             check_measurable_size(f"prepare.{part}", pair.name, *high.shape[:2], scale)
         yield pair.name, high, low

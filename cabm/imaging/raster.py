@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,26 @@ def array_raster(
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"an image of {array.dtype}; give uint8 (0..255) or uint16 (0..65535)")
     return ArrayRaster(*array.shape, array.dtype, metadata or Metadata(), notes, array)
+
+
+def image_array(image: Any) -> np.ndarray:
+    """Return the array of an image of Pillow, or of anything with ``__array__``.
+
+    Palettes, bits and other modes of Pillow become gray or RGB, with alpha if they have transparency.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    mode = getattr(image, "mode", None)
+    if isinstance(mode, str) and hasattr(image, "convert"):
+        if mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
+            transparent = mode in ("PA", "La", "RGBa") or "transparency" in image.info
+            image = image.convert("RGBA" if transparent else "L" if mode == "1" else "RGB")
+    elif not hasattr(image, "__array__"):
+        raise TypeError(
+            f"an image of type {type(image).__name__}; give a NumPy array or an image of Pillow"
+        )
+    return np.asarray(image)
 
 
 def in_memory(raster: Raster) -> ArrayRaster:

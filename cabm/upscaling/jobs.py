@@ -85,8 +85,8 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
             if task.output.exists() and not request.overwrite:
                 kept.append(task)
                 continue
-            raster = open_raster(task.source, request.max_pixels)
-            spec = upscaler.output_spec(raster, task.format, request.quality)
+            raster = open_raster(task.source, options=request.read_options)
+            spec = upscaler.output_spec(raster, task.format, request.quality, strip=request.strip)
             spec.check(task.output)
             folder = existing_folder(task.output.parent)
             num_tiles = len(upscaler.plan(raster.height, raster.width))
@@ -115,8 +115,8 @@ def run_task(
     """
     try:
         remove_leftovers(task.output, older_than_s=STALE_SECONDS)
-        raster = open_raster(task.source, request.max_pixels)
-        spec = upscaler.output_spec(raster, task.format, request.quality)
+        raster = open_raster(task.source, options=request.read_options)
+        spec = upscaler.output_spec(raster, task.format, request.quality, strip=request.strip)
         return upscaler.upscale_file(raster, task.output, spec, progress=progress)
     except Exception as error:  # one bad file must not stop the others
         return Failure.of(error, task.source)

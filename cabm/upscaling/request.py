@@ -8,6 +8,7 @@ from pathlib import Path
 from cabm.checkpoints.find import DEFAULT_MODEL
 from cabm.errors import InputError
 from cabm.imaging.formats import DEFAULT_QUALITY
+from cabm.imaging.source import ReadOptions
 from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
 
 
@@ -25,6 +26,9 @@ class UpscaleRequest:
         quality: JPEG/WebP quality, 1..100; a WebP of 100 is lossless.
         overwrite: replace existing outputs instead of keeping them.
         max_pixels: limit on height x width of an input; None: the default of `cabm.imaging.reader`.
+        to_srgb: convert colours by the embedded profile.
+        strip: write no metadata; colours become sRGB.
+        damaged: upscale what is left of images that lost data.
         engine, device, threads, overlap, tile: see `Upscaler.load`.
     """
 
@@ -36,11 +40,19 @@ class UpscaleRequest:
     quality: int = DEFAULT_QUALITY
     overwrite: bool = False
     max_pixels: int | None = None
+    to_srgb: bool = False
+    strip: bool = False
+    damaged: bool = False
     engine: str = "auto"
     device: str = "auto"
     threads: int | None = None
     overlap: str | int = DEFAULT_OVERLAP
     tile: int | None = None
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How to read the inputs. Without its profile, an image must be sRGB."""
+        return ReadOptions(self.max_pixels, to_srgb=self.to_srgb or self.strip, damaged=self.damaged)
 
     def load(self) -> Upscaler:
         """Load the model.

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cabm.checkpoints.find import DEFAULT_MODEL, find_model
 from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.errors import InputError
 from cabm.imaging.metadata import Metadata
-from cabm.imaging.raster import Raster, array_raster, in_memory
+from cabm.imaging.raster import Raster, array_raster, image_array, in_memory
 from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import torch_threads
 from cabm.quant.functional import PAMS_BITS
@@ -136,20 +137,22 @@ class Upscaler:
         chosen = choose_runner(loaded.model, engine=engine, device=device)
         return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads)
 
-    def __call__(self, image: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
+    def __call__(self, image: ArrayLike, *, progress: Progress | None = None) -> np.ndarray:
         """Upscale an image in memory.
 
         Args:
-            image: (H, W) or (H, W, C), uint8 in 0..255 or uint16 in 0..65535. C = 1 gray, 2 gray and alpha,
-                3 RGB, 4 RGB and alpha (not premultiplied).
+            image: an image of Pillow, or an array: (H, W) or (H, W, C), uint8 in 0..255 or uint16 in
+                0..65535. C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha (not premultiplied).
             progress: called with the number of tiles that were finished.
 
         Returns:
             (H * scale, W * scale[, C]) of the same type.
 
         Raises:
-            InputError: the image has another shape or type.
+            InputError: the image has another shape or type of pixels.
+            TypeError: it is no image.
         """
+        image = image_array(image)
         raster = array_raster(image[..., None] if image.ndim == 2 else image)
         with torch_threads(self._threads):
             rows = list(self._rows(raster, self.plan(raster.height, raster.width), Trace(), progress))
@@ -160,8 +163,10 @@ class Upscaler:
         """Return the tiles of an image of this size."""
         return plan(height, width, self.tile, self.stride, size_multiple=self.model.size_multiple)
 
-    def output_spec(self, raster: Raster, file_format: str, quality: int) -> OutputSpec:
-        """Describe the output file for a raster."""
+    def output_spec(
+        self, raster: Raster, file_format: str, quality: int, *, strip: bool = False
+    ) -> OutputSpec:
+        """Describe the output file for a raster; ``strip`` leaves its metadata out."""
         return OutputSpec(
             height=raster.height * self.scale,
             width=raster.width * self.scale,

@@ -263,14 +263,10 @@ def test_a_folder_that_is_not_writable_is_reported_before_anything_is_computed(
     tmp_path, upscaler, monkeypatch
 ):
     tasks = plan_tasks([save(tmp_path / "a.png")], None, scale=2)
-<<<<<<< HEAD
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-=======
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     (failure,) = survey(upscaler, tasks, UpscaleRequest()).failures
     assert "is not writable; choose another folder with -o" in failure.reason
     tasks = plan_tasks([tmp_path / "a.png", save(tmp_path / "b.png")], None, scale=2)
->>>>>>> 87cd368 (Report errors of the survey per file, and take names that are not UTF-8)
     with pytest.raises(InputError, match="is not writable; choose another folder with -o"):
         survey(upscaler, tasks, UpscaleRequest())  # one line for all
 
