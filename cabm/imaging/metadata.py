@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cabm.imaging.png_text import Text
 from cabm.imaging.tiff_tags import (
     EXIF_IFD,
     GPS_IFD,
@@ -69,7 +70,7 @@ class Metadata:
     density: tuple[float, float] | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None
-    text: tuple[tuple[str, str], ...] = ()
+    text: Text = ()
     geo: Directory | None = None
 
     def lost_in(self, file_format: str) -> tuple[str, ...]:
@@ -86,12 +87,13 @@ class Metadata:
         return Metadata(icc=self.icc)
 
 
-def metadata_of(image: Any, page: Directory | None) -> tuple[Metadata, tuple[str, ...]]:
+def metadata_of(image: Any, page: Directory | None, text: Text = ()) -> tuple[Metadata, tuple[str, ...]]:
     """Return the metadata of an upright libvips image, and notes about what was left out.
 
     Args:
         image: before its colours are converted.
         page: the tags of a TIFF page; None for other formats.
+        text: of a PNG file.
     """
 
     def get(name: str) -> Any:
@@ -114,20 +116,10 @@ def metadata_of(image: Any, page: Directory | None) -> tuple[Metadata, tuple[str
         density=(image.xres, image.yres) if abs(image.xres - _NO_DENSITY) > 1e-6 else None,
         xmp=xmp and upright_xmp(xmp),
         iptc=iptc and iptc_records(iptc),
-        text=_png_text(image),
+        text=text,
         geo=geo or None,
     )
     return found, notes
-
-
-def _png_text(image: Any) -> tuple[tuple[str, str], ...]:
-    """Return names and values; not the raw profiles that old programs stored as text."""
-    found = []
-    for name in image.get_fields():
-        title = re.fullmatch(r"png-comment-\d+-(.*)", name, re.DOTALL)
-        if title and not title[1].startswith(("Raw profile type", "XML:com.adobe.xmp")):
-            found.append((title[1], image.get(name)))
-    return tuple(found)
 
 
 def upright_exif(block: bytes) -> bytes | None:

@@ -121,7 +121,7 @@ def open_raster(
         image = source.upright()
         whole = bool(field(image, "interlaced") or field(image, "jpeg-multiscan"))
         source.check_size(image.width, image.height, whole=whole)
-        metadata, notes = metadata_of(image, source.tiff and source.tiff.tags)
+        metadata, notes = metadata_of(image, source.tiff and source.tiff.tags, source.text)
         pages = 1 if source.tiff else field(image, "n-pages") or 1
         image, keeps_profile, conversions = _standard(source, image)
         dtype = np.dtype(np.uint8 if image.format == "uchar" else np.uint16)

@@ -17,6 +17,7 @@ from cabm.errors import InputError
 from cabm.imaging.formats import ImageFormat, damaged, format_of, missing_operation
 from cabm.imaging.headers import read_jpeg_header, read_png_header
 from cabm.imaging.pillow_files import open_with_pillow
+from cabm.imaging.png_text import Text, read_png_text
 from cabm.imaging.tiff_pages import TiffPage, find_picture
 
 STREAMED_MAX_PIXELS = 1 << 30
@@ -53,6 +54,7 @@ class Source:
         options: how to read it.
         tiff: its page; None for other formats.
         lacks_end: the end marker of a JPEG is missing.
+        text: of a PNG.
         notes: what the file holds besides the picture.
     """
 
@@ -61,6 +63,7 @@ class Source:
     options: ReadOptions
     tiff: TiffPage | None = None
     lacks_end: bool = False
+    text: Text = ()
     notes: tuple[str, ...] = ()
 
     def open(self, access: str = "sequential", fail_on: str = "error") -> Any:
@@ -169,7 +172,7 @@ def find_source(path: Path, options: ReadOptions) -> Source:
         notes = (f"first of {png.num_frames} frames",) if png.num_frames > 1 else ()
         if png.colours:
             notes += (f"colours are taken as sRGB: {' and '.join(png.colours)} of the PNG are not applied",)
-        return Source(path, found, options, notes=notes)
+        return Source(path, found, options, text=read_png_text(path), notes=notes)
     return source
 
 

@@ -17,6 +17,7 @@ from cabm.files import atomic_write
 from cabm.imaging.formats import DEFAULT_QUALITY, OUTPUT_FORMATS, missing_operation
 from cabm.imaging.metadata import Metadata, photoshop_block, tiff_tags_of_exif, tiff_tags_of_iptc
 from cabm.imaging.png_stream import PngStream
+from cabm.imaging.png_text import append_png_text
 from cabm.imaging.raster import rounded_to_8_bits
 from cabm.imaging.tiff_tags import add_tags
 
@@ -157,6 +158,8 @@ def _encode(stream: PngStream, path: Path, spec: OutputSpec) -> None:
         getattr(_with_metadata(image, spec), save)(os.fsencode(path), **options)
         if spec.format == "tiff" and not spec.strip:
             _add_tiff_tags(path, spec)
+        if spec.format == "png" and spec.metadata.text and not spec.strip:
+            append_png_text(path, spec.metadata.text)
     except BaseException as error:
         failure = str(error) or type(error).__name__
     finally:
@@ -177,7 +180,7 @@ def _with_metadata(image: Any, spec: OutputSpec) -> Any:
     image = image.copy(xres=x, yres=y)
     if spec.strip:
         return image
-    blob, integer, text = pyvips.GValue.blob_type, pyvips.GValue.gint_type, pyvips.GValue.gstr_type
+    blob, integer = pyvips.GValue.blob_type, pyvips.GValue.gint_type
     if metadata.exif is not None and spec.format != "tiff":
         image.set_type(blob, "exif-data", metadata.exif)
         image.set_type(integer, "orientation", 1)  # the reader applied the orientation
@@ -187,9 +190,6 @@ def _with_metadata(image: Any, spec: OutputSpec) -> Any:
         image.set_type(blob, "xmp-data", metadata.xmp)
     if metadata.iptc is not None and spec.format == "jpeg":
         image.set_type(blob, "iptc-data", photoshop_block(metadata.iptc))
-    if spec.format == "png":
-        for number, (name, value) in enumerate(metadata.text):
-            image.set_type(text, f"png-comment-{number}-{name}", value)
     return image
 
 

@@ -98,7 +98,7 @@ def test_the_bits_are_drawn(cabm, tmp_path, model):
 def test_conversions_of_pixels_are_printed(cabm, tmp_path, model):
     Image.fromarray(photo(20, 20)).convert("CMYK").save(tmp_path / "a.jpg")
     code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
-    assert (code, err) == (0, f"{tmp_path / 'a.jpg'}: converted from CMYK to sRGB\n")
+    assert (code, err) == (0, f"{tmp_path / 'a.jpg'}: converted from CMYK to sRGB without a profile\n")
 
 
 @pytest.mark.parametrize(

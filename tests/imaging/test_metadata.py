@@ -125,14 +125,17 @@ def test_photoshop_resources_are_skipped_up_to_iptc():
 def test_png_text_is_kept_or_named(tmp_path, file_format):
     info = PngInfo()
     info.add_text("Title", "Wörter")
-    info.add_text("Comment", "two\nlines")
+    info.add_text("Comment", "two\nlines", zip=True)
+    info.add_itxt("Author", "画家")
     Image.fromarray(photo(16, 24)).save(tmp_path / "source.png", pnginfo=info)
     path = tmp_path / f"a{OUTPUT_FORMATS[file_format].suffix}"
     spec = upscaled(tmp_path / "source.png", path)
     if file_format == "png":
         assert Image.open(path).text["Title"] == "Wörter"
         assert Image.open(path).text["Comment"] == "two\nlines"
+        assert Image.open(path).text["Author"] == "画家"
         assert spec.notes == ()
+        assert len(open_raster(path).metadata.text) == 3
     else:
         assert spec.notes == (f"{file_format} cannot hold PNG text: left out",)
 
