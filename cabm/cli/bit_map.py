@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cabm.cli.outputs import check_figure_name, save_figure
+from cabm.cli.outputs import check_figure_name, check_new_file, save_figure
 from cabm.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from cabm.upscaling.jobs import Survey
     from cabm.upscaling.tasks import Task
     from cabm.upscaling.upscaler import Report, Upscaler
 
 
-def check_bit_map(path: Path, upscaler: Upscaler, num_inputs: int) -> None:
-    """Check that there is a bit map to draw, before anything is computed.
+def check_bit_map(
+    path: Path, upscaler: Upscaler, tasks: Sequence[Task], found: Survey, *, overwrite: bool
+) -> None:
+    """Check that there is a bit map to draw, and where, before anything is computed.
 
     Raises:
-        InputError: several inputs, a model without bits per tile, or a file name of no figure format.
+        InputError: several inputs, an input whose result is kept, a model without bits per tile, a file
+            name of no figure format, or a file that must not be replaced.
     """
-    if num_inputs != 1:
-        raise InputError(f"--bit-map {path}: draws one image, {num_inputs} were given")
+    if len(tasks) != 1:
+        raise InputError(f"--bit-map {path}: draws one image, {len(tasks)} were given")
     kind = upscaler.model.precision.kind
     if kind not in ("cadyq", "cabm"):
         raise InputError(f"--bit-map {path}: a {kind} model has no bits that differ from tile to tile")
     check_figure_name(path)
+    check_new_file(path, (tasks[0].source, tasks[0].output), overwrite=overwrite)
+    if found.kept:
+        raise InputError(
+            f"--bit-map {path}: not drawn, because {tasks[0].output} exists and is kept; add --overwrite"
+        )
 
 
 def draw_bit_map(task: Task, report: Report, path: Path) -> None:

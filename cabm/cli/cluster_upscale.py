@@ -9,6 +9,7 @@ import typer
 from cabm.cli import upscale_options as options
 from cabm.cli.terminal import echo, fail, interrupted, sigterm_interrupts
 from cabm.imaging.formats import DEFAULT_QUALITY
+from cabm.imaging.search import left_out
 
 if TYPE_CHECKING:
     from cabm.cluster.job import ClusterJob, ClusterRequest, Tally
@@ -125,6 +126,8 @@ def run(request: ClusterRequest, *, report: bool, verbose: bool, quiet: bool) ->
         # Ray installs a SIGTERM handler of its own when it starts, so ours comes after it
         with cluster_job(request) as job, sigterm_interrupts():
             job.find()
+            if job.unsupported and not quiet:
+                echo(f"cabm: {left_out(job.unsupported)}", err=True)
             _run(job, quiet)
     except KeyboardInterrupt:
         interrupted()
@@ -136,7 +139,7 @@ def run(request: ClusterRequest, *, report: bool, verbose: bool, quiet: bool) ->
         echo(summary(tally))
     if report and tally.computed:
         echo(describe(tally, job.num_workers, request.threads))
-    left = job.num_images - tally.finished - len(tally.failures)
+    left = job.num_images - tally.finished - tally.left_out - len(tally.failures)
     if left:
         echo(f"cabm: stopped after {len(tally.failures)} failures (--max-failures), {left} to do", err=True)
     if tally.failures:

@@ -35,6 +35,7 @@ def export(
         str | None,
         typer.Option(help="ONNX: bits of all layers, such as 8, or of each layer, such as 4,6,8,8."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing ONNX file.")] = False,
 ) -> None:
     """Write a quantized model as ONNX at one row of bits, or as a model directory with int8 weights.
 
@@ -50,13 +51,18 @@ def export(
     from cabm.checkpoints.export import choose_row, export_onnx
     from cabm.checkpoints.find import find_model
     from cabm.checkpoints.model_directory import load_model, save_model
-    from cabm.cli.outputs import replaceable_folder
+    from cabm.cli.outputs import check_new_file, replaceable_folder
     from cabm.errors import InputError
     from cabm.quant.functional import PAMS_BITS
 
     if to is Target.packed and (score is not None or bits is not None):
         raise InputError("--to packed keeps the whole table; omit --score and --bits")
-    loaded = load_model(find_model(model))
+    directory = find_model(model)
+    if to is Target.onnx:
+        check_new_file(output, directory.iterdir(), overwrite=overwrite)
+    elif output.exists() and output.samefile(directory):
+        raise InputError(f"{output}: is the model itself; name a new folder")
+    loaded = load_model(directory)
     if to is Target.packed:
         replaceable_folder(output)
         provenance = loaded.config.provenance

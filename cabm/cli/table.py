@@ -21,6 +21,9 @@ TableArgument = Annotated[
 ]
 
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+
+
 def show_table(
     table: TableArgument,
     all_rows: Annotated[bool, typer.Option("--all", help="Print every row, not a selection.")] = False,
@@ -45,15 +48,17 @@ def plot_table(
         Path,
         typer.Option("-o", "--output", help="Figure to write: .png, .svg or .pdf.", show_default=False),
     ],
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw the bits of every layer against the edge score.
 
     Example: cabm table plot models/cabm -o table.png
     """
-    from cabm.cli.outputs import check_figure_name, save_figure
+    from cabm.cli.outputs import check_figure_name, check_new_file, save_figure
     from cabm.reporting.bits import table_picture
 
     check_figure_name(output)
+    check_new_file(output, [Path(table)], overwrite=overwrite)
     save_figure(table_picture(_find_table(table)), output)
     typer.echo(f"wrote {output}")
 
@@ -73,16 +78,19 @@ def build_table(
     max_tile_loss_db: Annotated[
         float, typer.Option(min=0, help="PSNR that bypass may cost any one tile, in dB.")
     ] = 0.3,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Build a table from stored observations, without running the network.
 
     Example: cabm table build tables/observations.npz --strategy monotone -o monotone.json
     """
+    from cabm.cli.outputs import check_new_file
     from cabm.tables.bypass import choose_bypass
     from cabm.tables.cost import fab
     from cabm.tables.observations import Observations
     from cabm.tables.table import build_table as make_table
 
+    check_new_file(output, [observations], overwrite=overwrite)
     observed = Observations.load(observations)
     table = make_table(observed, strategy=strategy, fab_cap=fab_cap)
     bypass = choose_bypass(observed, max_loss_db=max_loss_db, max_tile_loss_db=max_tile_loss_db)

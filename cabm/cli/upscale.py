@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cabm.cli import upscale_options as options
+from cabm.cli.outputs import check_no_url
 from cabm.cli.terminal import echo, fail, interrupted, sigterm_interrupts
 from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
@@ -159,10 +160,15 @@ def run(request: UpscaleRequest, messages: Messages) -> None:
     upscaler = request.load()
     if messages.verbose:
         echo(describe_model(upscaler), err=True)
-    tasks = plan_tasks(inputs, output, scale=upscaler.scale, file_format=request.file_format)
-    if messages.bit_map is not None:
-        check_bit_map(messages.bit_map, upscaler, len(tasks))
+
+    def note(line: str) -> None:
+        if not messages.quiet:
+            echo(f"cabm: {line}", err=True)
+
+    tasks = plan_tasks(inputs, output, scale=upscaler.scale, file_format=request.file_format, note=note)
     found = survey(upscaler, tasks, request)
+    if messages.bit_map is not None:
+        check_bit_map(messages.bit_map, upscaler, tasks, found, overwrite=request.overwrite)
     done: list[Task] = []
 
     def on_done(task: Task, report: Report) -> None:
@@ -232,8 +238,7 @@ def summary(done: list[Task], found: Survey) -> str:
 def _local(request: UpscaleRequest) -> tuple[list[Path], Path | None]:
     """Return inputs and output as paths; refuse URLs."""
     for place in (*request.inputs, request.output or ""):
-        if "://" in place:
-            raise InputError(f"{place}: use `cabm cluster upscale` for URLs")
+        check_no_url(place)
     output = None if request.output is None else Path(request.output)
     return [Path(place) for place in request.inputs], output
 

@@ -46,6 +46,7 @@ class Tally:
 
     Attributes:
         kept: images whose result existed.
+        left_out: images that are results of earlier jobs.
         finished: images that were upscaled, including those whose worker died afterwards.
         failures: outcomes of images that failed.
         computed: images that the following numbers cover.
@@ -54,6 +55,7 @@ class Tally:
     """
 
     kept: int = 0
+    left_out: int = 0
     finished: int = 0
     failures: list[Outcome] = field(default_factory=list)
     computed: int = 0
@@ -66,6 +68,9 @@ class Tally:
         """Count an image."""
         if outcome.reason:
             self.failures.append(outcome)
+            return
+        if outcome.left_out:
+            self.left_out += 1
             return
         self.finished += 1
         if outcome.computed:
@@ -83,6 +88,7 @@ class ClusterJob:
         num_workers: number of workers.
         num_images: images to upscale; known after `find`.
         tally: what the job has done so far.
+        unsupported: names of images that are not supported; known after `find`.
         deaths: images that workers died on, each with their number; known after `run`.
 
     Raises:
@@ -102,6 +108,7 @@ class ClusterJob:
         self.num_images = 0
         self.tally = Tally()
         self.deaths: dict[str, int] = {}
+        self.unsupported: list[str] = []
         self._recipe = replace(recipe, request=replace(upscale, device=device, threads=threads))
         self._scale = scale
         self._max_failures = request.max_failures
@@ -133,7 +140,13 @@ class ClusterJob:
     def _items(self) -> Iterator[Item]:
         """Yield the images to upscale; count those whose result is kept."""
         recipe, request = self._recipe, self._recipe.request
-        found = find_items(recipe.source, recipe.output, scale=self._scale, file_format=request.file_format)
+        found = find_items(
+            recipe.source,
+            recipe.output,
+            scale=self._scale,
+            file_format=request.file_format,
+            on_unsupported=self.unsupported.extend,
+        )
         for item, exists in found:
             if exists and not request.overwrite:
                 self.tally.kept += 1

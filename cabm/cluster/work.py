@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +16,8 @@ from cabm.checkpoints.model_directory import CONFIG_FILE, TABLE_FILE, WEIGHTS_FI
 from cabm.cluster.stores import Store
 from cabm.errors import InputError
 from cabm.imaging.formats import is_image
+from cabm.imaging.mark import is_result
+from cabm.imaging.search import is_left_out, is_unsupported
 from cabm.machine.memory import peak_memory
 from cabm.upscaling.jobs import Failure, run_task
 from cabm.upscaling.request import UpscaleRequest
@@ -64,6 +66,7 @@ class Outcome:
         traceback: of an unexpected error, otherwise empty.
         notes: conversions of the pixels that the user should know of.
         computed: whether this worker upscaled the image; False if the result existed.
+        left_out: whether the image is the result of an earlier job.
         cpu_seconds: processor time, summed over threads.
         bytes_read, bytes_written: file sizes of the image and of its result.
         peak_bytes: the most memory that this worker has used so far.
@@ -74,6 +77,7 @@ class Outcome:
     traceback: str = ""
     notes: tuple[str, ...] = ()
     computed: bool = False
+    left_out: bool = False
     cpu_seconds: float = 0.0
     bytes_read: int = 0
     bytes_written: int = 0
@@ -87,7 +91,12 @@ def model_files(directory: Path) -> dict[str, bytes]:
 
 
 def find_items(
-    source: Store, output: Store, *, scale: int, file_format: str | None = None
+    source: Store,
+    output: Store,
+    *,
+    scale: int,
+    file_format: str | None = None,
+    on_unsupported: Callable[[list[str]], object] | None = None,
 ) -> Iterator[tuple[Item, bool]]:
     """Yield every image in a store, and whether its result exists, folder by folder.
 
@@ -98,6 +107,7 @@ def find_items(
         source: store of the images.
         output: store of the results; if it is inside ``source``, it is not searched.
         scale, file_format: see `cabm.upscaling.tasks.plan_tasks`.
+        on_unsupported: called with the names of images in a folder that are not supported.
 
     Raises:
         InputError: the results of two images would get one name.
@@ -109,8 +119,14 @@ def find_items(
         folder = waiting.pop()
         found = source.entries(folder)
         inside = sorted(_join(folder, name) for name in found.folders)
-        waiting += [name for name in reversed(inside) if not skipped or name != skipped]
+        waiting += [
+            name
+            for name in reversed(inside)
+            if name != skipped and not is_left_out(PurePosixPath(name).name)
+        ]
         images = without_results([path for path in map(Path, found.files) if is_image(path)], scale)
+        if on_unsupported is not None:
+            on_unsupported([name for name in found.files if is_unsupported(name)])
         if not images:
             continue
         stems = Counter(path.stem for path in images)
@@ -199,10 +215,14 @@ class Worker:
                 recipe.source.local_copy(item.source, recipe.job) as source,
                 recipe.output.new_file(item.output, recipe.job) as output,
             ):
+                if is_result(source):
+                    raise _ResultFound  # in the folder of another job
                 result = run_task(self._upscaler, Task(source, output), recipe.request)
                 if isinstance(result, Failure):
                     raise _TaskFailed  # out of the blocks, so that they publish nothing
                 sizes = source.stat().st_size, output.stat().st_size
+        except _ResultFound:
+            return Outcome(address, notes=("left out: a result of an earlier run",), left_out=True)
         except _TaskFailed:
             addresses = {source: address, output: recipe.output.address(item.output)}
             return Outcome(address, _with_addresses(result.reason, addresses), result.traceback)
@@ -218,6 +238,10 @@ class Worker:
             bytes_written=sizes[1],
             peak_bytes=peak_memory(),
         )
+
+
+class _ResultFound(Exception):
+    """An image is the result of another job."""
 
 
 class _TaskFailed(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape
@@ -13,6 +14,9 @@ from cabm.errors import InputError
 from cabm.imaging.formats import READABLE, is_image
 from cabm.imaging.images import read_rgb8
 from cabm.imaging.resize import crop_to_multiple, downscale
+from cabm.imaging.search import find_images, left_out
+
+logger = logging.getLogger(__name__)
 
 _DIV2K_TREE = (
     "expected {root}/DIV2K_train_HR/0001.png ... and, optionally, DIV2K_train_LR_bicubic/X4/0001x4.png"
@@ -136,11 +140,15 @@ def _high_and_low(root: Path, low: Path, scale: int, tree: str) -> Iterator[Pair
 def _images(folder: Path, tree: str, *, recursive: bool) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {tree}")
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    images = sorted(path for path in found if is_image(path) and path.is_file())
-    if not images:
-        raise InputError(f"{folder}: no images; {tree}")
-    return images
+    found = find_images(folder, recursive=recursive)
+    if found.unreadable:
+        raise InputError(found.unreadable[0])
+    skipped = left_out(found.unsupported)
+    if not found.images:
+        raise InputError(f"{folder}: no images; {skipped and f'{skipped}; '}{tree}")
+    if skipped:
+        logger.warning("%s: %s", folder, skipped)
+    return list(found.images)
 
 
 def _partner(folder: Path, stem: str, scale: int, tree: str) -> Path:

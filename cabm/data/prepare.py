@@ -15,7 +15,7 @@ import numpy as np
 from cabm.data.layout import Pair
 from cabm.data.sampling import rank_positions
 from cabm.data.sources import HoldOut, PrepareSettings, test_name
-from cabm.data.store import PackedStore, check_measurable_size, pack
+from cabm.data.store import PackedStore, check_image_name, check_measurable_size, pack
 from cabm.errors import InputError
 from cabm.files import atomic_write
 
@@ -159,6 +159,8 @@ def _read(
     pairs: list[Pair], part: str, scale: int, max_pixels: int, report: Report, notes: list[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Decode pairs one by one: name, hr, lr; what was converted is appended to ``notes``."""
+    for pair in pairs:
+        check_image_name(pair.name, pair.high)
     for done, pair in enumerate(pairs, start=1):
         high, low = pair.read(scale, max_pixels, notes)
         if part != "train":  # the evaluation would refuse small images after hours of training

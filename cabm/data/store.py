@@ -32,6 +32,8 @@ SSIM_WINDOW = 11
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
 Offset = Annotated[int, Field(ge=0)]
 
+_MAX_NAME = 200  # characters
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -226,11 +228,31 @@ def _check_index(directory: Path, index: _Index) -> None:
             )
 
 
+def check_image_name(name: str, where: Path) -> None:
+    """Check that a name is a plain path component: figures and crops are named after images.
+
+    Args:
+        name: of the image.
+        where: its file, for the message.
+
+    Raises:
+        InputError: it is not.
+    """
+    odd = [character for character in name if character in '/\\:*?"<>|' or not character.isprintable()]
+    if odd:
+        why = f"contains {odd[0]!r}"
+    elif name in ("", ".", ".."):
+        why = "is no name"
+    elif len(name) > _MAX_NAME:
+        why = f"has more than {_MAX_NAME} characters"
+    else:
+        return
+    raise InputError(f"{where}: {name!r} is not a plain image name: it {why}; rename the image")
+
+
 def _check_name(name: str, seen: set[str], where: Path) -> None:
-    """Check that a name is a plain and new path component: figures and crops are named after images."""
-    plain = name.isprintable() and name not in ("", ".", "..") and not set(name) & set('/\\:*?"<>|')
-    if not plain or len(name) > 200:
-        raise InputError(f"{where}: {name!r} is not a plain image name; rename the image")
+    """Check that a name is plain and new."""
+    check_image_name(name, where)
     if name in seen:
         raise InputError(f"{where}: two images are named {name!r}; rename one")
     seen.add(name)

@@ -15,6 +15,7 @@ import numpy as np
 from cabm.errors import InputError
 from cabm.files import atomic_write
 from cabm.imaging.formats import DEFAULT_QUALITY, OUTPUT_FORMATS, missing_operation
+from cabm.imaging.mark import marked
 from cabm.imaging.metadata import Metadata, photoshop_block, tiff_tags_of_exif, tiff_tags_of_iptc
 from cabm.imaging.png_stream import PngStream
 from cabm.imaging.png_text import append_png_text
@@ -186,8 +187,7 @@ def _with_metadata(image: Any, spec: OutputSpec) -> Any:
         image.set_type(integer, "orientation", 1)  # the reader applied the orientation
     if metadata.icc is not None and not spec.converts_gray_profile:
         image.set_type(blob, "icc-profile-data", metadata.icc)
-    if metadata.xmp is not None:
-        image.set_type(blob, "xmp-data", metadata.xmp)
+    image.set_type(blob, "xmp-data", marked(metadata.xmp, spec.width, spec.height))
     if metadata.iptc is not None and spec.format == "jpeg":
         image.set_type(blob, "iptc-data", photoshop_block(metadata.iptc))
     return image

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cabm.errors import InputError
-from cabm.imaging.formats import OUTPUT_FORMATS, READABLE, SUFFIXES, is_image, output_format
+from cabm.imaging.formats import OUTPUT_FORMATS, READABLE, SUFFIXES, ImageFormat, output_format
+from cabm.imaging.mark import is_result
+from cabm.imaging.reader import open_raster
+from cabm.imaging.search import OTHER_IMAGES, find_images, left_out
+
+_RESULT = re.compile(r"(.+)_x[2-9]", re.DOTALL)
+_FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]*")
 
 
 @dataclass(frozen=True)
@@ -25,25 +33,32 @@ class Task:
 
 
 def plan_tasks(
-    inputs: Sequence[Path], output: Path | None, *, scale: int, file_format: str | None = None
+    inputs: Sequence[Path],
+    output: Path | None,
+    *,
+    scale: int,
+    file_format: str | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> list[Task]:
     """Decide which files to upscale and what to call the results.
 
     ``photo.jpg`` becomes ``photo_x4.png``, in its own folder or in the folder ``output``. Folders are
-    searched recursively and keep their structure. Results of earlier runs are not upscaled again.
+    searched recursively and keep their structure. Results of earlier runs are not upscaled again, and no
+    result gets the name of an input.
 
     Args:
         inputs: files and folders.
         output: a folder or, for a single file, the file to write. None: the folder of each input.
-        scale: scale factor, for the names.
+        scale: upscaling factor, for the names.
         file_format: png, tiff, webp or jpeg. None: by the suffix of ``output``, otherwise png.
+        note: called with a line for each kind of file in the folders that is left out.
 
     Raises:
         InputError: an input is missing, a folder holds no image, two results would get one name, or
             ``output`` does not fit the inputs or the format.
     """
     single = len(inputs) == 1 and not inputs[0].is_dir()
-    named = None if output is None or output.is_dir() else output_format(output)
+    named = None if output is None or output.is_dir() else _named_format(output, single)
     if output is not None and named is not None:
         if not single:
             raise InputError(f"{output}: several images cannot go into one file; give a folder (-o FOLDER)")
@@ -53,16 +68,37 @@ def plan_tasks(
     if output is not None and output.is_file():
         raise InputError(f"{output}: is a file of another kind; give a folder or an image file name")
 
-    files = list(dict.fromkeys(found for path in inputs for found in _search(path, output, scale)))
+    files = _sources(inputs, output, note)
     stems = Counter((folder, source.stem) for source, folder in files)
+    taken = {os.path.realpath(source) for source, _ in files}
     tasks = []
     for source, folder in files:
         name = result_name(source, scale, file_format, alone=stems[folder, source.stem] == 1)
+        if os.path.realpath(folder / name) in taken:  # a photograph that only looks like a result
+            name = result_name(source, scale, file_format, alone=False)
         tasks.append(Task(source, folder / name))
-    twice = [name for name, times in Counter(task.output for task in tasks).items() if times > 1]
+    names = Counter(os.path.realpath(task.output) for task in tasks)
+    twice = [task.output for task in tasks if names[os.path.realpath(task.output)] > 1]
     if twice:
         raise InputError(f"{twice[0]}: the results of two inputs get this name; upscale them one at a time")
     return tasks
+
+
+def _named_format(output: Path, single: bool) -> ImageFormat | None:
+    """Return the format that the name of a new output asks for; None: a folder.
+
+    Raises:
+        InputError: the name is that of an image, or of one file, in a format that is not written.
+    """
+    suffix = output.suffix.lower()
+    if suffix in OTHER_IMAGES or (
+        single and not output.exists() and suffix not in SUFFIXES and _FILE_SUFFIX.fullmatch(suffix)
+    ):
+        raise InputError(
+            f"{output}: cannot write {suffix[1:]}; use one of {', '.join(OUTPUT_FORMATS)},"
+            " or make the folder first if it is one"
+        )
+    return output_format(output)
 
 
 def result_name(source: Path, scale: int, file_format: str | None, *, alone: bool) -> str:
@@ -92,17 +128,70 @@ def without_results(files: Iterable[Path], scale: int) -> list[Path]:
     return sorted(sources)
 
 
-def _search(path: Path, output: Path | None, scale: int) -> list[tuple[Path, Path]]:
-    """Return the images of an input, each with the folder for its result."""
-    if not path.is_dir():
-        return [(path, path.parent if output is None else output)]
-    files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
-    if output is not None and output.resolve() != path.resolve():
-        files = [file for file in files if output.resolve() not in file.resolve().parents]
-    sources = without_results(files, scale)
-    if not sources:
-        raise InputError(f"{path}: no images in this folder ({READABLE})")
-    return [
-        (file, file.parent if output is None else output / file.parent.relative_to(path))
-        for file in sources
-    ]
+def _sources(
+    inputs: Sequence[Path], output: Path | None, note: Callable[[str], object]
+) -> list[tuple[Path, Path]]:
+    """Return the files to upscale, each once, with the folders for their results."""
+    files: dict[str, tuple[Path, Path]] = {}
+    unsupported: list[str] = []
+    num_results = 0
+    for path in inputs:
+        if not path.is_dir():
+            files.setdefault(_identity(path), (path, path.parent if output is None else output))
+            continue
+        found = find_images(path)
+        unsupported += found.unsupported
+        for line in found.unreadable:
+            note(line)
+        images = _outside(found.images, path, output)
+        sources = [file for file in images if not is_result(file)]
+        sources = [file for file in sources if not _is_unmarked_result(file, sources)]
+        num_results += len(images) - len(sources)
+        if not sources:
+            skipped = f"; {left_out(found.unsupported)}" if found.unsupported else ""
+            skipped += f"; left out {len(images)} results of earlier runs" if images else ""
+            raise InputError(f"{path}: no images in this folder ({READABLE}){skipped}")
+        for file in sources:
+            folder = file.parent if output is None else output / file.parent.relative_to(path)
+            files.setdefault(_identity(file), (file, folder))
+    if unsupported:
+        note(left_out(unsupported))
+    if num_results:
+        note(f"left out {num_results} result{'' if num_results == 1 else 's'} of earlier runs")
+    # a pattern of the shell, such as *.png, also names the results beside the originals
+    named = [file for file, _ in files.values()]
+    return [entry for entry in files.values() if not (_original(entry[0], named) and is_result(entry[0]))]
+
+
+def _identity(path: Path) -> str:
+    """Return the absolute path of a file itself: a link is a file of its own."""
+    return str(path.parent.resolve() / path.name)
+
+
+def _outside(files: Iterable[Path], folder: Path, output: Path | None) -> list[Path]:
+    """Leave out the files below ``output``, if that is another folder."""
+    if output is None or output.resolve() == folder.resolve():
+        return list(files)
+    return [file for file in files if output.resolve() not in file.resolve().parents]
+
+
+def _original(file: Path, files: Iterable[Path]) -> Path | None:
+    """Return the file beside this one, of which it could be the result by its name."""
+    match = _RESULT.fullmatch(file.stem)
+    if match is None:
+        return None
+    beside = (other for other in files if other.parent == file.parent and other != file)
+    return next((other for other in beside if match[1] in (other.stem, other.name.replace(".", "_"))), None)
+
+
+def _is_unmarked_result(file: Path, files: Iterable[Path]) -> bool:
+    """Return whether a file without a mark is a result of an earlier version, by its name and its size."""
+    original = _original(file, files)
+    if original is None:
+        return False
+    factor = int(file.stem.rpartition("_x")[2])
+    try:
+        small, large = open_raster(original), open_raster(file)
+    except (InputError, OSError):  # the survey reports files that cannot be read
+        return False
+    return (large.height, large.width) == (factor * small.height, factor * small.width)

@@ -150,7 +150,9 @@ def test_the_command_writes_the_row_it_is_given(tmp_path: Path) -> None:
 
     def exported(*options: str) -> str:
         path = tmp_path / "out.onnx"
-        result = CliRunner().invoke(app, ["export", str(tmp_path / "model"), "-o", str(path), *options])
+        result = CliRunner().invoke(
+            app, ["export", str(tmp_path / "model"), "-o", str(path), "--overwrite", *options]
+        )
         assert result.exit_code == 0, result.output
         return {entry.key: entry.value for entry in onnx.load(path).metadata_props}["bits"]
 

@@ -72,7 +72,8 @@ def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
     for name in (*names, "notes.txt", ".hidden.png", "b_x2.png"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        side = 16 if name == "b_x2.png" else 8
+        Image.new("RGB", (side, side)).save(path) if path.suffix != ".txt" else path.touch()
     source, target = tmp_path / "in", tmp_path / output
     found = [item for item, _ in find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)]
     planned = plan_tasks([source], target, scale=2)
@@ -186,3 +187,15 @@ def test_an_image_that_kills_its_workers_is_given_up(tmp_path, recipe):
 def test_a_worker_that_cannot_run_the_model_says_why(recipe):
     with pytest.raises(InputError, match="tiles of 2 pixels"):
         Worker(recipe(tile=2))
+
+
+def test_hidden_folders_and_unsupported_images_are_left_out(tmp_path):
+    for name in ("a.png", ".git/b.png", "@eaDir/c.png", "sub/d.psd"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    unsupported: list[str] = []
+    stores = LocalStore(str(tmp_path)), LocalStore(str(tmp_path / "out"))
+    found = [item.source for item, _ in find_items(*stores, scale=2, on_unsupported=unsupported.extend)]
+    assert found == ["a.png"]
+    assert unsupported == ["d.psd"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image
 
 from cabm.errors import InputError
+from cabm.imaging.mark import is_result
 from cabm.upscaling.jobs import Failure, run_job, survey
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.tasks import Task, plan_tasks
@@ -72,9 +75,98 @@ def test_results_of_an_earlier_run_are_not_upscaled_again(tmp_path, output):
     target = None if output is None else tmp_path / output
     first = plan_tasks([folder], target, scale=2)
     for task in first:
-        save(task.output)
+        save(task.output, 24, 30)
     assert plan_tasks([folder], target, scale=2) == first
     assert plan_tasks([folder], target, scale=2, file_format="tiff")[0].output.suffix == ".tif"
+
+
+@pytest.mark.parametrize("file_format", ["png", "tiff", "webp", "jpeg"])
+def test_results_are_known_by_their_mark_in_any_folder(tmp_path, upscaler, file_format):
+    save(tmp_path / "a.png")
+    lines: list[str] = []
+    for output in ("o1", "o2", "o3"):
+        tasks = plan_tasks(
+            [tmp_path], tmp_path / output, scale=2, file_format=file_format, note=lines.append
+        )
+        assert [task.source.name for task in tasks] == ["a.png"]
+        assert do(upscaler, tasks) == ()
+    assert lines == ["left out 1 result of earlier runs", "left out 2 results of earlier runs"]
+    renamed = next((tmp_path / "o1").iterdir()).rename(tmp_path / f"b{tasks[0].output.suffix}")
+    assert is_result(renamed)
+    assert [task.source.name for task in plan_tasks([tmp_path], None, scale=2)] == ["a.png"]
+    assert plan_tasks([renamed], None, scale=2)[0].source == renamed  # asked for by name
+
+
+def test_an_edited_result_is_an_image_of_its_own(tmp_path, upscaler):
+    source = save(tmp_path / "a.png")
+    assert do(upscaler, plan_tasks([source], tmp_path / "a_x2.png", scale=2)) == ()
+    image = pyvips.Image.new_from_file(str(tmp_path / "a_x2.png"))
+    image.crop(0, 0, 20, 20).write_to_file(str(tmp_path / "cut.png"))
+    assert not is_result(tmp_path / "cut.png")
+
+
+def test_a_genuine_image_that_is_named_as_a_result_is_upscaled(tmp_path, upscaler):
+    save(tmp_path / "rock.jpg")
+    genuine = save(tmp_path / "rock_x2.png", 20, 20)
+    before = genuine.read_bytes()
+    names = ["rock_jpg_x2.png", "rock_x2_x2.png"]
+    for overwrite in (True, False):  # the second run finds the results of the first
+        tasks = plan_tasks([tmp_path], None, scale=2)
+        assert outputs(tasks, tmp_path) == names
+        assert do(upscaler, tasks, overwrite=overwrite) == ()
+    assert genuine.read_bytes() == before
+    assert Image.open(tmp_path / "rock_jpg_x2.png").size == (30, 24)
+
+
+def test_a_pattern_that_names_results_too_does_not_upscale_them_again(tmp_path, upscaler):
+    source = save(tmp_path / "a.png")
+    tasks = plan_tasks([source], None, scale=2)
+    assert do(upscaler, tasks) == ()
+    assert plan_tasks([source, tasks[0].output], None, scale=2) == tasks
+
+
+def test_hidden_and_system_folders_are_left_out_unless_named(tmp_path):
+    save(tmp_path / "sub" / "a.png")
+    left = (".git", ".thumbnails", ".Trash-1000", "@eaDir", "__MACOSX", "$RECYCLE.BIN")
+    for folder in left:
+        save(tmp_path / "sub" / folder / "deep" / "b.png")
+    assert [task.source.name for task in plan_tasks([tmp_path], None, scale=2)] == ["a.png"]
+    for folder in left:
+        (task,) = plan_tasks([tmp_path / "sub" / folder], None, scale=2)
+        assert task.source.name == "b.png"
+
+
+def test_images_that_are_not_supported_are_counted(tmp_path, monkeypatch):
+    for name in ("a.PSD", "sub/b.psd", "sub/c.nef", ".git/d.nef", "notes.txt", ".e.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"no images .*; left out 3 files: 2 \.psd, 1 \.nef"):
+        plan_tasks([tmp_path], None, scale=2)
+    save(tmp_path / "f.png")
+    lines: list[str] = []
+    assert len(plan_tasks([tmp_path], None, scale=2, note=lines.append)) == 1
+    assert lines == ["left out 3 files: 2 .psd, 1 .nef (not supported)"]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    save(tmp_path / "closed" / "b.png")
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":  # root may read any folder
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    lines: list[str] = []
+    assert len(plan_tasks([tmp_path], None, scale=2, note=lines.append)) == 1
+    assert lines == [f"{tmp_path / 'closed'}: cannot be read (Permission denied)"]
+
+
+def test_one_file_named_twice_is_upscaled_once(tmp_path):
+    source = save(tmp_path / "a.png")
+    assert len(plan_tasks([source, tmp_path / "x" / ".." / "a.png", tmp_path], None, scale=2)) == 1
 
 
 def test_results_with_the_same_stem_get_different_names(tmp_path):
@@ -84,7 +176,7 @@ def test_results_with_the_same_stem_get_different_names(tmp_path):
     tasks = plan_tasks([tmp_path], None, scale=2)
     assert outputs(tasks, tmp_path) == names
     for task in tasks:
-        save(task.output)
+        save(task.output, 24, 30)
     assert outputs(plan_tasks([tmp_path], None, scale=2), tmp_path) == names
     other = save(tmp_path / "other" / "b.png")
     with pytest.raises(InputError, match="the results of two inputs get this name"):
@@ -95,6 +187,9 @@ def test_results_with_the_same_stem_get_different_names(tmp_path):
     ("output", "file_format", "message"),
     [
         ("x.gif", None, "cannot write gif"),
+        ("x.jp2", None, "cannot write jp2"),
+        ("x.jpge", None, "cannot write jpge; use one of png, .* or make the folder first"),
+        ("x.v2", None, "cannot write v2; use one of png, .* or make the folder first"),
         ("x.png", "jpeg", "is named as png, but --format says jpeg"),
         ("taken", None, "is a file of another kind"),
     ],
