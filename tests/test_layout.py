@@ -1,4 +1,4 @@
-"""The layers of the package: imports point down, or to the right on a layer's own row."""
+"""The layers of the package: imports point down, never sideways or up."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cabm.engine.elementwise import encode
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.onednn import IntegerConv, Scaling
-from cabm.quant.layers import PamsActivation, QuantConv2d, QuantizedSkip
+from cabm.quant.layers import PamsActivation, QuantConv2d
+from cabm.quant.skip import QuantizedSkip
 
 Row = tuple[int, ...] | None
 """Bits of the L adaptive layers; None for a PAMS model."""

@@ -238,7 +238,6 @@ def _loss_weights(
     return LossWeights(
         feature=0.0 if quantized is None else quantized.kd_feature,
         blocks=0.0 if quantized is None else quantized.kd_blocks,
-        output=0.0 if quantized is None else quantized.kd_output,
         bits=extra.bits,
         bits_per_step=extra.bits_per_step,
         border=border,

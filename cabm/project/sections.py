@@ -54,13 +54,13 @@ class QuantizationSettings(Section):
     quantize_ends: bool = False
     """Quantize head and tail to 8 bits, too."""
 
-    skip: Literal[8, "quantized"] = "quantized"
+    skip: Literal[8, "quantized"] = 8
     """Skip connections: 8 bits, or ``quantized`` as what the block's first convolution reads (paper)."""
 
-    after_relu: Literal["unsigned", "symmetric"] = "symmetric"
+    after_relu: Literal["unsigned", "symmetric"] = "unsigned"
     """Codes behind a ReLU: unsigned 0..2^b - 1, or symmetric with both signs (paper)."""
 
-    weight_granularity: Literal["channel", "tensor"] = "tensor"
+    weight_granularity: Literal["channel", "tensor"] = "channel"
     """Scales of the weights: one per output channel, or one per tensor (paper)."""
 
     @field_validator("search_space")
@@ -164,9 +164,6 @@ class QuantizedTrainingSettings(TrainingSettings):
 
     kd_blocks: NotNegative = 100.0
     """Weight of the distillation loss on the blocks' outputs (0.1 w_kd), 0 or more."""
-
-    kd_output: NotNegative = 0.0
-    """Weight of the L1 distance to the teacher's output."""
 
     calibration: Literal["peak", "error"] = "error"
     """Initial clip values: peak (mean of max abs(x), as in the papers) or error (least squared error)."""

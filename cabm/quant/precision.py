@@ -15,10 +15,9 @@ from cabm.quant.layers import (
     PamsActivation,
     QuantConv2d,
     QuantConvTranspose2d,
-    QuantizedSkip,
-    ReadSkip,
     SelectedActivation,
 )
+from cabm.quant.skip import QuantizedSkip, ReadSkip
 
 Kind = Literal["float", "pams", "cadyq", "cabm"]
 KINDS: tuple[Kind, ...] = ("float", "pams", "cadyq", "cabm")

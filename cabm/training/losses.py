@@ -56,7 +56,6 @@ class LossWeights:
     Attributes:
         feature: weight of the attention transfer of the tail's input (w_kd; 1000 in the release).
         blocks: weight of the sum of the blocks' attention transfers (0.1 w_kd).
-        output: weight of the L1 distance to the teacher's output.
         bits: weight of the bit loss at step 0 (w0).
         bits_per_step: increase of that weight per step.
         border: number of outermost output pixels left out of L1.
@@ -64,7 +63,6 @@ class LossWeights:
 
     feature: float = 0.0
     blocks: float = 0.0
-    output: float = 0.0
     bits: float = 0.0
     bits_per_step: float = 0.0
     border: int = 0
@@ -103,9 +101,7 @@ class Objective:
         output = model(low_resolution, bits, collapse_tail=collapse)
         crop = slice(self.weights.border, -self.weights.border or None)
         terms = {"l1": F.l1_loss(output.sr.float()[..., crop, crop], high_resolution[..., crop, crop])}
-        if self.teacher is not None and (
-            self.weights.feature or self.weights.blocks or self.weights.output
-        ):
+        if self.teacher is not None and (self.weights.feature or self.weights.blocks):
             terms |= self._distillation(output, low_resolution, collapse)
         parts: dict[str, float] = {}
         if output.bit_cost is not None:
@@ -122,10 +118,6 @@ class Objective:
         with torch.no_grad():
             target = self.teacher(low_resolution, collapse_tail=collapse)
         terms = {}
-        if self.weights.output:
-            crop = slice(self.weights.border, -self.weights.border or None)
-            difference = F.l1_loss(output.sr[..., crop, crop].float(), target.sr[..., crop, crop].float())
-            terms["output"] = self.weights.output * difference
         if self.weights.feature:
             terms["feature"] = self.weights.feature * attention_transfer(output.feature, target.feature)
         if self.weights.blocks:
