@@ -2,7 +2,8 @@
 
 `compile_model` turns a backbone into an `IntegerModel`, which upscales tiles. A backbone's layers in order
 are its program (`cabm.engine.programs`): byte grids for the quantizers (``grid``), convolutions with
-packed weights (``packing``, ``onednn``), fused residual blocks (``blocks``, ``vnni``) and float tails.
+packed weights (``packing``, ``onednn``), residual blocks (``blocks``), or all of them fused to one compiled
+call (``fused``) in the form that suits the CPU (``forms``), and float tails.
 ``onnx_models`` writes the same networks as ONNX graphs.
 """
 

@@ -140,7 +140,10 @@ def _missing_units() -> str | None:
     if architecture() not in ("x86_64", "amd64"):
         return f"the integer engine needs an x86-64 CPU, this is {architecture() or 'unknown'}"
     if not integer_units():
-        return "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX)"
+        return (
+            "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX); "
+            "without them only EDSR runs, with AVX2, numba and a multiple of 32 features"
+        )
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch is built without oneDNN"
     return None

@@ -51,15 +51,14 @@ def integer_units() -> list[str]:
     return [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
 
 
-def vnni_lanes() -> int:
-    """Return how many 32-bit sums one VNNI instruction adds to: 16 (AVX512-VNNI), 8 (AVX-VNNI) or 0 (none).
+def compiler_features() -> dict[str, bool]:
+    """Return the CPU's instruction sets by LLVM's names.
 
-    This is LLVM's knowledge of the CPU, because LLVM aborts the process if its target lacks an instruction.
+    Compiled loops ask LLVM, because it aborts the process if its target lacks an instruction.
     """
     from llvmlite import binding
 
-    features = binding.get_host_cpu_features()
-    return 16 if features.get("avx512vnni") else 8 if features.get("avxvnni") else 0
+    return dict(binding.get_host_cpu_features())
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

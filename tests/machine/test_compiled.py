@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numba
 import pytest
 
-from cabm.engine import blocks, elementwise
+from cabm.engine import elementwise
+from cabm.engine import fused as fused_blocks
 from cabm.imaging import bicubic
 from cabm.machine import compiled
 from cabm.machine.compiled import compiles_for_this_cpu, jit, none_if_numba_fails
@@ -19,7 +20,7 @@ USERS = [bicubic._loop, elementwise.compiled, fused._loops]
 
 @pytest.fixture
 def forgetful() -> Iterator[None]:
-    cached = [*USERS, blocks.compiled, compiled._warn_once]
+    cached = [*USERS, fused_blocks.compiled, compiled._warn_once]
     for function in cached:
         function.cache_clear()
     yield
@@ -34,7 +35,7 @@ def test_a_numba_that_must_not_compile_is_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    assert [user() for user in [*USERS, blocks.compiled]] == [None] * 4
+    assert [user() for user in [*USERS, fused_blocks.compiled]] == [None] * 4
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (

@@ -23,17 +23,6 @@ def test_a_torch_that_tells_nothing_means_no_units(monkeypatch: pytest.MonkeyPat
     assert not cpu.multiplies_bfloat16(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    ("features", "lanes"),
-    [({"avx512vnni": True, "avxvnni": True}, 16), ({"avx512vnni": False, "avxvnni": True}, 8), ({}, 0)],
-)
-def test_lanes_are_those_of_the_compiler(
-    features: dict[str, bool], lanes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: features)
-    assert cpu.vnni_lanes() == lanes
-
-
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     assert [cpu.cpu_threads(0, processes) for processes in (1, 4, 8)] == [6, 1, 1]

@@ -7,13 +7,19 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from cabm.engine.blocks import Block, Blocks, FusedBlocks, FusedWeights, fused_kernel
+from cabm.engine.blocks import Block, Blocks
 from cabm.engine.float_conv import FloatConv
+from cabm.engine.fused import FusedBlocks, Kernel, fused_kernel
 from cabm.engine.grid import Storage
 from cabm.engine.linear_tail import CollapsedTail
 from cabm.engine.onednn import IntegerConv
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_at, skip_grid
 from cabm.models.edsr import EDSR, ResidualBlock
+
+
+def kernel_for(model: EDSR) -> Kernel | None:
+    """Return the compiled call for the model's blocks, which needs no oneDNN; None if none fits."""
+    return fused_kernel([conv for block in model.body for conv in (block.conv1, block.conv2)])
 
 
 class EdsrProgram:
@@ -26,10 +32,12 @@ class EdsrProgram:
 
     def __init__(self, model: EDSR, float_dtype: torch.dtype) -> None:
         self._model = model
-        convs = [(block.conv1, block.conv2) for block in model.body]
-        self._kernel = fused_kernel([conv for pair in convs for conv in pair])
-        pack = IntegerConv if self._kernel is None else FusedWeights
-        self._convs = [tuple(PackedConv(conv, pack=pack) for conv in pair) for pair in convs]
+        self._kernel = kernel_for(model)
+        pack = IntegerConv if self._kernel is None else self._kernel.pack
+        self._convs = [
+            tuple(PackedConv(conv, pack=pack) for conv in (block.conv1, block.conv2))
+            for block in model.body
+        ]
         self._block = cache(self._make_block)  # hundreds of rows combine a few widths per block
         self._head = FloatConv(model.head.weight, model.head.bias, torch.float32)
         self._body_end = FloatConv(model.body_end.weight, model.body_end.bias, float_dtype)
