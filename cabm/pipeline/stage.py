@@ -159,7 +159,6 @@ def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group)
         data_hash=None if name == "prepare" else data_hash(DATA),  # prepare replaces the data
     ) as tracker:
         if isinstance(section, TrainingSettings):
-            torch.manual_seed(section.seed)
             keep_freed_memory()
         if group.leads:
             _remove_leftovers(name)

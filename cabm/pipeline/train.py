@@ -1,33 +1,25 @@
-"""The training steps of the method: what each starts from, learns from and minimises."""
+"""The training stages: steps 1, 2, 3 and 5 of the method."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cabm import __version__
-from cabm.checkpoints.find import find_model
-from cabm.checkpoints.model_directory import LoadedModel, load_model, save_model
-from cabm.data.patches import PatchSampler
-from cabm.data.prepare import load_positions
+from cabm.checkpoints.model_directory import load_model, save_model
 from cabm.files import write_json
-from cabm.models import Backbone, build_model
-from cabm.models.transfer import transfer_weights
+from cabm.models import Backbone
+from cabm.pipeline.building import Built, Recipe, build, calibrate_clip_values
+from cabm.pipeline.registering import register
 from cabm.pipeline.resume_states import remove_old_states
 from cabm.pipeline.stage import Stage
-from cabm.project.sections import QuantizationSettings, QuantizedTrainingSettings, TrainingSettings
-from cabm.quant import Kind, Precision
+from cabm.project.sections import TrainingSettings
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edge_score
-from cabm.tracking.registry import Quality, log_and_register
-from cabm.training.calibration import calibrate
 from cabm.training.loop import TrainingPlan, train
 from cabm.training.losses import LossWeights, Objective
 from cabm.training.recording import ProgressBar, Recorder, write_curves
@@ -36,120 +28,79 @@ from cabm.training.validation import Validation
 
 def full_precision(stage: Stage) -> None:
     """Step 1: train the backbone in float."""
-    _run_step(stage, "float", previous=None, teacher=None, extra=LossWeights())
+    train_model(stage, Recipe("float"))
 
 
 def pams(stage: Stage) -> None:
-    """Step 2: fine-tune at 8 bits with learned clip values, taught by the float model."""
-    own = stage.models / "full_precision"
-    _run_step(stage, "pams", previous=own, teacher=own, extra=LossWeights())
+    """Step 2: fine-tune at 8 bits with learned clip values, with the float model as the teacher."""
+    float_model = stage.models / "full_precision"
+    train_model(stage, Recipe("pams", start=float_model, teacher=float_model))
 
 
 def cadyq(stage: Stage) -> None:
-    """Step 3: learn bit selectors, taught by the 8-bit model."""
-    own, settings = stage.models / "pams", stage.params.cadyq
-    extra = LossWeights(bits=settings.w_bit, bits_per_step=settings.w_bit_per_1000 / 1000)
-    _run_step(stage, "cadyq", previous=own, teacher=own, extra=extra)
+    """Step 3: train bit selectors, with the 8-bit model as the teacher."""
+    eight_bits, settings = stage.models / "pams", stage.params.cadyq
+    recipe = Recipe(
+        "cadyq",
+        start=eight_bits,
+        teacher=eight_bits,
+        w_bit=settings.w_bit,
+        w_bit_per_step=settings.w_bit_per_1000 / 1000,
+    )
+    train_model(stage, recipe)
 
 
 def cabm(stage: Stage) -> None:
-    """Step 5: fine-tune with the tables' bits, from step 3's weights, taught by the 8-bit model."""
-    table_from = stage.params.cabm.table_from
-    table = EdgeToBitTable.load(table_from or stage.tables / "edge_to_bit.json")
-    measured = _run_step(
-        stage,
-        "cabm",
-        previous=stage.models / "cadyq",
-        teacher=stage.models / "pams",
-        extra=LossWeights(),
-        table=table,
-    )
+    """Step 5: fine-tune step 3's model with the table's bits, with the 8-bit model as the teacher."""
+    table = EdgeToBitTable.load(stage.params.cabm.table_from or stage.tables / "edge_to_bit.json")
+    recipe = Recipe("cabm", start=stage.models / "cadyq", teacher=stage.models / "pams", table=table)
+    measured = train_model(stage, recipe)
     if stage.group.leads:
-        _register(stage, measured)
+        register(stage, measured)
 
 
-def _register(stage: Stage, measured: Mapping[str, float]) -> None:
-    """Offer the finished model to the registry, where it competes with the champion of its kind."""
-    params, settings = stage.params, stage.params.evaluate
-    protocol = f"tiles of {settings.tile}, {settings.stride} apart"
-    registered = log_and_register(
-        stage.tracker,
-        stage.models / stage.name,
-        name=f"cabm-{params.model.name}-x{params.model.scale}",
-        quality=Quality(
-            psnr=measured["psnr"],
-            fab=measured.get("fab", math.nan),  # there is none where every tile is bypassed
-            measured_on=f"validation images {stage.store('validation').sha256[:16]}, {protocol}",
-        ),
-        settings=params.serving,
-    )
-    if registered is not None:
-        stage.tracker.tags(
-            {"registered": f"{registered.name} version {registered.version}", "champion": registered.reason}
-        )
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        recorder: holds the training curve and the duration.
+        measured: quality of the final weights on the validation images.
+        resume_file: the resume state, which is not needed any more.
+    """
+
+    recorder: Recorder
+    measured: dict[str, float]
+    resume_file: Path
 
 
-def _run_step(
-    stage: Stage,
-    kind: Kind,
-    *,
-    previous: Path | None,
-    teacher: Path | None,
-    extra: LossWeights,
-    table: EdgeToBitTable | None = None,
-) -> dict[str, float]:
-    """Train one step, write its outs, and return what the validation images measured."""
+def train_model(stage: Stage, recipe: Recipe) -> dict[str, float]:
+    """Build, calibrate, train and write the stage's model; return its quality on the validation images."""
+    built = build(stage, recipe)
+    calibrated = calibrate_clip_values(stage, built)
+    trained = fit(stage, built)
+    if stage.group.leads:
+        write(stage, built, calibrated, trained)
+    return trained.measured
+
+
+def fit(stage: Stage, built: Built) -> Trained:
+    """Train a built model in place, or resume its training.
+
+    Raises:
+        InputError: processes of the group have different params, data or weights.
+        TrainingDiverged: a loss or a weight is not finite.
+        PeerLost: another process of the group ended or does not answer.
+    """
     settings: TrainingSettings = stage.settings()
-    params = stage.params
-    device = params.runtime.torch_device()
-    group = stage.group
-    store = stage.store("train")
-    make_sampler = partial(
-        PatchSampler,
-        store,
-        batch_size=settings.batch_size,
-        lr_patch=settings.patch,
-        seed=settings.seed,
-        positions=load_positions(stage.data, params.prepare, settings.patch),
-    )
-    sampler = make_sampler(rank=group.rank, world=group.size)
-    sampling = params.prepare.sampling.model_dump(mode="json")
-    precision = _precision(params.quantization, kind)
-    inputs: dict[str, Any] = {"train": store.sha256, "precision": asdict(precision), "sampling": sampling}
-
-    quantized = settings if isinstance(settings, QuantizedTrainingSettings) else None
-    start = _given(settings.init_from, previous)
-    taught_by = _given(quantized.teacher_from, teacher) if quantized else None
-    model = build_model(params.model.name, params.model.scale, precision, params.model.chosen_options())
-    uncalibrated: list[str] = []
-    if start is not None:
-        inputs["start"] = start.config.weights_sha256
-        uncalibrated = transfer_weights(start.model, model)
-    if table is not None:
-        table.check(**model.table_fit)
-        # the constant keeps the fingerprint of tables from when whole tiles could be bypassed by score
-        inputs["table"] = table.describe() | {"bypassed_below": 0.0}
-    model = model.to(device, memory_format=torch.channels_last)
-    unset = set(uncalibrated)
-    if getattr(settings, "recalibrate", False) and start is not None and start.model.precision.kind != kind:
-        unset |= {f"{name}.alpha" for name, module in model.named_modules() if hasattr(module, "widths")}
-    calibrated = {}
-    if quantized is not None and unset:
-        batches, method = quantized.calibration_batches, quantized.calibration
-        # on whole batches, in every process: the clip values are those of one process
-        calibrated = calibrate(model, make_sampler(), batches, only=unset, method=method)
-    if taught_by is not None:
-        inputs["teacher"] = taught_by.config.weights_sha256
-
-    objective = Objective(
-        _loss_weights(settings, quantized, model, extra),
-        teacher=None
-        if taught_by is None
-        else taught_by.model.to(device, memory_format=torch.channels_last),
-        bits=None if table is None else partial(table_bits, table),
-        shares=group.size,
-    )
+    params, group, table = stage.params, stage.group, built.recipe.table
     autocast = params.runtime.autocast()
+    resume_file = stage.resume_file(built.inputs)
+    group.require_same(f"{stage.name} {resume_file.parent.name}", "stage, params, data or weights")
+    if group.leads:
+        remove_old_states(resume_file)
+    validation = Validation(stage.store("validation"), built.model, table, params.evaluate, autocast, group)
+    recorder = Recorder(stage.tracker, params.tracking.log_every, settings, validation)
     plan = TrainingPlan(
         steps=settings.steps,
         rates=_rates(settings),
@@ -158,69 +109,54 @@ def _run_step(
         autocast=autocast,
         checkpoint_seconds=params.runtime.checkpoint_seconds,
     )
-    resume_file = stage.resume_file(inputs)
-    group.require_same(f"{stage.name} {resume_file.parent.name}", "stage, params, data or weights")
-    if group.leads:
-        remove_old_states(resume_file)
-    validation = Validation(stage.store("validation"), model, table, params.evaluate, autocast, group)
-    recorder = Recorder(stage.tracker, params.tracking.log_every, settings, validation)
+    objective = Objective(
+        _loss_weights(settings, built.recipe, built.model),
+        teacher=built.teacher,
+        bits=None if table is None else partial(table_bits, table),
+        shares=group.size,
+    )
     with ProgressBar(stage.name, settings.steps, settings.batch_size, shown=group.leads) as bar:
         train(
-            model,
+            built.model,
             objective,
-            sampler,
+            built.make_sampler(rank=group.rank, world=group.size),
             plan,
             callbacks=(recorder, bar),
             resume_file=resume_file,
             history=recorder.history,
             group=group,
         )
+    return Trained(recorder, validation.measure(built.model.state_dict()), resume_file)
 
-    measured = validation.measure(model.state_dict())
-    if not group.leads:
-        return measured
-    described = {"stage": stage.name, "version": __version__, "steps": settings.steps, "inputs": inputs}
-    described |= {"validation": measured, "settings": settings.model_dump(mode="json")}
-    save_model(stage.models / stage.name, model, table=table, provenance=described)
-    write_curves(stage.curves / f"{stage.name}.csv", recorder.history)
-    write_json(stage.metrics / f"{stage.name}.json", {"validation": measured} | _calibration(calibrated))
-    write_json(stage.timing / f"{stage.name}.json", recorder.timing())
-    stage.tracker.metrics({f"final/{name}": value for name, value in measured.items()}, settings.steps)
-    stage.tracker.tags({"weights.sha256": load_model(stage.models / stage.name).config.weights_sha256})
+
+def write(stage: Stage, built: Built, calibrated: dict[str, list[float]], trained: Trained) -> None:
+    """Write and record the model, its curve, metrics and duration, and delete the resume state."""
+    settings: TrainingSettings = stage.settings()
+    name, table, measured = stage.name, built.recipe.table, trained.measured
+    provenance = {"stage": name, "version": __version__, "steps": settings.steps, "inputs": built.inputs}
+    provenance |= {"validation": measured, "settings": settings.model_dump(mode="json")}
+    save_model(stage.models / name, built.model, table=table, provenance=provenance)
+    write_curves(stage.curves / f"{name}.csv", trained.recorder.history)
+    metrics: dict[str, dict[str, float]] = {"validation": measured}
+    if alphas := [alpha for widths in calibrated.values() for alpha in widths]:
+        metrics["calibrated_alpha"] = {"smallest": min(alphas), "largest": max(alphas)}
+    write_json(stage.metrics / f"{name}.json", metrics)
+    write_json(stage.timing / f"{name}.json", trained.recorder.timing())
+    stage.tracker.metrics({f"final/{key}": value for key, value in measured.items()}, settings.steps)
+    stage.tracker.tags({"weights.sha256": load_model(stage.models / name).config.weights_sha256})
     if table is not None:
         stage.tracker.dict("edge_to_bit", table.describe())
-    resume_file.unlink(missing_ok=True)
-    return measured
-
-
-def _given(named: str | None, own: Path | None) -> LoadedModel | None:
-    if named is not None:
-        return load_model(find_model(named))
-    return None if own is None else load_model(own)
-
-
-def _precision(settings: QuantizationSettings, kind: Kind) -> Precision:
-    """Return what a step computes in.
-
-    Settings that the step does not use stay at their defaults, and dvc.yaml does not list them for it:
-    another search space keeps the float and the 8-bit model.
-    """
-    match kind:
-        case "float":
-            return Precision(kind)
-        case "pams":
-            return Precision(kind, **settings.model_dump(exclude={"search_space"}))
-    return Precision(kind, **settings.model_dump())
+    trained.resume_file.unlink(missing_ok=True)
 
 
 def table_bits(table: EdgeToBitTable, low_resolution: Tensor) -> Tensor:
-    """Return the bits (B,L) of training patches (B,3,h,w) in 0..255; smooth ones are not bypassed."""
+    """Return the bits (B,L) of training patches (B,3,h,w) in 0..255; none of them bypasses the network."""
     bits = torch.from_numpy(table.lookup(edge_score(low_resolution.cpu())))
     return bits.to(low_resolution.device)
 
 
 def _rates(settings: TrainingSettings) -> dict[str, float]:
-    """Learning rate by parameter group; a group that the model lacks is not asked for."""
+    """Return the learning rate of each parameter group; those that the model lacks are not used."""
     return {
         "weights": settings.learning_rate,
         "alpha": getattr(settings, "alpha_learning_rate", 0.0),
@@ -228,22 +164,12 @@ def _rates(settings: TrainingSettings) -> dict[str, float]:
     }
 
 
-def _loss_weights(
-    settings: TrainingSettings,
-    quantized: QuantizedTrainingSettings | None,
-    model: Backbone,
-    extra: LossWeights,
-) -> LossWeights:
+def _loss_weights(settings: TrainingSettings, recipe: Recipe, model: Backbone) -> LossWeights:
     border = model.tail_border if settings.collapse_tail and model.tail_border is not None else 0
     return LossWeights(
-        feature=0.0 if quantized is None else quantized.kd_feature,
-        blocks=0.0 if quantized is None else quantized.kd_blocks,
-        bits=extra.bits,
-        bits_per_step=extra.bits_per_step,
+        feature=getattr(settings, "kd_feature", 0.0),
+        blocks=getattr(settings, "kd_blocks", 0.0),
+        bits=recipe.w_bit,
+        bits_per_step=recipe.w_bit_per_step,
         border=border,
     )
-
-
-def _calibration(alphas: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    values = [alpha for widths in alphas.values() for alpha in widths]
-    return {"calibrated_alpha": {"smallest": min(values), "largest": max(values)}} if values else {}
