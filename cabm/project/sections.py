@@ -55,13 +55,13 @@ class QuantizationSettings(Section):
     """Quantize head and tail to 8 bits, too."""
 
     skip: Literal[8, "quantized"] = 8
-    """Skip connections: 8 bits, or ``quantized`` as what the block's first convolution reads (paper)."""
+    """Skip connections: 8 (bits), or quantized (the input of the block's first convolution; the paper)."""
 
     after_relu: Literal["unsigned", "symmetric"] = "unsigned"
-    """Codes behind a ReLU: unsigned 0..2^b - 1, or symmetric with both signs (paper)."""
+    """Codes of b bits after a ReLU: unsigned (0..2^b - 1) or symmetric (both signs; the paper)."""
 
     weight_granularity: Literal["channel", "tensor"] = "channel"
-    """Scales of the weights: one per output channel, or one per tensor (paper)."""
+    """Scales of the weights: one per output channel, or one per tensor (the paper)."""
 
     @field_validator("search_space")
     @classmethod

@@ -1,4 +1,4 @@
-"""One unbroken run of the pipeline, which every broken one is compared with."""
+"""One uninterrupted run of the pipeline, to compare interrupted runs with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sharing.project import Clone, surroundings
 
 @dataclass(frozen=True)
 class Unbroken:
-    """A project whose pipeline has run once without a fault, and how many seconds each stage took."""
+    """A project whose pipeline has run once without a fault, and the seconds that each stage took."""
 
     project: Clone
     seconds: Mapping[str, float]

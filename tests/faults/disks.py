@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that cannot be written to."""
+"""Full disks and read-only folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """Mount a file system in memory on a folder that is made; skips the test where that is not allowed."""
+    """Mount a file system in memory on a new folder; skip the test if that is not allowed."""
     folder.mkdir(parents=True)
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root may mount the small disk that this test fills")
@@ -33,7 +33,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 @contextmanager
 def full(disk: Path, *, free_bytes: int) -> Iterator[None]:
-    """Fill a disk up to some bytes, inside the block."""
+    """Fill a disk up to ``free_bytes`` inside the block."""
     ballast = disk / "ballast"
     room = os.statvfs(disk)
     with ballast.open("wb") as file:
@@ -46,7 +46,7 @@ def full(disk: Path, *, free_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Let nobody write to a folder, inside the block; by a mount where root asks, who has all rights."""
+    """Make a folder read-only inside the block, by a mount for root, who may write anywhere."""
     if os.geteuid() != 0:
         mode = folder.stat().st_mode
         folder.chmod(0o555)

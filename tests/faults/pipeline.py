@@ -1,4 +1,4 @@
-"""The pipeline in small, as a process that can be killed, and what must hold of its files at any time."""
+"""A tiny pipeline as a process that can be killed, and checks of its files that hold at any time."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.sharing.project import Clone, make_project, tiny_params, write_params
 
 STAGES = ("prepare", "full_precision", "pams", "cadyq", "edge_to_bit", "cabm", "evaluate")
 TRAINING = ("full_precision", "pams", "cadyq", "cabm")
-# What must not differ by a bit; results hold seconds besides.
+# Must be equal to the bit. The results also hold durations.
 EXACT = ("data/prepared", "models", "tables", "metrics", "curves")
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 
 
 def fault_params() -> dict[str, Any]:
-    """Tiny params whose training writes its resume state after every step."""
+    """Return tiny params whose training writes a resume state after every step."""
     params = tiny_params()
     params["runtime"]["checkpoint_seconds"] = 0
     params["tracking"]["log_every"] = 5
@@ -52,7 +52,7 @@ def make_fault_project(root: Path, environment: dict[str, str]) -> Clone:
 
 @dataclass
 class Repro:
-    """A running ``dvc repro`` in a process group of its own."""
+    """A running ``dvc repro`` in its own process group."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -63,12 +63,12 @@ class Repro:
 
     @property
     def running_stage(self) -> str | None:
-        """The stage that was announced last."""
+        """The stage that DVC named last."""
         found = re.findall(r"Running stage '(\w+)'", self.output)
         return found[-1] if found else None
 
     def wait_for_stage(self, stage: str, timeout_s: float = 1800) -> bool:
-        """Wait until a stage starts; False where the pipeline has no need of it."""
+        """Wait until a stage starts; return False if the pipeline does not run it."""
         deadline = time.monotonic() + timeout_s
         while (running := self.running_stage) != stage:
             beyond = running is not None and STAGES.index(running) > STAGES.index(stage)
@@ -79,7 +79,7 @@ class Repro:
         return True
 
     def wait_while(self, stage: str, timeout_s: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Wait until a stage is over, the pipeline ends, time is up or ``until`` says so."""
+        """Wait until a stage or the pipeline ends, the time is up or ``until`` returns True."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self.running_stage == stage and self.process.poll() is None:
             if until():
@@ -87,7 +87,7 @@ class Repro:
             time.sleep(0.02)
 
     def kill(self) -> bool:
-        """SIGKILL the whole group; returns whether it was still running."""
+        """Kill the whole group; return whether it was still running."""
         running = self.process.poll() is None
         if running:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ class Repro:
 
 @contextmanager
 def repro(project: Clone, log: Path, *targets: str) -> Iterator[Repro]:
-    """Run ``dvc repro`` beside the block; what is left of it is killed at the end."""
+    """Run ``dvc repro`` during the block, and kill it at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", *targets],
@@ -115,23 +115,23 @@ def repro(project: Clone, log: Path, *targets: str) -> Iterator[Repro]:
 
 
 def cached_files(project: Clone) -> dict[str, Path]:
-    """Every object of DVC's cache by the name it has there, once its bytes are found to match it.
+    """Return the objects of DVC's cache by hash, and check that each has the hash in its name.
 
-    An object whose bytes are not what its name says is a half-written file that DVC would hand out.
+    DVC would use a half-written object like a whole one.
     """
     found = {}
     cache = project.root / ".dvc" / "cache" / "files" / "md5"
     for path in cache.glob("??/*"):
         digest = path.parent.name + path.name.removesuffix(".dir")
         if not re.fullmatch(r"[0-9a-f]{32}", digest):
-            continue  # a copy under way: DVC writes aside and renames
-        assert hashlib.md5(path.read_bytes()).hexdigest() == digest, f"{path}: half a file"
+            continue  # a temporary file of DVC
+        assert hashlib.md5(path.read_bytes()).hexdigest() == digest, f"{path}: damaged"
         found[digest] = path
     return found
 
 
 def assert_whole(project: Clone) -> None:
-    """Load everything that has its final name, whatever moment the pipeline was stopped at."""
+    """Load every file that has its final name."""
     root = project.root
     for index in (root / "data" / "prepared").rglob("index.json"):
         if not is_temporary(index, root):
@@ -152,12 +152,12 @@ def assert_whole(project: Clone) -> None:
 
 
 def is_temporary(path: Path, root: Path) -> bool:
-    """Whether a path is, or lies in, what `cabm.files` writes aside before it is renamed."""
+    """Whether a path is, or is inside, a temporary file or folder of `cabm.files`."""
     return any(_TEMPORARY.fullmatch(part) for part in path.relative_to(root).parts)
 
 
 def leftovers(project: Clone) -> list[Path]:
-    """Files that a killed writer left and nobody cleared away."""
+    """Return the temporary files that killed writers left."""
     root = project.root
     folders = ("data/prepared", "models", "tables", "metrics", "curves", "timing", "results", ".resume")
     files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of every stage; the end is that of an unbroken run, to the bit."""
+"""SIGKILL at random moments of every stage: the outs equal those of an uninterrupted run, to the bit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TRAINING_SECONDS = 0.3
 
 
 def has_state(project: Clone, stage: str) -> bool:
-    """Whether a stage has left something to resume from."""
+    """Whether a stage has a resume state."""
     return any((project.root / ".resume" / stage).rglob("state.safetensors"))
 
 
 @pytest.mark.parametrize("seed", [8, 9])
-def test_killed_pipelines_end_as_if_nothing_had_happened(
+def test_killed_pipelines_end_like_an_uninterrupted_one(
     seed: int, unbroken: Unbroken, fault_environment: dict[str, str], tmp_path: Path
 ) -> None:
     chance = random.Random(seed)
@@ -49,8 +49,8 @@ def test_killed_pipelines_end_as_if_nothing_had_happened(
             with repro(project, tmp_path / f"{stage}-{killed[stage]}.log", *again, stage) as running:
                 reached = running.wait_for_stage(stage)
                 if reached and stage in TRAINING and killed[stage] % 2:
-                    # most of a tiny stage is its start: every other kill aims at the training itself
-                    # in time on a busy machine too: the unbroken run may have had it for itself
+                    # Most of a tiny stage is its start, so every second kill waits for the training. The
+                    # uninterrupted run may have been faster, on an idle machine.
                     running.wait_while(
                         stage, 10 * unbroken.seconds[stage], until=partial(has_state, project, stage)
                     )
@@ -62,16 +62,16 @@ def test_killed_pipelines_end_as_if_nothing_had_happened(
                 assert "Traceback" not in running.output, running.output
             assert_whole(project)
             cached = set(cached_files(project))
-            assert kept <= cached, "an out that was in the cache is gone"
+            assert kept <= cached, "the cache has lost an out"
             kept = cached
             resumed[stage] += has_state(project, stage)
-            if not reached:  # the kill before came when the stage was done
+            if not reached:  # the stage had ended before the last kill
                 again = ("--force", "--single-item")
-    print(f"killed {dict(killed)}; a state to resume from was there after {dict(resumed)}")
+    print(f"kills: {dict(killed)}; kills with a resume state: {dict(resumed)}")
     assert all(killed[stage] >= kills for stage, kills in KILLS.items())
     assert all(resumed[stage] for stage in TRAINING)
 
-    for left in leftovers(project):  # those of the resume state stay for an hour: experiments share it
+    for left in leftovers(project):  # those of resume states are kept for an hour
         os.utime(left, (0, 0))
     output = project.dvc("repro", "--force", "--single-item", "cabm") + project.dvc("repro")
     assert "up to date" in project.dvc("status"), output

@@ -1,4 +1,4 @@
-"""Four experiments at once: one repository and cache of DVC, one SQLite database of MLflow."""
+"""Four experiments at once with one repository, one DVC cache and one SQLite database of MLflow."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.sharing.project import OUTS, Clone, clone_with_cache
 
 pytestmark = pytest.mark.slow
 
-RATES = {"one": 2e-4, "two": 3e-4, "three": 4e-4, "four": 5e-4}  # none is the first run's
+RATES = {"one": 2e-4, "two": 3e-4, "three": 4e-4, "four": 5e-4}  # all differ from the first run
 WAIT_S = 3000
-# A busy machine may be told this of a moment; that the records arrived is looked at in the database.
+# A busy machine may print this line; the database shows whether the records arrived.
 EXPLAINED = "MLflow does not answer; records are kept and sent later"
 
 
 def run_at_once(project: Clone) -> dict[str, str]:
-    """Run them as four commands; DVC's own lock, which is held for moments, is waited for."""
+    """Run them as four commands, which wait for DVC's short locks."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
     processes = {
         name: subprocess.Popen(
@@ -46,7 +46,7 @@ def run_at_once(project: Clone) -> dict[str, str]:
 
 
 def run_queue(project: Clone) -> dict[str, str]:
-    """Run them from DVC's queue, by four of its workers."""
+    """Run them from DVC's queue with four workers."""
     for name, rate in RATES.items():
         project.dvc("exp", "run", "--queue", "--name", name, "--set-param", f"cabm.learning_rate={rate}")
     project.dvc("queue", "start", "--jobs", str(len(RATES)))
@@ -65,7 +65,7 @@ def run_queue(project: Clone) -> dict[str, str]:
 def test_four_experiments_at_once_lose_nothing(run, unbroken: Unbroken, tmp_path: Path) -> None:
     project = clone_with_cache(unbroken.project, tmp_path / "project")
     cached_before = set(cached_files(project))
-    assert not (project.root / "mlflow.db").exists(), "the four are also the first that open it"
+    assert not (project.root / "mlflow.db").exists(), "the experiments create it"
     outputs = run(project)
     for name, output in outputs.items():
         unexplained = [line for line in output.splitlines() if EXPLAINED not in line]
@@ -78,7 +78,7 @@ def test_four_experiments_at_once_lose_nothing(run, unbroken: Unbroken, tmp_path
 
 
 def assert_whole_experiments(project: Clone, cached: Mapping[str, Path]) -> None:
-    """Check that the experiments differ, and that all their outs are in the cache."""
+    """Check that the experiments differ, and that the cache holds all their outs."""
     references = project.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
     by_name = {reference.rsplit("/", 1)[1]: reference for reference in references}
     models = set()
@@ -97,7 +97,7 @@ def assert_whole_experiments(project: Clone, cached: Mapping[str, Path]) -> None
 
 
 def assert_recorded(project: Clone) -> None:
-    """Check that every experiment is in MLflow once, with all of its stages and whole curves."""
+    """Check that MLflow has every experiment once, with all stages and whole curves."""
     params = fault_params()
     client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
     experiments = [found.experiment_id for found in client.search_experiments()]
@@ -113,4 +113,4 @@ def assert_recorded(project: Clone) -> None:
         every, steps = params["tracking"]["log_every"], params["cabm"]["steps"]
         assert [point.step for point in curve] == list(range(every, steps + 1, every))
         assert "zoo/cabm_psnr" in pipeline.data.metrics
-    assert len(runs) == 3 * len(RATES), "nobody made a run twice"
+    assert len(runs) == 3 * len(RATES), "no run was created twice"

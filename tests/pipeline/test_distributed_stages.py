@@ -1,6 +1,6 @@
-"""Stages on two processes, as users run them: from params, over two nodes, broken off, and by `dvc repro`.
+"""Stages on two processes: from params, on two nodes, interrupted, and by `dvc repro`.
 
-Minutes: `pytest -m slow tests/test_distributed_stages.py`.
+These take minutes: `pytest -m slow tests/pipeline/test_distributed_stages.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STAGE = "full_precision"
 def params(processes: int, **changes: Any) -> dict[str, Any]:
     values = tiny_params()
     values["runtime"] |= {"processes": processes, "precision": "fp32", "timeout_seconds": 60}
-    # long enough to be broken off in the middle
+    # long enough to be interrupted
     values[STAGE] |= {"steps": 150, "validate_every": 50} | changes
     return values
 
@@ -54,9 +54,9 @@ def start(project: Path, *prefix: str, script: str = SCRIPT, **variables: str) -
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Return the exit status and the lines that are no progress."""
+    """Return the exit status, and the lines of output without the progress."""
     _, errors = process.communicate(timeout=300)
-    # a killed process leaves its progress without an end of line
+    # the progress of a killed process has no end of line
     said = re.sub(r"[^\r\n]*?(step/s|s/step)[^\]\r\n]*\]", "", errors)
     return process.returncode, [line for line in re.split(r"[\r\n]+", said) if line.strip()]
 
@@ -248,7 +248,7 @@ def test_dvc_repro_trains_every_step_on_two_processes(tmp_path: Path) -> None:
     quality = json.loads((project.root / "metrics" / "quality.json").read_text())
     assert "cabm" in json.dumps(quality)
     dvc_project_params(project, processes=1)
-    assert "up to date" in project.dvc("status"), "the number of processes is no other experiment"
+    assert "up to date" in project.dvc("status"), "the number of processes does not change the experiment"
 
 
 def test_dvc_repro_trains_on_two_nodes(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_dvc_repro_trains_on_two_nodes(tmp_path: Path) -> None:
     follower = subprocess.Popen(
         ["bash", "-c", loop],
         cwd=project.root,
-        # the machine is the same, so that it has to be told not to offer the meeting point itself
+        # both nodes are on one machine, so this one must not host the store, too
         env={**project.environment, **names, "PYTHONPATH": str(project.root)}
         | {"PET_RDZV_CONF": "is_host=false,read_timeout=600,join_timeout=600"},
         start_new_session=True,

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: named, and handled or stopped before anything is saved over."""
+"""Values that are not finite or make no sense: named, and refused before they overwrite a good file."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_training_on_one_colour_stays_finite(kind: Kind, level: int) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_weight_that_goes_wrong_does_not_reach_the_resume_state(poison: float, tmp_path: Path) -> None:
-    """As after a gradient that is not finite: the step's loss was fine, the weights after it are not."""
+    """The loss of a step is finite, but the weights after it are not, as after a bad gradient."""
     state = tmp_path / "state.safetensors"
     model, objective = model_and_objective("float", OneColour(128))
 
@@ -105,7 +105,7 @@ def test_a_weight_that_goes_wrong_does_not_reach_the_resume_state(poison: float,
         callbacks=(lambda progress: seen.append(progress.step),),
         resume_file=state,
     )
-    assert seen == [3, 4], "it goes on before the step that failed"
+    assert seen == [3, 4], "it resumes before the step that failed"
 
 
 @pytest.mark.parametrize("damage", ["nan", "shape", "missing", "unknown", "step", "history", "metadata"])
@@ -147,7 +147,7 @@ def test_a_resume_state_that_does_not_fit_starts_the_run_over(damage: str, tmp_p
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_clip_values_that_mean_nothing_are_refused(value: float, tmp_path: Path) -> None:
+def test_illegal_clip_values_are_refused(value: float, tmp_path: Path) -> None:
     directory = tiny_model(tmp_path / "m")
     weights = directory / "model.safetensors"
     tensors = load_file(weights)
@@ -178,7 +178,7 @@ def observations(scores: list[float]) -> Observations:
 
 @pytest.mark.parametrize("strategy", ["lowest", "majority", "monotone"])
 @pytest.mark.parametrize("scores", [[0.0, 0.0], [0.0, 40.0], [255.0]])
-def test_edge_scores_that_nobody_saw_have_bits_all_the_same(strategy: str, scores: list[float]) -> None:
+def test_edge_scores_that_were_not_observed_have_bits(strategy: str, scores: list[float]) -> None:
     seen = observations(scores)
     table = build_table(seen, strategy=strategy)
     assert choose_bypass(seen, max_loss_db=0.1, max_tile_loss_db=0.3) is None
@@ -202,7 +202,7 @@ def store_of(directory: Path, *images: np.ndarray) -> PackedStore:
     return pack(pairs, directory, SCALE)
 
 
-def test_images_too_small_to_be_measured_are_refused_before_the_training(tmp_path: Path) -> None:
+def test_images_too_small_to_be_measured_are_refused_before_training(tmp_path: Path) -> None:
     message = (
         "image image0 of 14x16 pixels is too small to be measured at scale 2; use images of at least 15x15"
     )
@@ -221,7 +221,7 @@ def test_images_too_small_to_be_measured_are_refused_before_the_training(tmp_pat
 
 @pytest.fixture()
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    """Four tiny models, a table and observations, as the stages before evaluate leave them."""
+    """Four tiny models, a table and observations: the inputs of the stage evaluate."""
     monkeypatch.chdir(tmp_path)
     kinds = {"full_precision": "float", "pams": "pams", "cadyq": "cadyq", "cabm": "cabm"}
     for stage, kind in kinds.items():

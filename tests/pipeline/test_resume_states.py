@@ -1,4 +1,4 @@
-"""Resume states that nobody came back to do not pile up, and those in use stay."""
+"""Old resume states are removed, and those in use are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAY = 86400
 
 
 def state(stage: Path, name: str, *, days: float, content: bytes | None = b"state") -> Path:
-    """A run's folder, written to as many days ago."""
+    """Make a run's folder, written ``days`` ago."""
     folder = stage / name
     folder.mkdir(parents=True)
     written = [folder]
@@ -28,7 +28,7 @@ def left(stage: Path) -> set[str]:
     return {path.name for path in stage.iterdir()}
 
 
-def test_of_abandoned_states_the_newest_stay(tmp_path: Path) -> None:
+def test_the_newest_old_states_are_kept(tmp_path: Path) -> None:
     own = state(tmp_path, "own", days=400)
     for number in range(2, KEPT_STATES + 4):
         state(tmp_path, f"old{number}", days=number)
@@ -37,14 +37,14 @@ def test_of_abandoned_states_the_newest_stay(tmp_path: Path) -> None:
     assert (own / RESUME_FILE).read_bytes() == b"state"
 
 
-def test_states_of_the_last_day_stay_however_many(tmp_path: Path) -> None:
+def test_all_states_of_the_last_day_are_kept(tmp_path: Path) -> None:
     running = [state(tmp_path, f"running{number}", days=0.9).name for number in range(KEPT_STATES + 3)]
     state(tmp_path, "old", days=2)
     remove_old_states(tmp_path / "not begun" / RESUME_FILE, keep=0)
     assert left(tmp_path) == set(running)
 
 
-def test_folders_of_finished_runs_go_and_do_not_count(tmp_path: Path) -> None:
+def test_folders_of_finished_runs_are_removed_and_do_not_count(tmp_path: Path) -> None:
     for number in range(KEPT_STATES + 2):
         state(tmp_path, f"finished{number}", days=2, content=None)
     state(tmp_path, "finished today", days=0, content=None)

@@ -1,4 +1,4 @@
-"""The stage scripts as processes: the whole pipeline in small, kills, and errors a user can cause."""
+"""The stage scripts as processes: a tiny pipeline, kills, and errors of the user."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(stage: str, project: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which every stage has run once, unbroken."""
+    """A project in which every stage has run once."""
     project = tmp_path_factory.mktemp("project")
     write_params(project, tiny_params())
     for stage in SCRIPTS:
@@ -92,15 +92,15 @@ def assert_same_weights(project: Path, finished: Path, stage: str) -> None:
         assert np.array_equal(value, expected[name]), name
 
 
-def test_pipeline_writes_what_dvc_expects(finished: Path) -> None:
+def test_the_pipeline_writes_all_outs(finished: Path) -> None:
     for stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].values():
         for entry in [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]:
             out = entry if isinstance(entry, str) else next(iter(entry))
             assert (finished / out).exists(), out
-    assert not list((finished / ".resume").rglob("*.safetensors")), "resume state is dropped on success"
+    assert not list((finished / ".resume").rglob("*.safetensors")), "deleted at the end"
 
 
-def test_results_hold_every_step_by_both_protocols(finished: Path) -> None:
+def test_results_hold_every_step_under_both_protocols(finished: Path) -> None:
     quality = json.loads((finished / "results" / "quality.json").read_text())
     methods = {"bicubic", "full_precision", "pams", "cadyq", "cabm"}
     for protocol in ("tiles", "whole"):
@@ -116,8 +116,8 @@ def test_results_hold_every_step_by_both_protocols(finished: Path) -> None:
     assert len(per_image) == 1 + 2 * 5 * 3
 
 
-def test_what_evaluate_depends_on_holds_no_times(finished: Path) -> None:
-    """Else a training that ends with the same model would be evaluated again."""
+def test_dependencies_of_evaluate_hold_no_durations(finished: Path) -> None:
+    """Otherwise a repeated training with the same result would be evaluated again."""
     deps = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["evaluate"]["deps"]
     written = [finished / dep for dep in deps if dep.startswith(("metrics/", "curves/"))]
     assert len(written) == 10
@@ -137,7 +137,7 @@ SLOW_KILLS = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("full_pr
 
 
 @pytest.mark.parametrize("stage", ["cadyq", *SLOW_KILLS])
-def test_killed_stage_goes_on_to_the_same_bits(stage: str, finished: Path, tmp_path: Path) -> None:
+def test_a_killed_stage_resumes_to_the_same_bits(stage: str, finished: Path, tmp_path: Path) -> None:
     project = copy_of(finished, tmp_path / "project", without=stage)
     resumed = 0
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_killed_stage_goes_on_to_the_same_bits(stage: str, finished: Path, tmp_p
     assert not [path for path in project.rglob(".*-*") if path.is_file() and "models" in path.parts]
 
 
-def test_interrupted_stage_fails_and_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
+def test_an_interrupted_stage_fails_and_tells_how_to_continue(finished: Path, tmp_path: Path) -> None:
     project = copy_of(finished, tmp_path / "project", without="cabm")
     params = tiny_params()
     params["cabm"]["steps"] = 100_000
@@ -174,7 +174,7 @@ def test_interrupted_stage_fails_and_says_how_to_go_on(finished: Path, tmp_path:
     assert not (project / "models" / "cabm").exists()
 
 
-def test_another_seed_never_resumes_from_this_ones_state(finished: Path, tmp_path: Path) -> None:
+def test_another_seed_does_not_resume_from_this_state(finished: Path, tmp_path: Path) -> None:
     project = copy_of(finished, tmp_path / "project", without="full_precision")
     process = start("full_precision", project)
     while not list((project / ".resume" / "full_precision").rglob("state.safetensors")):
@@ -182,7 +182,7 @@ def test_another_seed_never_resumes_from_this_ones_state(finished: Path, tmp_pat
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    for number in range(KEPT_STATES + 1):  # long ago, and never gone on with
+    for number in range(KEPT_STATES + 1):  # states of interrupted runs long ago
         old = project / ".resume" / "full_precision" / f"old{number}" / "state.safetensors"
         old.parent.mkdir()
         old.write_bytes(b"state")
@@ -213,7 +213,7 @@ def test_another_seed_never_resumes_from_this_ones_state(finished: Path, tmp_pat
         ("evaluate", {"evaluate": {"picture": "sample/nobody"}}, "sample/nobody"),
     ],
 )
-def test_mistakes_get_one_line(
+def test_mistakes_are_one_line(
     stage: str, change: dict[str, Any], message: str, finished: Path, tmp_path: Path
 ) -> None:
     project = tmp_path / "project"

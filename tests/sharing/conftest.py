@@ -1,4 +1,4 @@
-"""One run of the pipeline, against one MLflow server, that the tests of sharing start from."""
+"""One run of the pipeline with one MLflow server, shared by the tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mlflow_server(
 def finished(
     tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str], mlflow_server: MlflowServer
 ) -> Clone:
-    """A committed project whose pipeline has run once, unbroken. Tests clone it and leave it as it is."""
+    """A committed project whose pipeline has run once. Tests clone it and do not change it."""
     home = {**environment, "MLFLOW_TRACKING_URI": mlflow_server.uri}
     project = make_project(tmp_path_factory.mktemp("finished") / "project", home)
     project.dvc("repro")

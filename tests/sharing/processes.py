@@ -1,4 +1,4 @@
-"""Server processes on the loopback, started for tests and ended by their own group."""
+"""Server processes on the loopback, each in a process group that is killed at the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answers(url: str) -> bool:
 
 
 class Process:
-    """A running server; ``ready`` says when it serves."""
+    """A running server; ``ready`` returns whether it serves."""
 
     def __init__(
         self,

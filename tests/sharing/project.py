@@ -1,4 +1,4 @@
-"""A project of its own for a test: the repository's code, tiny photographs, tiny params."""
+"""A temporary project: the repository's code, tiny photographs, tiny params."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ OUTS = ("data/prepared", "models", "tables", "results")
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone of a project, and the surroundings that commands run in."""
+    """A clone of a project, and the environment of its commands."""
 
     root: Path
     environment: Mapping[str, str]
 
     def run(self, *command: str, fails: bool = False, **variables: str) -> str:
-        """Run a command in the clone; returns what it printed."""
+        """Run a command in the clone; return its output."""
         done = subprocess.run(
             command,
             cwd=self.root,
@@ -67,7 +67,7 @@ class Clone:
 
 
 def clone_with_cache(source: Clone, root: Path) -> Clone:
-    """Return a clone that has its own copy of all that DVC keeps, and a workspace with all outs."""
+    """Return a clone with its own copy of DVC's cache, and all outs in the workspace."""
     clone = source.clone(root)
     shutil.copytree(source.root / ".dvc" / "cache", root / ".dvc" / "cache")
     shutil.copytree(source.root / "data" / "raw", root / "data" / "raw")
@@ -80,7 +80,7 @@ def sha256(path: Path) -> str:
 
 
 def surroundings(home: Path) -> dict[str, str]:
-    """Return an environment in which nothing of the user's or the machine's settings is seen."""
+    """Return an environment without settings of the user or the machine."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     (home / ".gitconfig").write_text(
@@ -94,19 +94,19 @@ def surroundings(home: Path) -> dict[str, str]:
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",  # a busy machine is no lost server
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",  # a busy server may take long
         "GIT_CONFIG_NOSYSTEM": "1",
         "OMP_NUM_THREADS": "1",
     }
 
 
 def make_project(root: Path, environment: Mapping[str, str]) -> Clone:
-    """Make a git and DVC repository of the code that is being tested, with nothing run yet."""
+    """Make a git and DVC repository of the tested code, with no stage run yet."""
     root.mkdir(parents=True)
     for name in CODE:
         source = REPOSITORY / name
         if source.is_dir():
-            # with the loops that numba has compiled: else every project of a test compiles them
+            # with the loops that numba has compiled, so that not every project compiles them
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("*.pyc"))
         else:
             shutil.copy(source, root / name)
@@ -127,7 +127,14 @@ def tiny_params() -> dict[str, Any]:
     raw = "data/raw"
     return {
         "model": {"name": "edsr", "scale": 2, "options": {"edsr": {"num_features": 8, "num_blocks": 1}}},
-        "quantization": {"search_space": [4, 6, 8], "weight_bits": 8, "quantize_ends": False},
+        "quantization": {
+            "search_space": [4, 6, 8],
+            "weight_bits": 8,
+            "quantize_ends": False,
+            "skip": "quantized",
+            "after_relu": "symmetric",
+            "weight_granularity": "tensor",
+        },
         "runtime": {"threads": 1, "precision": "fp32"},
         "tracking": {"log_every": 1},
         "prepare": {

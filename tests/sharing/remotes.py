@@ -1,4 +1,4 @@
-"""Real remote storage on this machine: a directory, S3 over HTTP, SSH."""
+"""Remote storage on this machine: a directory, S3 over HTTP, SSH."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.sharing.processes import Process, accepts, free_port
 
 @dataclass(frozen=True)
 class Remote:
-    """A remote as a user sets it up.
+    """A DVC remote.
 
     Attributes:
-        url: what ``dvc remote add`` takes.
-        settings: what ``dvc remote modify`` takes.
+        url: argument of ``dvc remote add``.
+        settings: arguments of ``dvc remote modify``.
         environment: credentials.
-        wrong: environment that replaces them by wrong ones; empty where there are none.
-        impatient: environment in which the client does not retry for minutes.
-        cut: shortens the stored object of an MD5 to its first bytes.
-        stop: takes the remote away.
-        down: a word of the error that DVC then gives.
-        denied: a word of the error for wrong credentials.
+        wrong: environment with wrong credentials; empty if the remote needs none.
+        impatient: environment that keeps the client from retrying for minutes.
+        cut: cuts off the second half of the stored object of an MD5.
+        stop: takes the remote down.
+        down: a word of DVC's error for a remote that is down.
+        denied: a word of DVC's error for wrong credentials.
     """
 
     url: str
@@ -57,7 +57,7 @@ def directory_remote(folder: Path) -> Remote:
 
 
 def s3_remote(folder: Path, environment: Mapping[str, str]) -> Remote:
-    """Moto's server, which checks signatures once the account is set up."""
+    """Return a remote on moto's server, which checks signatures after the account is set up."""
     for module in ("moto", "dvc_s3", "flask"):
         if find_spec(module) is None:
             pytest.skip(f"{module} is not installed; pip install -e '.[test-servers]'")
@@ -107,14 +107,14 @@ def s3_remote(folder: Path, environment: Mapping[str, str]) -> Remote:
 
 
 def ssh_remote(folder: Path, environment: Mapping[str, str]) -> Remote:
-    """OpenSSH's server with keys and a port of its own; the client's settings are ~/.ssh/config."""
+    """Return a remote on an OpenSSH server with its own keys and port, configured in ~/.ssh/config."""
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if sshd is None or shutil.which("ssh-keygen") is None:
         pytest.skip("no sshd; apt install openssh-server")
     if find_spec("dvc_ssh") is None:
         pytest.skip("dvc-ssh is not installed; pip install -e '.[ssh]'")
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # where a server of root's separates privileges
+        Path("/run/sshd").mkdir(exist_ok=True)  # for privilege separation of a server that runs as root
     for name in ("host", "user", "stranger"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)

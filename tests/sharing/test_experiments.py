@@ -1,4 +1,4 @@
-"""Experiments by DVC: in the workspace, in a copy, from the queue; their comparison and their records."""
+"""DVC experiments: in the workspace, in a copy and from the queue; their comparison and records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def laboratory(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Ite
     clone.git("checkout", "--quiet", ".")
     clone.dvc("checkout")
     clone.dvc("exp", "run", "--name", "copied", "--temp", "--set-param", "cabm.learning_rate=5e-4")
-    assert clone.git("status", "--porcelain") == "", "a copy leaves the workspace alone"
+    assert clone.git("status", "--porcelain") == "", "an experiment in a copy does not change the workspace"
     grid = ("cadyq.w_bit=0.05,0.5", "quantization.search_space=[4,8],[2,4,8]")
     clone.dvc("exp", "run", "--queue", *(part for value in grid for part in ("--set-param", value)))
     queued = clone.dvc("queue", "status").splitlines()
@@ -58,10 +58,10 @@ def test_experiments_compare_in_a_table_of_named_columns(laboratory: Clone) -> N
     table = shown(laboratory)
     queued = queued_name(table)
     columns = set(table["here"]) - {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
-    numbers = {column for column in columns if "/" not in column}  # the rest are hashes of files
+    numbers = {column for column in columns if "/" not in column}  # the others are hashes of files
     assert "zoo.cabm_psnr" in numbers
     assert {"cabm.learning_rate", "cadyq.w_bit", "quantization.search_space"} <= numbers
-    assert len(numbers) < 15, "what differs, not a dump"
+    assert len(numbers) < 15, "only columns that differ"
     assert float(table["here"]["cabm.learning_rate"]) == 3e-4
     assert float(table["copied"]["cabm.learning_rate"]) == 5e-4
     assert table[queued]["quantization.search_space"] == "[4, 8]"

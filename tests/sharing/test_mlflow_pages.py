@@ -1,4 +1,4 @@
-"""What a person sees of a pipeline on the pages of MLflow's server."""
+"""The pages of MLflow's server show a pipeline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAIT_MS = 300_000
 
 
 class Pages:
-    """The server's pages in a browser; every visit leaves a screenshot."""
+    """The server's pages in a browser."""
 
     def __init__(self, context: Any, uri: str, screenshots: Path) -> None:
         self.page = context.new_page()
@@ -65,7 +65,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def pages(browser: Any, finished: Clone, mlflow_server: MlflowServer) -> Iterator[Pages]:
-    """The pages as they are at a first visit: MLflow's remember what was looked at, and how."""
+    """The pages in a new browser profile, because MLflow remembers earlier views."""
     screenshots = REPOSITORY / "build" / "screenshots"
     screenshots.mkdir(parents=True, exist_ok=True)
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
@@ -86,11 +86,11 @@ def runs(finished: Clone, mlflow_server: MlflowServer) -> dict[str, str]:
     return found
 
 
-def test_stages_stand_under_their_pipeline(pages: Pages, runs: dict[str, str]) -> None:
+def test_stages_are_below_their_pipeline(pages: Pages, runs: dict[str, str]) -> None:
     page = pages.visit("experiments/1/runs?compareRunsMode=TABLE")
     row = page.locator("[role=gridcell]", has=page.locator(f"a[href$='{runs['pipeline']}']"))
     row.wait_for()
-    assert page.get_by_text("cadyq (edsr x2").count() == 0, "folded away at first"
+    assert page.get_by_text("cadyq (edsr x2").count() == 0, "collapsed at first"
     row.get_by_role("button").first.click()
     pages.see(*(f"{stage} (edsr x2" for stage in STAGES))
     pages.shoot("runs")

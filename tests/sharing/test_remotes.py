@@ -1,4 +1,4 @@
-"""Two clones that share work through remote storage."""
+"""Two clones share work through remote storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Shared:
-    """Work that was pushed: the clone of who did it, and where it lies."""
+    """Pushed work: the author's clone and the remote."""
 
     author: Clone
     remote: Remote
@@ -46,7 +46,7 @@ def remote(
 
 @pytest.fixture()
 def shared(finished: Clone, remote: Remote, tmp_path: Path) -> Shared:
-    """The finished pipeline in a clone of its own, with its remote committed, and pushed."""
+    """A clone of the finished pipeline, with its remote committed and all outs pushed."""
     author = clone_with_cache(finished, tmp_path / "author").with_environment(**remote.environment)
     author.dvc("remote", "add", "--default", "store", remote.url)
     for key, value in {"verify": "true", **remote.settings}.items():
@@ -58,16 +58,14 @@ def shared(finished: Clone, remote: Remote, tmp_path: Path) -> Shared:
 
 
 def stored_files(author: Clone, out: str) -> dict[str, str]:
-    """Return the MD5 of each file of a directory that DVC keeps."""
+    """Return the MD5 of each file in an out."""
     stages = yaml.safe_load((author.root / "dvc.lock").read_text())["stages"]
     (md5,) = [entry["md5"] for stage in stages.values() for entry in stage["outs"] if entry["path"] == out]
     listing = author.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
     return {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}
 
 
-def test_a_second_clone_goes_on_where_the_first_ended(
-    shared: Shared, finished: Clone, tmp_path: Path
-) -> None:
+def test_a_second_clone_has_nothing_left_to_run(shared: Shared, finished: Clone, tmp_path: Path) -> None:
     author, clone = shared.author, shared.author.clone(tmp_path / "second")
     clone.dvc("pull", "--run-cache")
     output = clone.dvc("repro")
@@ -79,7 +77,7 @@ def test_a_second_clone_goes_on_where_the_first_ended(
     assert (clone.root / "tables" / "edge_to_bit.json").is_file()
     assert clone.git("status", "--porcelain") == ""
 
-    # one model, without a clone
+    # a single model, without a clone
     for command in ("get", "artifacts get"):
         place = tmp_path / command
         name = "models/cabm" if command == "get" else "cabm"
@@ -101,7 +99,7 @@ def test_a_remote_that_is_down_loses_nothing(shared: Shared, tmp_path: Path) -> 
     assert "ERROR" in output
     assert shared.remote.down in output.lower()
     assert not (newcomer.root / "models" / "cabm").exists()
-    if shared.remote.settings or shared.remote.wrong:  # a directory that is not there is made
+    if shared.remote.settings or shared.remote.wrong:  # DVC creates a missing directory
         output = author.dvc("push", fails=True)
         assert "ERROR" in output
         assert shared.remote.down in output.lower()
@@ -148,10 +146,8 @@ def test_an_object_cut_short_is_refused_and_the_old_model_stays(shared: Shared, 
     assert reader.contents(*OUTS) == old
 
 
-def test_weights_cut_short_are_refused_even_where_dvc_was_not_told_to_look(
-    shared: Shared, tmp_path: Path
-) -> None:
-    """Without ``verify true`` DVC takes what the remote has for what it is called."""
+def test_weights_cut_short_are_refused_even_if_dvc_does_not_verify(shared: Shared, tmp_path: Path) -> None:
+    """Without ``verify true`` DVC does not check what it pulls."""
     author, reader = shared.author, shared.author.clone(tmp_path / "second")
     shared.remote.cut(stored_files(author, "models/cabm")["model.safetensors"])
     reader.dvc("remote", "modify", "--local", "store", "verify", "false")

@@ -1,4 +1,4 @@
-"""Training on two processes: every kind of step learns what one process learns from the whole batch."""
+"""Training on two processes: every kind learns the same as one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def learn(
 
 
 def work(rank: int, folder: Path) -> None:
-    """Do everything that the tests look at, as one of two processes, and leave it in ``folder``."""
+    """Run as one of two processes, and write all results that the tests check to ``folder``."""
     torch.set_num_threads(1)
     group = Group(rank, 2)
 
@@ -137,7 +137,7 @@ def work(rank: int, folder: Path) -> None:
 
     meet("first", 300)
     for case in CASES:
-        # the second process begins elsewhere, and is given the first one's state
+        # the second process starts with other weights, and must get the first one's
         weights, parts = learn(case, group, disturbed=rank == 1)
         save_file(weights, folder / f"{case}.{rank}.safetensors")
         (folder / f"{case}.{rank}.json").write_text(json.dumps(parts))
@@ -163,7 +163,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def talk(group: Group) -> dict[str, object]:
-    """Return what each exchange gave."""
+    """Return the result of each exchange."""
     everywhere, here_only, nowhere = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     everywhere.grad = torch.tensor([1.0, 2.0]) * (group.rank + 1)
     if group.rank == 1:
@@ -188,7 +188,7 @@ def talk(group: Group) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left."""
+    """The results of two processes."""
     folder = tmp_path_factory.mktemp("two")
     learn("cadyq", Group(), resume_file=folder / "one.safetensors", stop_at=4)
     torch.multiprocessing.spawn(work, (folder,), nprocs=2)
@@ -241,7 +241,7 @@ def test_interrupted_run_ends_with_the_same_bits(folder: Path) -> None:
 def test_resume_state_serves_another_number_of_processes(folder: Path) -> None:
     expected, _ = learn("cadyq", Group())
     weights, parts = learn("cadyq", Group(), resume_file=folder / "two.safetensors")
-    assert len(parts) == STEPS - 3, "it went on"
+    assert len(parts) == STEPS - 3, "it resumed"
     assert_close(weights, expected)
     assert_close(load_file(folder / "from_one.0.safetensors"), expected)
 
@@ -257,7 +257,7 @@ def test_exchanges(folder: Path) -> None:
     assert first["refused"].startswith("processes 0 and 1 differ in weights")
 
 
-def test_who_does_not_answer_is_given_up(folder: Path) -> None:
+def test_a_process_that_does_not_answer_is_given_up(folder: Path) -> None:
     assert (folder / "given_up").exists()
 
 

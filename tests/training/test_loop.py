@@ -1,4 +1,4 @@
-"""The training loop: it learns, resumes to the bit, and stops on numbers that went wrong."""
+"""The training loop: it learns, resumes to the same bits, and stops if a value is not finite."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make(kind: Kind) -> tuple[Backbone, Objective]:
     bits = None
     if kind == "cabm":
         bits = lambda low: torch.tensor([4, 8]).repeat(len(low), 2)  # noqa: E731
-    # as the stages train: the layout must survive a resume too
+    # the layout of the stages, which a resumed training must keep
     model = model.to(memory_format=torch.channels_last)
     weights = LossWeights(bits=1e-3) if kind == "float" else LossWeights(1000, 100, 1e-3)
     return model, Objective(weights, None if kind == "float" else plain.eval(), bits)
@@ -119,7 +119,7 @@ def test_damaged_resume_state_starts_over(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_that_could_not_save_keeps_its_history(tmp_path: Path) -> None:
-    """Nothing is left to train then, and no callback is called."""
+    """No step is left to train, so no callback runs."""
     resume = tmp_path / "state.safetensors"
 
     def note(progress: Progress) -> None:
@@ -166,7 +166,7 @@ def test_bit_loss_drives_bits_down() -> None:
     assert fabs[0] == 8 and fabs[-1] < 6
 
 
-def test_average_is_what_callbacks_and_the_result_hold() -> None:
+def test_callbacks_and_the_result_hold_the_average() -> None:
     model, objective = make("float")
     last: dict[str, Tensor] = {}
 
