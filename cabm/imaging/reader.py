@@ -115,7 +115,9 @@ def open_raster(
         InputError: the file is missing, unreadable, too large or not an image, or its pixels have no known
             range.
     """
-    options = replace(options or ReadOptions(), **({"max_pixels": max_pixels} if max_pixels else {}))
+    options = replace(
+        options or ReadOptions(), **({} if max_pixels is None else {"max_pixels": max_pixels})
+    )
     source = find_source(Path(path), options)
     with decoding(source.path):
         image = source.upright()

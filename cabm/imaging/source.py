@@ -106,9 +106,11 @@ class Source:
             InputError: the picture is too large.
         """
         whole |= self.format.whole
-        limit = self.options.max_pixels or (WHOLE_MAX_PIXELS if whole else STREAMED_MAX_PIXELS)
+        limit = self.options.max_pixels
+        if limit is None:  # 0 is a limit: a request may have used up its pixels
+            limit = WHOLE_MAX_PIXELS if whole else STREAMED_MAX_PIXELS
         if width * height > limit:
-            why = " for files that are decoded whole" if whole and not self.options.max_pixels else ""
+            why = " for files that are decoded whole" if whole and self.options.max_pixels is None else ""
             size = f"{width} x {height} pixels"
             raise InputError(
                 f"{self.path}: {size} are more than the limit of {limit}{why}; if you trust"

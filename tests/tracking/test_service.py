@@ -64,7 +64,7 @@ def test_every_image_of_a_request_is_upscaled(photo: np.ndarray) -> None:
         ("", "empty"),
         (base64.b64encode(b"hello, this is text").decode(), "not an image"),
         (to_text(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))[:160], "truncated"),
-        (to_text(np.zeros((101, 100, 3), np.uint8)), "100x101 pixels are more than the limit"),
+        (to_text(np.zeros((101, 100, 3), np.uint8)), "100 x 101 pixels are more than the limit"),
         ("A" * 2_000_000, "2000000 characters are more than the limit"),
     ],
     ids=["words", "letters", "padding", "none", "number", "empty", "text", "cut", "large", "long"],
@@ -275,7 +275,7 @@ def test_a_store_that_fails_is_one_warning(
 TOO_LARGE = np.zeros((2049, 2048, 3), np.uint8)
 BAD_IMAGES = [
     ("?", "row 0, column 'image': not base64: '?'; send the bytes of a PNG file in base64"),
-    (base64.b64encode(b"text").decode(), "row 0, column 'image': not an image, or a format"),
+    (base64.b64encode(b"text").decode(), "row 0, column 'image': not an image that can be read"),
     (to_text(TOO_LARGE), "row 0, column 'image': 2048x2049 pixels are more than the limit of 4194304"),
     ("A" * 50_000_000, "row 0, column 'image': 50000000 characters are more than the limit"),
 ]
