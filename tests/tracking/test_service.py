@@ -276,7 +276,7 @@ TOO_LARGE = np.zeros((2049, 2048, 3), np.uint8)
 BAD_IMAGES = [
     ("?", "row 0, column 'image': not base64: '?'; send the bytes of a PNG file in base64"),
     (base64.b64encode(b"text").decode(), "row 0, column 'image': not an image that can be read"),
-    (to_text(TOO_LARGE), "row 0, column 'image': 2048x2049 pixels are more than the limit of 4194304"),
+    (to_text(TOO_LARGE), "row 0, column 'image': 2048 x 2049 pixels are more than the limit of 4194304"),
     ("A" * 50_000_000, "row 0, column 'image': 50000000 characters are more than the limit"),
 ]
 
