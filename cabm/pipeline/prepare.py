@@ -14,7 +14,7 @@ from cabm.pipeline.stage import Stage
 
 
 def prepare_data(stage: Stage) -> None:
-    """Write the stores, and the numbers of their images and patches."""
+    """Write the stores, and a summary of their images."""
     bars: dict[str, tqdm] = {}
 
     def report(part: str, done: int, total: int) -> None:

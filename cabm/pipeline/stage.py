@@ -45,11 +45,11 @@ class Stage:
     """One run of a stage.
 
     Attributes:
-        name: the stage's name in dvc.yaml, and of its section in params.yaml.
+        name: name of the stage in dvc.yaml and of its section in params.yaml.
         params: all of params.yaml.
         tracker: records the run beside DVC's files.
         group: the processes that run this stage together; one of them writes the outs.
-        data: folder of the train, validation and test stores, relative to the working directory like all.
+        data: folder of the stores; like all folders, relative to the working directory.
         models, tables, metrics, curves, results: folders of outs.
         timing: folder of durations. No stage depends on it, because a time does not change a result.
     """
@@ -139,7 +139,7 @@ def _try(name: str, body: Callable[[Stage], None]) -> int:
 
 def _run(name: str, body: Callable[[Stage], None], params: Params, group: Group) -> None:
     """Run a stage's body in this process; the leading process records the run."""
-    # settings of the recording do not change a result
+    # how a run is recorded does not change its results
     everything = params.model_dump(mode="json", exclude={"tracking", "serving"})
     torch.set_num_threads(cpu_threads(params.runtime.threads, group.local_size))
     section = getattr(params, name)
@@ -174,7 +174,7 @@ def _remove_leftovers(name: str) -> None:
 
 
 def _advice(error: Exception) -> str:
-    """Return what the user can do about an error whose message does not tell."""
+    """Return advice for errors of the system, whose messages have none."""
     if isinstance(error, MemoryError):
         return "; lower batch_size, patch or the model's options"
     if isinstance(error, OSError) and error.errno in _NO_ACCESS:

@@ -53,9 +53,7 @@ def joined(settings: RuntimeSettings) -> Iterator[Group]:
     if cuda:
         local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= num_gpus:
-            raise InputError(
-                f"runtime.processes: {num_gpus} visible GPUs are fewer than processes; use auto"
-            )
+            raise InputError(f"runtime.processes is more than the visible GPUs ({num_gpus}); use auto")
         torch.cuda.set_device(local_rank)
     group = Group(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
     with exchange():
