@@ -110,10 +110,11 @@ def upscale(
 ) -> None:
     """Upscale images of any size with a trained model.
 
-    Reads PNG, JPEG, WebP, TIFF and BMP with 8 or 16 bits: gray, palette, RGB,
-    CMYK (converted to sRGB), with or without alpha. Keeps colour profile, EXIF
-    and resolution. Existing results are kept, so run an interrupted command
-    again to upscale what is missing.
+    Reads and writes PNG, JPEG, WebP, TIFF and others (--formats) with 8 or 16
+    bits: gray, palette, RGB, with or without alpha. CMYK and CIELab become
+    sRGB. Keeps colour profile, EXIF, XMP, IPTC, PNG text, resolution and
+    GeoTIFF tags, or names what a format cannot hold. Existing results are
+    kept, so run an interrupted command again to upscale what is missing.
 
     Examples:
 

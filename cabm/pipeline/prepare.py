@@ -32,4 +32,7 @@ def prepare_data(stage: Stage) -> None:
     write_json(stage.timing / "prepare.json", {"seconds": seconds})
     stage.tracker.tags({"data.sha256": data_hash(stage.data)})
     for part, facts in summary.items():
+        if facts.get("converted_to_srgb"):
+            count = f"{facts['converted_to_srgb']} of {facts['images']}"
+            print(f"{part}: {count} images were converted to sRGB by their profiles", file=sys.stderr)
         stage.tracker.metrics({f"{part}/{name}": value for name, value in facts.items()}, 0)

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.cli.helpers import check_refusal, save
 from tests.upscaling.helpers import photo, tiny_model
@@ -99,6 +100,31 @@ def test_conversions_of_pixels_are_printed(cabm, tmp_path, model):
     Image.fromarray(photo(20, 20)).convert("CMYK").save(tmp_path / "a.jpg")
     code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
     assert (code, err) == (0, f"{tmp_path / 'a.jpg'}: converted from CMYK to sRGB without a profile\n")
+
+
+def test_what_cannot_be_kept_is_printed_unless_it_is_stripped(cabm, tmp_path, model):
+    info = PngInfo()
+    info.add_text("Title", "words")
+    Image.fromarray(photo(20, 20)).save(tmp_path / "a.png", pnginfo=info)
+    arguments = ("upscale", tmp_path / "a.png", "-o", tmp_path / "b.jpg", "-m", model)
+    assert cabm(*arguments)[2] == f"{tmp_path / 'a.png'}: jpeg cannot hold PNG text: left out\n"
+    assert cabm(*arguments, "--strip", "--overwrite")[2] == ""
+
+
+def test_damaged_files_are_upscaled_on_demand(cabm, tmp_path, model):
+    Image.fromarray(photo(120, 120)).save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
+    assert code == 1 and "--damaged" in err
+    code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model, "--damaged")
+    assert code == 0 and "the file lost data" in err
+
+
+def test_formats_are_listed(cabm):
+    code, out, _ = cabm("upscale", "--formats")
+    assert code == 0
+    assert all(word in out for word in ("PNG", "AVIF", "HEIC", ".jfif"))
 
 
 @pytest.mark.parametrize(

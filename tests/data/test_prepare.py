@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from cabm.data.layout import Pair
 from cabm.data.patches import PatchSampler
@@ -20,6 +21,7 @@ from cabm.data.store import PackedStore
 from cabm.errors import InputError
 from cabm.imaging.resize import crop_to_multiple, downscale
 from tests.data.helpers import save_image
+from tests.imaging.test_metadata import wide_gamut
 
 INFORMATIVE = {"kind": "informative", "patch": 8, "portion": 0.2}
 
@@ -69,6 +71,17 @@ def test_every_part_is_packed(photos, tmp_path, scale):
         assert summary[part.replace("/", "_")]["megapixels"] == round(pixels / 1e6, 3)
     assert set(summary) == {"train", "validation", "test_Set1"}
     assert len(contents(tmp_path / "out")) == 9
+
+
+def test_photographs_are_read_in_srgb_and_conversions_counted(photos, tmp_path):
+    array = np.asarray(Image.open(photos / "train" / "t0.png").convert("RGB"))
+    Image.fromarray(array).save(photos / "train" / "t0.png", icc_profile=wide_gamut())
+    summary = run(make_settings(photos), tmp_path / "out")
+    assert summary["train"]["converted_to_srgb"] == 1
+    assert summary["validation"]["converted_to_srgb"] == 0
+    found = PackedStore.open(tmp_path / "out" / "train").hr(0).astype(int)
+    expected = array[: found.shape[0], : found.shape[1], [1, 0, 2]]  # the profile exchanges red and green
+    assert np.abs(found - expected).mean() < 1
 
 
 def test_progress_is_reported_image_by_image(photos, tmp_path):

@@ -310,6 +310,13 @@ def _through_pillow(path: Path) -> None:
     assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size
 
 
+def _exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0x829A] = 0.01
+    return exif.tobytes()
+
+
 def _images() -> tuple[bytes, ...]:
     made = []
     for file_format, channels, options in (
@@ -321,6 +328,10 @@ def _images() -> tuple[bytes, ...]:
         ("tiff", 1, {}),
         ("webp", 3, {}),
         ("bmp", 3, {}),
+        ("gif", 1, {}),
+        ("avif", 3, {}),
+        ("jpeg", 3, {"exif": _exif(), "xmp": b"<x:xmpmeta/>"}),
+        ("tiff", 3, {"exif": _exif()}),
     ):
         file = io.BytesIO()
         pixels = photo(11, 13, channels)

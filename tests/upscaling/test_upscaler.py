@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import TABLE_FILE
@@ -61,6 +62,21 @@ def test_images_of_every_size_and_kind_are_upscaled_by_the_scale(
     scale = 3 if name == "x3" else 2
     assert upscaled.shape == (height * scale, width * scale, *image.shape[2:])
     assert upscaled.dtype == dtype
+
+
+def test_images_of_pillow_and_arrays_of_others_are_taken(models):
+    loaded, array = upscaler(models), photo(20, 30)
+    expected = loaded(array)
+    np.testing.assert_array_equal(loaded(Image.fromarray(array)), expected)
+    np.testing.assert_array_equal(loaded(torch.from_numpy(array)), expected)
+    palette = Image.fromarray(array).quantize(8)
+    np.testing.assert_array_equal(loaded(palette), loaded(np.asarray(palette.convert("RGB"))))
+    bits = Image.fromarray(array[..., 0]).convert("1")
+    np.testing.assert_array_equal(loaded(bits), loaded(np.asarray(bits.convert("L"))))
+    assert loaded(Image.fromarray(array).convert("CMYK")).shape == expected.shape
+    for other in ("photo.png", array.tolist(), None):
+        with pytest.raises(TypeError, match="give a NumPy array or an image of Pillow"):
+            loaded(other)
 
 
 @pytest.mark.parametrize("kind", KINDS)
