@@ -74,6 +74,9 @@ def cluster(address: str | None, *, local_cpus: int) -> Iterator[Cluster]:
             "object_store_memory": _LOCAL_STORE_BYTES,
             "_node_ip_address": _LOOPBACK,
         }
+    else:
+        # a try at an address that does not answer takes half a minute, and Ray's default is 20 tries
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
         import ray.data

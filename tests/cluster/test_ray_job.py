@@ -214,7 +214,7 @@ def places(request, tmp_path, photos) -> tuple[Place, Place]:
     source = place("in ü")
     for name, data in folder_place(photos).content().items():
         source.put(name, data)
-    return source, place("out")
+    return source, place(tmp_path.name)  # the bucket is shared by all tests
 
 
 def test_a_job_survives_a_killed_worker_and_a_second_run_completes_it(places, expected, model, tmp_path):
