@@ -117,12 +117,12 @@ class TileRun:
 
     def _one_by_one(self) -> Iterator[int]:
         """Upscale several tiles at once, each on its own thread."""
-        order = _in_turns(self._parts.work, torch.get_num_threads())
+        order, share = _in_turns(self._parts.work, torch.get_num_threads()), self._parts.share
 
         @torch.inference_mode()
         def upscale(index: int) -> int:
             number = order[index]
-            if self._parts.share[number]:
+            if share[number]:
                 self._write_bicubic(number)
             bits = None if self._bits is None else self._bits[number : number + 1]
             for region in self._parts.regions[number]:
