@@ -120,8 +120,13 @@ def test_an_interrupt_while_the_encoder_finishes_leaves_no_file(tmp_path, monkey
         return saver(spec)  # only then is the file opened
 
     monkeypatch.setattr(writer, "_saver", slow)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a.png", photo(8, 8))
+    # a background shell starts its processes with this signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a.png", photo(8, 8))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == []
     assert not [thread for thread in threading.enumerate() if thread.name == "encode"]
 
