@@ -61,6 +61,7 @@ VerboseOption = Annotated[
 
 
 def upscale_on_cluster(
+    context: typer.Context,
     source: SourceArgument,
     output: OutputOption,
     address: AddressOption = None,
@@ -69,10 +70,13 @@ def upscale_on_cluster(
     max_failures: MaxFailuresOption = 10_000,
     model: options.Model = "edsr_x4",
     scale: options.Scale = None,
-    format: options.Format = None,
+    file_format: options.Format = None,
     quality: options.Quality = DEFAULT_QUALITY,
     overwrite: options.Overwrite = False,
     max_pixels: options.MaxPixels = None,
+    to_srgb: options.ToSrgb = False,
+    strip: options.Strip = False,
+    damaged: options.Damaged = False,
     overlap: options.Overlap = "6",
     tile: options.Tile = None,
     engine: options.Engine = options.EngineName.auto,
@@ -93,23 +97,8 @@ def upscale_on_cluster(
       cabm cluster upscale photos/ -o upscaled/ --workers 8 --format jpeg
     """
     from cabm.cluster.job import ClusterRequest
-    from cabm.upscaling.request import UpscaleRequest
 
-    upscale = UpscaleRequest(
-        inputs=(source,),
-        output=output,
-        model=model,
-        scale=scale,
-        file_format=format and format.value,
-        quality=quality,
-        overwrite=overwrite,
-        max_pixels=max_pixels,
-        engine=engine.value,
-        device=device.value,
-        threads=threads,
-        overlap=options.overlap_of(overlap),
-        tile=tile,
-    )
+    upscale = options.upscale_request(context, (source,), output)
     request = ClusterRequest(upscale, address, workers, max_failures)
     run(request, report=report, verbose=verbose, quiet=quiet)
 

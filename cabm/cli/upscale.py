@@ -85,11 +85,12 @@ class Messages:
 
 
 def upscale(
+    context: typer.Context,
     inputs: InputsArgument,
     output: OutputOption = None,
     model: options.Model = "edsr_x4",
     scale: options.Scale = None,
-    format: options.Format = None,
+    file_format: options.Format = None,
     quality: options.Quality = DEFAULT_QUALITY,
     overwrite: options.Overwrite = False,
     max_pixels: options.MaxPixels = None,
@@ -124,26 +125,7 @@ def upscale(
 
       cabm upscale a.png -o big.webp --quality 90 --report --bit-map bits.png
     """
-    from cabm.upscaling.request import UpscaleRequest
-
-    request = UpscaleRequest(
-        inputs=tuple(inputs),
-        output=output,
-        model=model,
-        scale=scale,
-        file_format=format and format.value,
-        quality=quality,
-        overwrite=overwrite,
-        max_pixels=max_pixels,
-        to_srgb=to_srgb,
-        strip=strip,
-        damaged=damaged,
-        engine=engine.value,
-        device=device.value,
-        threads=threads,
-        overlap=options.overlap_of(overlap),
-        tile=tile,
-    )
+    request = options.upscale_request(context, tuple(inputs), output)
     run(request, Messages(report, bit_map, verbose, quiet))
 
 

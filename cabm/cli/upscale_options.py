@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cabm.imaging.formats import OUTPUT_FORMATS
+
+if TYPE_CHECKING:
+    from cabm.upscaling.request import UpscaleRequest
 
 TILES = "Tiles and computation"
 MESSAGES = "Messages"
@@ -100,6 +104,14 @@ Report = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=MESSAGES)]
 
 
-def overlap_of(text: str) -> str | int:
-    """Return the value of `Overlap`: pixels as a number, or a word."""
-    return int(text) if text.isdecimal() else text
+def upscale_request(context: typer.Context, inputs: tuple[str, ...], output: str | None) -> UpscaleRequest:
+    """Return the request that a command's options describe: its fields have the names of the options."""
+    from cabm.upscaling.request import UpscaleRequest
+
+    names = {field.name for field in fields(UpscaleRequest)} & context.params.keys()
+    given = {name: context.params[name] for name in names - {"inputs", "output"}}
+    # plain texts: workers of a cluster unpickle the request
+    given |= {name: value.value for name, value in given.items() if isinstance(value, StrEnum)}
+    if given["overlap"].isdecimal():
+        given["overlap"] = int(given["overlap"])
+    return UpscaleRequest(inputs, output, **given)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from dataclasses import fields
 
 import pytest
 
+from cabm.cli.cluster_upscale import upscale_on_cluster
+from cabm.cli.upscale import upscale
+from cabm.upscaling.request import UpscaleRequest
 from tests.cli.helpers import check_refusal, save
 
 
@@ -26,6 +31,12 @@ def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, messa
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     check_refusal(cabm("cluster", "upscale", *given, "-m", model), message.format(tmp=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("command", [upscale, upscale_on_cluster])
+def test_every_field_of_a_request_is_an_option_of_both_commands(command):
+    names = {field.name for field in fields(UpscaleRequest)} - {"inputs", "output"}
+    assert names <= inspect.signature(command).parameters.keys()
 
 
 @pytest.mark.parametrize("arguments", [["{tmp}"], ["{tmp}", "{tmp}", "-o", "{tmp}/out"]])
