@@ -37,7 +37,7 @@ Format = Annotated[
 Quality = Annotated[
     int,
     typer.Option(
-        min=1, max=100, metavar="N", help="Quality of JPEG, WebP, AVIF (100: lossless but in JPEG)."
+        min=1, max=100, metavar="N", help="JPEG, WebP or AVIF quality (100 = lossless, except JPEG)."
     ),
 ]
 Overwrite = Annotated[
