@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
 
-from cabm.errors import InputError
+from cabm.errors import InputError, shown
 from cabm.machine.cpu import multiplies_bfloat16
 from cabm.project.schedule import Schedule
 
@@ -28,14 +28,28 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """The network."""
 
-    name: str = "edsr"
-    """Backbone: edsr, srresnet, idn or carn (a key of `cabm.models.BACKBONES`)."""
+    name: Literal["edsr", "srresnet", "idn", "carn"] = "edsr"
+    """Backbone: edsr, srresnet, idn or carn (the keys of `cabm.models.BACKBONES`)."""
 
     scale: Annotated[StrictInt, Field(ge=2, le=4)] = 4
     """Upscaling factor: 2, 3 or 4."""
 
     options: dict[str, dict[str, StrictBool | Count | Positive]] = {}
     """Constructor arguments by backbone: ``edsr: {num_features: 64}``; only those of `name` are used."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _numbers_or_booleans(cls, options: Any) -> Any:
+        by_backbone = options if isinstance(options, dict) else {}
+        known = get_args(cls.model_fields["name"].annotation)
+        for backbone, values in by_backbone.items():
+            if backbone not in known:
+                raise ValueError(f"model.options.{shown(backbone)}: the backbones are {', '.join(known)}")
+            for option, value in values.items() if isinstance(values, dict) else ():
+                if not isinstance(value, (bool, int, float)):
+                    where = f"model.options.{backbone}.{shown(option)}"
+                    raise ValueError(f"{where}: give a number, true or false")
+        return options
 
     def chosen_options(self) -> dict[str, bool | int | float]:
         """Return the constructor arguments of the chosen backbone."""

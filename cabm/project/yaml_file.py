@@ -14,7 +14,16 @@ from cabm.errors import InputError, describe
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+# The spellings of YAML 1.2, with which DVC reads the same file. PyYAML follows YAML 1.1, where 1e-06 is a
+# text, 017 is 15, 1:30 is 90 and yes is true.
+_SPELLINGS = {
+    "tag:yaml.org,2002:bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
+    "tag:yaml.org,2002:int": (re.compile(r"[-+]?\d+|0o[0-7]+|0x[0-9a-fA-F]+"), "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+        "-+.0123456789",
+    ),
+}
 
 
 def read_yaml(path: str | Path, model: type[Parsed], renamed: Mapping[str, str] | None = None) -> Parsed:
@@ -51,13 +60,27 @@ def read_yaml(path: str | Path, model: type[Parsed], renamed: Mapping[str, str] 
         raise InputError(f"{path}: {describe(error, content)}") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys and reads ``2e-4`` as a number, as YAML 1.2 does."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [*resolvers, *([("tag:yaml.org,2002:float", _EXPONENT)] if first in "-+.0123456789" else [])]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Return which texts are no strings, by their first character, as YAML 1.2 says."""
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in entries if tag not in _SPELLINGS]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    for tag in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+        pattern, firsts = _SPELLINGS[tag]
+        for first in firsts:
+            resolvers.setdefault(first, []).append((tag, re.compile(f"(?:{pattern.pattern})$")))
+    return resolvers
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses duplicate keys and reads numbers and booleans as YAML 1.2 does."""
+
+    yaml_implicit_resolvers: ClassVar = _resolvers()
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -65,3 +88,6 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key}", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,10 @@ from pydantic import BaseModel
 
 from cabm.errors import InputError
 from cabm.machine.cpu import cpu_threads
+from cabm.models import BACKBONES
 from cabm.project.params import Params, flat_texts, load_params
+from cabm.project.sections import ModelSettings
+from cabm.project.yaml_file import read_yaml
 from tests.conftest import REPOSITORY
 
 INTEGERS = (
@@ -333,3 +336,63 @@ def test_params_get_readable_names_and_texts() -> None:
         "empty": "{}",
         "path": '"a/b"',
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "name: EDSR",
+            r"model\.name: Input should be 'edsr', .* \(found 'EDSR'\)",
+        ),
+        (
+            "options: {EDSR: {num_blocks: 2}}",
+            "model.options.EDSR: the backbones are edsr, srresnet",
+        ),
+        ("options: {edsr: {x: many}}", "edsr.x: give a number, true or false"),
+    ],
+)
+def test_a_wrong_model_is_refused_with_the_params(tmp_path, content, change, message):
+    content = {key: value for key, value in content.items() if key != "model"}
+    with pytest.raises(InputError, match=message):
+        load_params(save(tmp_path, yaml.safe_dump(content) + f"model: {{{change}}}\n"))
+
+
+def test_the_backbones_of_params_are_those_of_the_package():
+    assert set(get_args(ModelSettings.model_fields["name"].annotation)) == set(BACKBONES)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-06", 1e-6),
+        ("1E-6", 1e-6),
+        ("+1e-6", 1e-6),
+        (".1e-5", 1e-6),
+        ("0.000001", 1e-6),
+        ("1.e-6", 1e-6),
+    ],
+)
+def test_numbers_are_spelled_as_in_yaml_1_2(tmp_path, content, text, value):
+    content = {key: value for key, value in content.items() if key != "model"}
+    path = save(tmp_path, yaml.safe_dump(content) + f"model: {{options: {{edsr: {{x: {text}}}}}}}\n")
+    assert load_params(path).model.options["edsr"]["x"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("017", 17),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("yes", "yes"),
+        ("True", True),
+    ],
+)
+def test_other_spellings_of_yaml_1_1_are_not_read(tmp_path, text, value):
+    class Content(BaseModel):
+        x: Any
+
+    assert read_yaml(save(tmp_path, f"x: {text}\n"), Content).x == value
