@@ -59,8 +59,9 @@ def upscale(
         edges = edges_of_raster(raster, tile_plan, table.part, trace)
         with trace.clock("look up"):
             trace.bits, trace.parts = table.assign(edges, tile_plan)
+        trace.scores = edges.scores.numpy()
     window, joiner = RowWindow(raster, trace), TileJoiner(tile_plan, runner.scale)
-    at_border, first_row, chosen = touches_border(tile_plan), 0, []
+    at_border, first_row, chosen, seconds = touches_border(tile_plan), 0, [], []
     for flight in _flights(tile_plan, window, runner.scale, raster.dtype.itemsize):
         run = _run(runner, flight, at_border, trace, batch_size, raster.dtype)
         for row_of_tiles in _rows_of_tiles(run, tile_plan.num_columns, trace, progress):
@@ -72,10 +73,12 @@ def upscale(
             yield rows
             del rows, row_of_tiles
         chosen.append(run.used)
+        seconds.append(run.seconds)
         del run  # the largest object here: the next flight needs its memory
         window.release(flight.bands[-1].image_rows.start - 2 * RowWindow.MARGIN)
     if table is None and chosen[0] is not None:
         trace.bits = torch.cat(chosen).numpy()
+    trace.tile_seconds = np.concatenate(seconds)
 
 
 def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace: Trace) -> TileEdges:

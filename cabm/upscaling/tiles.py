@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +80,7 @@ class TileRun:
         upscaled: (N,3,h*scale,w*scale) of ``dtype`` in the order of ``tiles``; undefined for tiles that are
             not finished.
         used: (N,L) bits that were used, or None; complete when all tiles are finished.
+        seconds: (N,) time of each tile on its thread; tiles share the time of a batch by their pixels.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class TileRun:
         shape = (n, height * runner.scale, width * runner.scale, channels)
         self.upscaled = np.empty(shape, dtype).transpose(0, 3, 1, 2)
         self.used: Tensor | None = None if bits is None else bits.clone()
+        self.seconds = np.zeros(n)
         self._runner, self._tiles, self._bits = runner, tiles, bits
         self._parts, self._surrounded = parts, surrounded
         self._batch_pixels = batch_size * height * width
@@ -121,7 +124,7 @@ class TileRun:
 
         @torch.inference_mode()
         def upscale(index: int) -> int:
-            number = order[index]
+            number, start = order[index], time.perf_counter()
             if share[number]:
                 self._write_bicubic(number)
             bits = None if self._bits is None else self._bits[number : number + 1]
@@ -129,6 +132,7 @@ class TileRun:
                 y0, x0, y1, x1 = region.outer
                 values, _ = self._runner(self._tiles[number : number + 1, :, y0:y1, x0:x1], bits)
                 self._write(number, region, values[0])
+            self.seconds[number] = time.perf_counter() - start
             return number
 
         return in_order(upscale, len(order))
@@ -137,12 +141,18 @@ class TileRun:
         """Upscale regions of many tiles together."""
         open_regions = [len(regions) for regions in self._parts.regions]
         for number in np.flatnonzero(self._parts.share).tolist():
+            start = time.perf_counter()
             self._write_bicubic(number)
+            self.seconds[number] = time.perf_counter() - start
             if not open_regions[number]:
                 yield number
         for batch in _batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
+            start = time.perf_counter()
             for (number, region), values in zip(batch, self._upscaled(batch), strict=True):
                 self._write(number, region, values)
+            each = (time.perf_counter() - start) / len(batch)  # the regions of a batch have one shape
+            for number, _ in batch:
+                self.seconds[number] += each
                 open_regions[number] -= 1
                 if not open_regions[number]:
                     yield number

@@ -20,15 +20,20 @@ class Trace:
     """Bits, bypassed parts and times of an image, filled in while it is upscaled.
 
     Attributes:
+        scores: (N,) edge score of each tile; None for models without a table.
         parts: which parts of the tiles bypass the network; None for models without a table.
         bits: (N,L) bits of each tile, zeros for tiles that bypass the network; None for models without
             bits.
+        tile_seconds: (N,) time of each tile on its thread, or its share of its batches; None until all are
+            finished.
         seconds: by phase: decode, score, look up, network, merge. The network runs beside the other phases;
             its time is what they waited for it.
     """
 
+    scores: np.ndarray | None = None
     parts: TileParts | None = None
     bits: np.ndarray | None = None
+    tile_seconds: np.ndarray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

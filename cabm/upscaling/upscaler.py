@@ -54,6 +54,8 @@ class Report:
         engine: engine and device, such as ``int8 on cpu``.
         notes: conversions of the pixels that the user should know of.
         parts: which parts of the tiles bypassed the network; None for models without a table.
+        scores: (N,) edge score of each tile; None for models without a table.
+        tile_seconds: (N,) time of each tile; see `Trace`.
     """
 
     plan: TilePlan
@@ -65,6 +67,8 @@ class Report:
     engine: str
     notes: tuple[str, ...] = ()
     parts: TileParts | None = None
+    scores: np.ndarray | None = None
+    tile_seconds: np.ndarray | None = None
 
 
 class Upscaler:
@@ -239,6 +243,8 @@ class Upscaler:
             engine=f"{self.engine} on {self._chosen.device}",
             notes=notes,
             parts=parts,
+            scores=trace.scores,
+            tile_seconds=trace.tile_seconds,
         )
 
     def _tiles(self, overlap: str | int, tile: int | None) -> tuple[int, int]:

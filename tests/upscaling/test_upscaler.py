@@ -149,6 +149,24 @@ def test_a_report_says_which_parts_were_bypassed(models, tmp_path):
     assert 0 < report.bypassed < 1 and len(report.parts) == len(report.plan)
 
 
+@pytest.mark.parametrize("engine", ["float", "auto"])
+def test_a_report_has_the_score_and_the_time_of_every_tile(models, tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(streaming, "FLIGHT_BYTES", 1)  # several flights
+    loaded = upscaler(models, "parts", engine=engine, tile=96)
+    raster = array_raster(photo(300, 300))
+    report = loaded.upscale_file(raster, tmp_path / "a.png", loaded.output_spec(raster, "png", 90))
+    np.testing.assert_array_equal(report.scores, edges_of_image(photo(300, 300), report.plan).scores)
+    assert report.tile_seconds.shape == (len(report.plan),) and (report.tile_seconds > 0).all()
+    assert report.tile_seconds.sum() < report.seconds["total"] * torch.get_num_threads()
+
+
+def test_a_report_of_a_model_without_a_table_has_times_but_no_scores(models, tmp_path):
+    loaded = upscaler(models, "float")
+    raster = array_raster(photo(101, 130))
+    report = loaded.upscale_file(raster, tmp_path / "a.png", loaded.output_spec(raster, "png", 90))
+    assert report.scores is None and (report.tile_seconds > 0).all()
+
+
 def test_bits_are_those_of_the_table_for_each_tile(models):
     loaded = upscaler(models)
     raster, trace = array_raster(photo(101, 130)), streaming.Trace()
