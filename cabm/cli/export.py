@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cabm.cli.outputs import OverwriteOption
+
 
 class Target(StrEnum):
     """Formats to export to."""
@@ -35,7 +37,7 @@ def export(
         str | None,
         typer.Option(help="ONNX: bits of all layers, such as 8, or of each layer, such as 4,6,8,8."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing ONNX file.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a quantized model as ONNX at one row of bits, or as a model directory with int8 weights.
 
@@ -51,7 +53,7 @@ def export(
     from cabm.checkpoints.export import choose_row, export_onnx
     from cabm.checkpoints.find import find_model
     from cabm.checkpoints.model_directory import load_model, save_model
-    from cabm.cli.outputs import check_new_file, replaceable_folder
+    from cabm.cli.outputs import check_model_folder, check_new_file
     from cabm.errors import InputError
     from cabm.quant.functional import PAMS_BITS
 
@@ -62,9 +64,10 @@ def export(
         check_new_file(output, directory.iterdir(), overwrite=overwrite)
     elif output.exists() and output.samefile(directory):
         raise InputError(f"{output}: is the model itself; name a new folder")
+    else:
+        check_model_folder(output, overwrite=overwrite)
     loaded = load_model(directory)
     if to is Target.packed:
-        replaceable_folder(output)
         provenance = loaded.config.provenance
         save_model(output, loaded.model, table=loaded.table, provenance=provenance, packed=True)
         size = sum(file.stat().st_size for file in output.iterdir())

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cabm.cli.outputs import OverwriteOption
+
 
 class CheckpointKind(StrEnum):
     """The method that a checkpoint was trained with."""
@@ -25,6 +27,7 @@ def import_checkpoint(
     output: Annotated[Path, typer.Option("-o", "--output", help="Model directory to write.")],
     scale: Annotated[int, typer.Option(min=2, max=4, help="Scale factor.")] = 4,
     table: Annotated[Path | None, typer.Option(help="Edge-to-bit table, for --kind cabm.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Turn a published checkpoint (EDSR, CARN, IDN, PAMS, CADyQ, CABM) into a model directory.
 
@@ -32,14 +35,14 @@ def import_checkpoint(
     """
     from cabm.checkpoints.model_directory import save_model
     from cabm.checkpoints.released import import_released, read_released_file
-    from cabm.cli.outputs import replaceable_folder
+    from cabm.cli.outputs import check_model_folder
     from cabm.errors import InputError
     from cabm.files import sha256_file
     from cabm.tables.table import EdgeToBitTable
 
     if (table is not None) != (kind == CheckpointKind.cabm):
         raise InputError("--kind cabm needs --table, and other kinds take none")
-    replaceable_folder(output)
+    check_model_folder(output, overwrite=overwrite)
     loaded_table = None if table is None else EdgeToBitTable.load(table)
     model = import_released(backbone, kind.value, read_released_file(file), scale)
     if loaded_table is not None:

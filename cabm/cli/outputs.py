@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote
+
+import typer
 
 from cabm.errors import InputError
 from cabm.files import atomic_write
@@ -14,22 +16,31 @@ from cabm.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
 OURS = (".json", ".safetensors")
 """Suffixes of the files in a model directory."""
 _FIGURES = (".png", ".svg", ".pdf")
 
 
-def replaceable_folder(path: Path) -> Path:
-    """Return ``path`` if it is new, empty, or a model directory, which a command may replace as a whole.
+def check_model_folder(path: Path, *, overwrite: bool = False) -> None:
+    """Check a model directory to write, which is replaced as a whole, before anything is computed.
+
+    Args:
+        path: the directory.
+        overwrite: whether it may replace an existing model directory.
 
     Raises:
-        InputError: it contains other files or folders; the message names the first.
+        InputError: it is a file, contains other files or folders, or exists.
     """
-    if path.is_dir():
-        foreign = [entry for entry in sorted(path.iterdir()) if entry.is_dir() or entry.suffix not in OURS]
-        if foreign:
-            raise InputError(f"{path}: contains other files, such as {foreign[0].name}; name a new folder")
-    return path
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a folder")
+    found = sorted(path.iterdir()) if path.is_dir() else []
+    foreign = [entry for entry in found if entry.is_dir() or entry.suffix not in OURS]
+    if foreign:
+        raise InputError(f"{path}: contains other files, such as {foreign[0].name}; name a new folder")
+    if found and not overwrite:
+        raise InputError(f"{path}: exists; give --overwrite to replace it, or another name")
 
 
 def check_new_file(path: Path, others: Iterable[Path] = (), *, overwrite: bool = False) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cabm.cli.outputs import OverwriteOption
+
 if TYPE_CHECKING:
     from cabm.tables.table import EdgeToBitTable
 
@@ -19,9 +21,6 @@ TableArgument = Annotated[
     str,
     typer.Argument(help="Edge-to-bit table (JSON), or a model that has one.", show_default=False),
 ]
-
-
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 
 
 def show_table(

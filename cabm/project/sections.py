@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
@@ -17,6 +17,15 @@ CountOrZero = Annotated[StrictInt, Field(ge=0)]
 NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
+
+
+_OPTIONS = {
+    "edsr": ("num_features", "num_blocks", "res_scale", "replicate_tail"),
+    "srresnet": ("num_features", "num_blocks", "release_graph"),
+    "idn": ("num_features", "num_blocks", "num_distilled"),
+    "carn": ("num_features",),
+}
+"""Constructor arguments of the backbones; written here, as prepare must not depend on `cabm.models`."""
 
 
 class Section(BaseModel):
@@ -41,13 +50,16 @@ class ModelSettings(Section):
     @classmethod
     def _numbers_or_booleans(cls, options: Any) -> Any:
         by_backbone = options if isinstance(options, dict) else {}
-        known = get_args(cls.model_fields["name"].annotation)
         for backbone, values in by_backbone.items():
-            if backbone not in known:
-                raise ValueError(f"model.options.{shown(backbone)}: the backbones are {', '.join(known)}")
+            if backbone not in _OPTIONS:
+                raise ValueError(
+                    f"model.options.{shown(backbone)}: the backbones are {', '.join(_OPTIONS)}"
+                )
             for option, value in values.items() if isinstance(values, dict) else ():
+                where = f"model.options.{backbone}.{shown(option)}"
+                if option not in _OPTIONS[backbone]:
+                    raise ValueError(f"{where}: the options are {', '.join(_OPTIONS[backbone])}")
                 if not isinstance(value, (bool, int, float)):
-                    where = f"model.options.{backbone}.{shown(option)}"
                     raise ValueError(f"{where}: give a number, true or false")
         return options
 

@@ -49,11 +49,16 @@ def write_report(project: str | Path, output: str | Path) -> Path:
         InputError: there is nothing to report, or a file is damaged.
     """
     page = render_report(read_report_data(project))
-    output = Path(output)
-    path = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
+    path = report_path(output)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def report_path(output: str | Path) -> Path:
+    """Return the path of the page: ``output`` itself if it is named as a page, else one in that folder."""
+    output = Path(output)
+    return output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
 
 
 def render_report(data: ReportData) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any, get_args
 
@@ -349,7 +350,9 @@ def test_params_get_readable_names_and_texts() -> None:
             "options: {EDSR: {num_blocks: 2}}",
             "model.options.EDSR: the backbones are edsr, srresnet",
         ),
-        ("options: {edsr: {x: many}}", "edsr.x: give a number, true or false"),
+        ("options: {edsr: {res_scale: many}}", "edsr.res_scale: give a number, true or false"),
+        ("options: {edsr: {x: 3}}", "model.options.edsr.x: the options are num_features, num_blocks"),
+        ("options: {carn: {num_blocks: 3}}", "model.options.carn.num_blocks: the options are num_features"),
     ],
 )
 def test_a_wrong_model_is_refused_with_the_params(tmp_path, content, change, message):
@@ -360,6 +363,16 @@ def test_a_wrong_model_is_refused_with_the_params(tmp_path, content, change, mes
 
 def test_the_backbones_of_params_are_those_of_the_package():
     assert set(get_args(ModelSettings.model_fields["name"].annotation)) == set(BACKBONES)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_option_of_a_backbone_is_taken_and_no_other(name):
+    arguments = set(inspect.signature(BACKBONES[name]).parameters) - {"scale", "precision"}
+    for option in arguments:
+        assert ModelSettings(options={name: {option: 1}}).options[name] == {option: 1}
+    with pytest.raises(ValueError, match="the options are") as refusal:
+        ModelSettings(options={name: {"depth": 1}})
+    assert all(option in str(refusal.value) for option in arguments)
 
 
 @pytest.mark.parametrize(
@@ -375,8 +388,10 @@ def test_the_backbones_of_params_are_those_of_the_package():
 )
 def test_numbers_are_spelled_as_in_yaml_1_2(tmp_path, content, text, value):
     content = {key: value for key, value in content.items() if key != "model"}
-    path = save(tmp_path, yaml.safe_dump(content) + f"model: {{options: {{edsr: {{x: {text}}}}}}}\n")
-    assert load_params(path).model.options["edsr"]["x"] == value
+    path = save(
+        tmp_path, yaml.safe_dump(content) + f"model: {{options: {{edsr: {{res_scale: {text}}}}}}}\n"
+    )
+    assert load_params(path).model.options["edsr"]["res_scale"] == value
 
 
 @pytest.mark.parametrize(
