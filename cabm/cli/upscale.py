@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import typer
 
 from cabm.cli import upscale_options as options
 from cabm.cli.outputs import check_no_url
+from cabm.cli.pipes import piped
 from cabm.cli.terminal import echo, fail, interrupted, sigterm_interrupts
 from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 InputsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT", help="Images, and folders, which are searched with their subfolders."),
+    typer.Argument(
+        metavar="INPUT",
+        help="Images, and folders, which are searched with their subfolders; - is standard input.",
+    ),
 ]
 OutputOption = Annotated[
     str | None,
@@ -32,7 +36,8 @@ OutputOption = Annotated[
         "-o",
         "--output",
         metavar="PATH",
-        help="Folder for the results or, for one image, the file to write. Default: beside each input.",
+        help="Folder for the results or, for one image, the file to write, or - for standard output."
+        " Default: beside each input.",
     ),
 ]
 ThreadsOption = Annotated[
@@ -124,13 +129,18 @@ def upscale(
       cabm upscale scans/ -o upscaled/ --format tiff
 
       cabm upscale a.png -o big.webp --quality 90 --report --bit-map bits.png
+
+      curl -s https://example.org/a.jpg | cabm upscale - --format jpeg > big.jpg
     """
     request = options.upscale_request(context, tuple(inputs), output)
-    run(request, Messages(report, bit_map, verbose, quiet))
+    with piped(request) as pipes:
+        run(pipes.request, Messages(report, bit_map, verbose, quiet), pipes.named)
 
 
-def run(request: UpscaleRequest, messages: Messages) -> None:
-    """Carry out a request and print what happened.
+def run(
+    request: UpscaleRequest, messages: Messages, named: Callable[[str], str] = lambda text: text
+) -> None:
+    """Carry out a request and print what happened; ``named`` replaces names of files in messages.
 
     Raises:
         InputError: the request cannot be carried out, or the only image failed.
@@ -157,9 +167,9 @@ def run(request: UpscaleRequest, messages: Messages) -> None:
     def on_done(task: Task, report: Report) -> None:
         done.append(task)
         if messages.report:
-            echo(describe(task, report))
+            echo(named(describe(task, report)))
         elif not messages.quiet and report.notes:
-            echo(f"{task.source}: {'; '.join(report.notes)}", err=True)
+            echo(named(f"{task.source}: {'; '.join(report.notes)}"), err=True)
         if messages.bit_map is not None:
             draw_bit_map(task, report, messages.bit_map)
 
@@ -171,7 +181,7 @@ def run(request: UpscaleRequest, messages: Messages) -> None:
     except KeyboardInterrupt:
         interrupted(f" with {len(found.todo) - len(done)} to do")
     if not messages.quiet and (done or found.kept):
-        echo(summary(done, found))
+        echo(named(summary(done, found)))
     if failures:
         fail(failures, len(tasks), verbose=messages.verbose)
 
