@@ -18,6 +18,7 @@ from cabm.cli.export import export
 from cabm.cli.import_checkpoint import import_checkpoint
 from cabm.cli.model import show_model
 from cabm.cli.preset import preset
+from cabm.cli.relocate_runs import relocate_runs
 from cabm.cli.report import report
 from cabm.cli.table import build_table, plot_table, show_table
 from cabm.cli.upscale import upscale
@@ -54,6 +55,7 @@ bench.command("train")(bench_train)
 bench.command("upscale")(bench_upscale)
 app.command(rich_help_panel=_TRAIN)(preset)
 app.command(rich_help_panel=_TRAIN)(report)
+app.command("relocate-runs", rich_help_panel=_TRAIN)(relocate_runs)
 app.add_typer(tables, name="table", rich_help_panel=_TRAIN)
 tables.command("show")(show_table)
 tables.command("plot")(plot_table)

@@ -98,6 +98,6 @@ def _decode(value: Any, max_pixels: int) -> np.ndarray:
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
-            return read_rgb8(path, max_pixels)
+            return read_rgb8(path, max_pixels, limit_option="")
         except InputError as error:
             raise InputError(str(error).removeprefix(f"{path}: ")) from None

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cabm.tracking.provenance import clone_id
+from cabm.tracking.relocation import ARTIFACTS, relocate
 from cabm.tracking.store import database_path, lock_database
 
 if TYPE_CHECKING:
@@ -114,8 +115,10 @@ def connect(
     database = database_path(uri)
     location = None  # the server chooses
     if database is not None:
-        location = (database.parent / "mlartifacts" / clean_name(experiment)).as_uri()
+        location = (database.parent / ARTIFACTS / clean_name(experiment)).as_uri()
     with lock_database(database) if database is not None else nullcontext():
+        if database is not None:
+            relocate(database)
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, experiment, location)
         # other clones may run the same params on the same server at the same time

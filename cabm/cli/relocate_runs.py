@@ -1,0 +1,27 @@
+"""`cabm relocate-runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def relocate_runs(
+    database: Annotated[Path, typer.Argument(help="MLflow's database.")] = Path("mlflow.db"),
+) -> None:
+    """Find runs and models again after a project was moved or copied.
+
+    MLflow stores absolute paths. This command points them at the folder
+    mlartifacts beside the database. The next stage that runs does the same.
+
+    Example: cabm relocate-runs
+    """
+    from cabm.tracking.relocation import ARTIFACTS, relocate
+
+    changed = relocate(database)
+    folder = database.resolve().parent / ARTIFACTS
+    typer.echo(
+        f"{database}: {changed} locations changed to {folder}" if changed else f"{database}: up to date"
+    )
