@@ -137,9 +137,13 @@ def run(request: ClusterRequest, *, report: bool, verbose: bool, quiet: bool) ->
 
 def summary(tally: Tally) -> str:
     """Return what a job did, in one line."""
+    from cabm.upscaling.tasks import results_left_out
+
     line = f"wrote {tally.finished} image{'' if tally.finished == 1 else 's'}"
     if tally.kept:
         line += f"; kept {tally.kept} that exist (--overwrite replaces them)"
+    if tally.left_out:
+        line += f"; {results_left_out(tally.left_out)}"
     return line
 
 

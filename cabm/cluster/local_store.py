@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cabm.cluster.stores import SCRATCH, Entries, Store, clean_scratch
 from cabm.errors import InputError
@@ -54,6 +55,10 @@ class LocalStore:
         if not isinstance(other, LocalStore) or not self._root.is_relative_to(other._root):
             return None
         return "" if self._root == other._root else self._root.relative_to(other._root).as_posix()
+
+    def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """See `Store`."""
+        return self._path(name).open("rb")
 
     @contextmanager
     def local_copy(self, name: str, job: str) -> Iterator[Path]:

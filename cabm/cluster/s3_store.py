@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from cabm.cluster.stores import SCRATCH, Entries, Store, clean_scratch
 from cabm.errors import InputError
@@ -83,6 +83,10 @@ class S3Store:
         if not isinstance(other, S3Store) or not f"{self._root}/".startswith(f"{other._root}/"):
             return None
         return self._root[len(other._root) + 1 :]
+
+    def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """See `Store`. Each part is a request."""
+        return self._files.open_input_file(self._key(name))
 
     @contextmanager
     def local_copy(self, name: str, job: str) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from cabm.upscaling.jobs import STALE_SECONDS
 
@@ -65,6 +65,10 @@ class Store(Protocol):
 
     def within(self, other: Store) -> str | None:
         """Return the name of this place in another store; None if this place is not inside the other."""
+        ...
+
+    def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file for reading parts of it."""
         ...
 
     def local_copy(self, name: str, job: str) -> AbstractContextManager[Path]:

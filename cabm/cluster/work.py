@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -16,16 +17,17 @@ from cabm.checkpoints.model_directory import CONFIG_FILE, TABLE_FILE, WEIGHTS_FI
 from cabm.cluster.stores import Store
 from cabm.errors import InputError
 from cabm.imaging.formats import is_image
-from cabm.imaging.mark import is_result
+from cabm.imaging.mark import is_marked, is_result
 from cabm.imaging.search import is_left_out, is_unsupported
 from cabm.machine.memory import peak_memory
 from cabm.upscaling.jobs import Failure, run_task
 from cabm.upscaling.request import UpscaleRequest
-from cabm.upscaling.tasks import Task, result_name, without_results
+from cabm.upscaling.tasks import Task, result_name
 
 MAX_DEATHS = 3
 """Workers that may die on one image before it is given up: an image too large for memory kills them all."""
 
+_READERS = 32  # requests at a time: each takes tens of milliseconds in an object store
 _MAX_CHUNK = 64
 _CHUNKS_PER_WORKER = 32
 
@@ -124,21 +126,47 @@ def find_items(
             for name in reversed(inside)
             if name != skipped and not is_left_out(PurePosixPath(name).name)
         ]
-        images = without_results([path for path in map(Path, found.files) if is_image(path)], scale)
+        images = sorted(path for path in map(Path, found.files) if is_image(path))
+        if skipped == "":
+            images = _without_results(images, source, folder, scale, file_format)
         if on_unsupported is not None:
             on_unsupported([name for name in found.files if is_unsupported(name)])
         if not images:
             continue
         stems = Counter(path.stem for path in images)
         existing = frozenset(output.entries(folder).files)
+        inputs = {path.name for path in images} if skipped == "" else set()
         taken: set[str] = set()
         for path in images:
             name = result_name(path, scale, file_format, alone=stems[path.stem] == 1)
+            if name in inputs:  # a photograph that only looks like a result
+                name = result_name(path, scale, file_format, alone=False)
             if name in taken:
                 where = output.address(_join(folder, name))
                 raise InputError(f"{where}: the results of two inputs get this name; rename one of them")
             taken.add(name)
             yield Item(_join(folder, path.name), _join(folder, name)), name in existing
+
+
+def _without_results(
+    images: list[Path], source: Store, folder: str, scale: int, file_format: str | None
+) -> list[Path]:
+    """Leave out the results beside their originals: files that have the name of a result, and the mark.
+
+    Workers find all other results, when they read them.
+    """
+    names = {
+        result_name(path, scale, file_format, alone=alone) for path in images for alone in (True, False)
+    }
+    suspects = [path.name for path in images if path.name in names]
+
+    def marked(name: str) -> bool:
+        with source.opened(_join(folder, name)) as file:
+            return is_marked(file)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        results = {name for name, found in zip(suspects, pool.map(marked, suspects), strict=True) if found}
+    return [path for path in images if path.name not in results]
 
 
 def chunks(items: Iterable[Item], num_workers: int) -> Iterator[list[Item]]:
@@ -222,7 +250,7 @@ class Worker:
                     raise _TaskFailed  # out of the blocks, so that they publish nothing
                 sizes = source.stat().st_size, output.stat().st_size
         except _ResultFound:
-            return Outcome(address, notes=("left out: a result of an earlier run",), left_out=True)
+            return Outcome(address, left_out=True)
         except _TaskFailed:
             addresses = {source: address, output: recipe.output.address(item.output)}
             return Outcome(address, _with_addresses(result.reason, addresses), result.traceback)

@@ -102,7 +102,8 @@ _TABLE = (
     ImageFormat("GIF", (".gif",), rb"GIF8[79]a", written=False, whole=True, operation="gif"),
     ImageFormat("BMP", (".bmp", ".dib"), rb"BM", max_bits=8, written=False, whole=True),
 )
-_SIGNATURE_BYTES = 12
+SIGNATURE_BYTES = 12
+"""How many bytes of a file tell its format."""
 
 OUTPUT_FORMATS = {entry.name: entry for entry in _TABLE if entry.written}
 """The formats of upscaled images by name."""
@@ -144,11 +145,15 @@ def format_of(path: Path) -> ImageFormat:
     Raises:
         InputError: the file is missing, a folder, unreadable, empty, or of another format.
     """
-    start = read_start(path)
-    for entry in _TABLE:
-        if re.match(entry.signature, start, re.DOTALL):
-            return entry
-    raise InputError(f"{path}: not an image that can be read ({READABLE})")
+    found = known_format(read_start(path))
+    if found is None:
+        raise InputError(f"{path}: not an image that can be read ({READABLE})")
+    return found
+
+
+def known_format(start: bytes) -> ImageFormat | None:
+    """Return the format that the first `SIGNATURE_BYTES` of a file tell; None: no image."""
+    return next((entry for entry in _TABLE if re.match(entry.signature, start, re.DOTALL)), None)
 
 
 def missing_operation(entry: ImageFormat, action: str) -> str | None:
@@ -195,7 +200,7 @@ def read_start(path: Path) -> bytes:
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
             raise InputError(f"{path}: is {kind}, not an image file")
         with path.open("rb") as file:
-            start = file.read(_SIGNATURE_BYTES)
+            start = file.read(SIGNATURE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import pyvips
 
-from cabm.errors import InputError
-from cabm.imaging.formats import format_of
+from cabm.imaging.formats import SIGNATURE_BYTES, known_format
 
 _MARK = (
     b'<rdf:Description xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" rdf:about=""'
@@ -40,11 +39,25 @@ def marked(xmp: bytes | None, width: int, height: int) -> bytes:
 
 
 def is_result(path: Path) -> bool:
-    """Return whether a file is an unedited result of an upscaling job."""
+    """Return whether a file is an unedited result of an upscaling job; False if it cannot be read."""
     try:
-        format_of(path)  # no other decoder of libvips may see the file
-        image = pyvips.Image.new_from_source(pyvips.Source.new_from_file(os.fsencode(path)), "")
+        with path.open("rb") as file:
+            return is_marked(file)
+    except OSError:  # the survey reports it
+        return False
+
+
+def is_marked(file: BinaryIO) -> bool:
+    """Return whether an open image file is an unedited result. Only its header is read."""
+    if known_format(file.read(SIGNATURE_BYTES)) is None:  # no other decoder of libvips may see the file
+        return False
+    source = pyvips.SourceCustom()
+    source.on_read(file.read)
+    source.on_seek(file.seek)
+    file.seek(0)
+    try:
+        image = pyvips.Image.new_from_source(source, "")
         found = _FOUND.search(image.get("xmp-data")) if image.get_typeof("xmp-data") else None
-    except (InputError, pyvips.Error):  # the survey reports files that cannot be read
+    except pyvips.Error:
         return False
     return found is not None and (image.width, image.height) == (int(found[1]), int(found[2]))

@@ -40,7 +40,7 @@ class OutputSpec:
         format: name of an output format, see `cabm.imaging.formats`.
         quality: of lossy formats in 1..100; WebP and AVIF at 100 are lossless.
         metadata: stored besides the pixels, as far as the format can.
-        strip: store nothing besides the pixels.
+        strip: store nothing besides the pixels and the mark of a result.
     """
 
     height: int
@@ -179,15 +179,13 @@ def _with_metadata(image: Any, spec: OutputSpec) -> Any:
         image = gray_to_srgb(image, metadata.icc)
     x, y = metadata.density or (_DEFAULT_DENSITY, _DEFAULT_DENSITY)
     image = image.copy(xres=x, yres=y)
-    if spec.strip:
-        return image
     blob, integer = pyvips.GValue.blob_type, pyvips.GValue.gint_type
+    image.set_type(blob, "xmp-data", marked(metadata.xmp, spec.width, spec.height))
     if metadata.exif is not None and spec.format != "tiff":
         image.set_type(blob, "exif-data", metadata.exif)
         image.set_type(integer, "orientation", 1)  # the reader applied the orientation
     if metadata.icc is not None and not spec.converts_gray_profile:
         image.set_type(blob, "icc-profile-data", metadata.icc)
-    image.set_type(blob, "xmp-data", marked(metadata.xmp, spec.width, spec.height))
     if metadata.iptc is not None and spec.format == "jpeg":
         image.set_type(blob, "iptc-data", photoshop_block(metadata.iptc))
     return image
@@ -208,7 +206,7 @@ def _add_tiff_tags(path: Path, spec: OutputSpec) -> None:
 
 def _saver(spec: OutputSpec) -> tuple[str, dict[str, Any]]:
     """Return the libvips operation and its options: fast settings, as the files are large."""
-    options: dict[str, Any] = {"keep": "none"} if spec.strip else {}
+    options: dict[str, Any] = {"keep": "xmp"} if spec.strip else {}
     lossless = spec.quality == 100
     if spec.format == "png":
         options |= {"compression": 3, "filter": "up"}

@@ -12,7 +12,6 @@ from pathlib import Path
 from cabm.errors import InputError
 from cabm.imaging.formats import OUTPUT_FORMATS, READABLE, SUFFIXES, ImageFormat, output_format
 from cabm.imaging.mark import is_result
-from cabm.imaging.reader import open_raster
 from cabm.imaging.search import OTHER_IMAGES, find_images, left_out
 
 _RESULT = re.compile(r"(.+)_x[2-9]", re.DOTALL)
@@ -39,6 +38,7 @@ def plan_tasks(
     scale: int,
     file_format: str | None = None,
     note: Callable[[str], object] = lambda line: None,
+    problem: Callable[[str], object] = lambda line: None,
 ) -> list[Task]:
     """Decide which files to upscale and what to call the results.
 
@@ -52,6 +52,7 @@ def plan_tasks(
         scale: upscaling factor, for the names.
         file_format: png, tiff, webp or jpeg. None: by the suffix of ``output``, otherwise png.
         note: called with a line for each kind of file in the folders that is left out.
+        problem: called with a line for each folder that cannot be read.
 
     Raises:
         InputError: an input is missing, a folder holds no image, two results would get one name, or
@@ -68,7 +69,7 @@ def plan_tasks(
     if output is not None and output.is_file():
         raise InputError(f"{output}: is a file of another kind; give a folder or an image file name")
 
-    files = _sources(inputs, output, note)
+    files = _sources(inputs, output, note, problem)
     stems = Counter((folder, source.stem) for source, folder in files)
     taken = {os.path.realpath(source) for source, _ in files}
     tasks = []
@@ -115,21 +116,11 @@ def result_name(source: Path, scale: int, file_format: str | None, *, alone: boo
     return f"{stem}_x{scale}{OUTPUT_FORMATS[file_format or 'png'].suffix}"
 
 
-def without_results(files: Iterable[Path], scale: int) -> list[Path]:
-    """Leave out files whose names are those of other files' results; return the rest, sorted."""
-    ending = f"_x{scale}"
-    sources: list[Path] = []
-    names: set[tuple[Path, str]] = set()
-    for file in sorted(files, key=lambda file: (len(file.stem), file)):
-        if file.stem.endswith(ending) and (file.parent, file.stem.removesuffix(ending)) in names:
-            continue
-        sources.append(file)
-        names |= {(file.parent, file.stem), (file.parent, file.name.replace(".", "_"))}
-    return sorted(sources)
-
-
 def _sources(
-    inputs: Sequence[Path], output: Path | None, note: Callable[[str], object]
+    inputs: Sequence[Path],
+    output: Path | None,
+    note: Callable[[str], object],
+    problem: Callable[[str], object],
 ) -> list[tuple[Path, Path]]:
     """Return the files to upscale, each once, with the folders for their results."""
     files: dict[str, tuple[Path, Path]] = {}
@@ -142,25 +133,36 @@ def _sources(
         found = find_images(path)
         unsupported += found.unsupported
         for line in found.unreadable:
-            note(line)
+            problem(line)
         images = _outside(found.images, path, output)
         sources = [file for file in images if not is_result(file)]
-        sources = [file for file in sources if not _is_unmarked_result(file, sources)]
         num_results += len(images) - len(sources)
         if not sources:
             skipped = f"; {left_out(found.unsupported)}" if found.unsupported else ""
             skipped += f"; left out {len(images)} results of earlier runs" if images else ""
+            skipped += "".join(f"; {line}" for line in found.unreadable[:1])
             raise InputError(f"{path}: no images in this folder ({READABLE}){skipped}")
         for file in sources:
             folder = file.parent if output is None else output / file.parent.relative_to(path)
             files.setdefault(_identity(file), (file, folder))
+    # a pattern of the shell, such as *.png, also names the results beside the originals
+    named = [file for file, _ in files.values()]
+    entries = [
+        entry for entry in files.values() if not (_has_original(entry[0], named) and is_result(entry[0]))
+    ]
+    num_results += len(files) - len(entries)
     if unsupported:
         note(left_out(unsupported))
     if num_results:
-        note(f"left out {num_results} result{'' if num_results == 1 else 's'} of earlier runs")
-    # a pattern of the shell, such as *.png, also names the results beside the originals
-    named = [file for file, _ in files.values()]
-    return [entry for entry in files.values() if not (_original(entry[0], named) and is_result(entry[0]))]
+        note(results_left_out(num_results))
+    return entries
+
+
+def results_left_out(number: int) -> str:
+    """Describe results of earlier runs that are not upscaled again."""
+    return (
+        f"left out {number} result{'' if number == 1 else 's'} of earlier runs, by the mark in the metadata"
+    )
 
 
 def _identity(path: Path) -> str:
@@ -175,23 +177,10 @@ def _outside(files: Iterable[Path], folder: Path, output: Path | None) -> list[P
     return [file for file in files if output.resolve() not in file.resolve().parents]
 
 
-def _original(file: Path, files: Iterable[Path]) -> Path | None:
-    """Return the file beside this one, of which it could be the result by its name."""
+def _has_original(file: Path, files: Iterable[Path]) -> bool:
+    """Return whether a file is named as the result of another file beside it."""
     match = _RESULT.fullmatch(file.stem)
-    if match is None:
-        return None
     beside = (other for other in files if other.parent == file.parent and other != file)
-    return next((other for other in beside if match[1] in (other.stem, other.name.replace(".", "_"))), None)
-
-
-def _is_unmarked_result(file: Path, files: Iterable[Path]) -> bool:
-    """Return whether a file without a mark is a result of an earlier version, by its name and its size."""
-    original = _original(file, files)
-    if original is None:
-        return False
-    factor = int(file.stem.rpartition("_x")[2])
-    try:
-        small, large = open_raster(original), open_raster(file)
-    except (InputError, OSError):  # the survey reports files that cannot be read
-        return False
-    return (large.height, large.width) == (factor * small.height, factor * small.width)
+    return match is not None and any(
+        match[1] in (other.stem, other.name.replace(".", "_")) for other in beside
+    )

@@ -19,6 +19,7 @@ from cabm.cluster.work import (
     model_files,
 )
 from cabm.errors import InputError
+from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.tasks import plan_tasks
 from cabm.upscaling.upscaler import Upscaler
@@ -62,17 +63,25 @@ def save(path: Path, height: int = 12, width: int = 15) -> Path:
     return path
 
 
+def save_result(path: Path) -> Path:
+    """Save an image with the mark of a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with image_writer(path, OutputSpec(16, 16, 3)) as write:
+        write(photo(16, 16))
+    return path
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("output", ["out", "in", "in/out"])
 def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
-    names = ["a.png", "a.jpg", "b.png", "sub/b.JPG", "sub/deep/c ü.tiff", "sub/b_x2_x2.png"]
-    for name in (*names, "notes.txt", ".hidden.png", "b_x2.png"):
+    names = ["a.png", "a.jpg", "b.png", "sub/b.JPG", "sub/deep/c ü.tiff", "sub/b_x2_x2.png", "b_x2.png"]
+    for name in (*names, "notes.txt", ".hidden.png"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        side = 16 if name == "b_x2.png" else 8
+        side = 16 if name == "b_x2.png" else 8  # of the size of a result, but without the mark
         Image.new("RGB", (side, side)).save(path) if path.suffix != ".txt" else path.touch()
     source, target = tmp_path / "in", tmp_path / output
     found = [item for item, _ in find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)]
@@ -82,7 +91,7 @@ def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
     )
     assert len(found) == len(names)
     for task in planned:
-        save(task.output)
+        save_result(task.output)
     again = find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)
     assert [(item, True) for item in found] == list(again)
 

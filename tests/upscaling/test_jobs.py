@@ -68,14 +68,13 @@ def test_folders_are_searched_and_keep_their_structure(tmp_path):
 
 
 @pytest.mark.parametrize("output", [None, "in", "in/out"])
-def test_results_of_an_earlier_run_are_not_upscaled_again(tmp_path, output):
+def test_results_of_an_earlier_run_are_not_upscaled_again(tmp_path, upscaler, output):
     folder = tmp_path / "in"
     save(folder / "a.png")
     save(folder / "a_x2_x2.png")  # named like a result, but its source is missing
     target = None if output is None else tmp_path / output
     first = plan_tasks([folder], target, scale=2)
-    for task in first:
-        save(task.output, 24, 30)
+    assert do(upscaler, first) == ()
     assert plan_tasks([folder], target, scale=2) == first
     assert plan_tasks([folder], target, scale=2, file_format="tiff")[0].output.suffix == ".tif"
 
@@ -90,7 +89,8 @@ def test_results_are_known_by_their_mark_in_any_folder(tmp_path, upscaler, file_
         )
         assert [task.source.name for task in tasks] == ["a.png"]
         assert do(upscaler, tasks) == ()
-    assert lines == ["left out 1 result of earlier runs", "left out 2 results of earlier runs"]
+    how = "of earlier runs, by the mark in the metadata"
+    assert lines == [f"left out 1 result {how}", f"left out 2 results {how}"]
     renamed = next((tmp_path / "o1").iterdir()).rename(tmp_path / f"b{tasks[0].output.suffix}")
     assert is_result(renamed)
     assert [task.source.name for task in plan_tasks([tmp_path], None, scale=2)] == ["a.png"]
@@ -107,7 +107,7 @@ def test_an_edited_result_is_an_image_of_its_own(tmp_path, upscaler):
 
 def test_a_genuine_image_that_is_named_as_a_result_is_upscaled(tmp_path, upscaler):
     save(tmp_path / "rock.jpg")
-    genuine = save(tmp_path / "rock_x2.png", 20, 20)
+    genuine = save(tmp_path / "rock_x2.png", 24, 30)  # twice the size, as a result would be
     before = genuine.read_bytes()
     names = ["rock_jpg_x2.png", "rock_x2_x2.png"]
     for overwrite in (True, False):  # the second run finds the results of the first
@@ -122,7 +122,9 @@ def test_a_pattern_that_names_results_too_does_not_upscale_them_again(tmp_path, 
     source = save(tmp_path / "a.png")
     tasks = plan_tasks([source], None, scale=2)
     assert do(upscaler, tasks) == ()
-    assert plan_tasks([source, tasks[0].output], None, scale=2) == tasks
+    lines: list[str] = []
+    assert plan_tasks([source, tasks[0].output], None, scale=2, note=lines.append) == tasks
+    assert lines == ["left out 1 result of earlier runs, by the mark in the metadata"]
 
 
 def test_hidden_and_system_folders_are_left_out_unless_named(tmp_path):
@@ -160,7 +162,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     lines: list[str] = []
-    assert len(plan_tasks([tmp_path], None, scale=2, note=lines.append)) == 1
+    assert len(plan_tasks([tmp_path], None, scale=2, problem=lines.append)) == 1
     assert lines == [f"{tmp_path / 'closed'}: cannot be read (Permission denied)"]
 
 
@@ -169,14 +171,13 @@ def test_one_file_named_twice_is_upscaled_once(tmp_path):
     assert len(plan_tasks([source, tmp_path / "x" / ".." / "a.png", tmp_path], None, scale=2)) == 1
 
 
-def test_results_with_the_same_stem_get_different_names(tmp_path):
+def test_results_with_the_same_stem_get_different_names(tmp_path, upscaler):
     for name in ("a.png", "a.jpg", "b.png"):
         save(tmp_path / name)
     names = ["a_jpg_x2.png", "a_png_x2.png", "b_x2.png"]
     tasks = plan_tasks([tmp_path], None, scale=2)
     assert outputs(tasks, tmp_path) == names
-    for task in tasks:
-        save(task.output, 24, 30)
+    assert do(upscaler, tasks) == ()
     assert outputs(plan_tasks([tmp_path], None, scale=2), tmp_path) == names
     other = save(tmp_path / "other" / "b.png")
     with pytest.raises(InputError, match="the results of two inputs get this name"):
