@@ -158,7 +158,15 @@ def run(
         if not messages.quiet:
             echo(f"cabm: {line}", err=True)
 
-    tasks = plan_tasks(inputs, output, scale=upscaler.scale, file_format=request.file_format, note=note)
+    unreadable: list[str] = []
+    tasks = plan_tasks(
+        inputs,
+        output,
+        scale=upscaler.scale,
+        file_format=request.file_format,
+        note=note,
+        problem=unreadable.append,
+    )
     found = survey(upscaler, tasks, request)
     if messages.bit_map is not None:
         check_bit_map(messages.bit_map, upscaler, tasks, found, overwrite=request.overwrite)
@@ -171,7 +179,7 @@ def run(
         elif not messages.quiet and report.notes:
             echo(named(f"{task.source}: {'; '.join(report.notes)}"), err=True)
         if messages.bit_map is not None:
-            draw_bit_map(task, report, messages.bit_map)
+            draw_bit_map(task, report, messages.bit_map, request.read_options)
 
     try:
         with sigterm_interrupts(), _progress(found, show=not messages.quiet) as (on_file, on_tiles):
@@ -182,8 +190,12 @@ def run(
         interrupted(f" with {len(found.todo) - len(done)} to do")
     if not messages.quiet and (done or found.kept):
         echo(named(summary(done, found)))
+    for line in unreadable:
+        echo(f"cabm: {line}", err=True)
     if failures:
         fail(failures, len(tasks), verbose=messages.verbose)
+    if unreadable:
+        raise typer.Exit(1)
 
 
 def describe_model(upscaler: Upscaler) -> str:

@@ -48,7 +48,12 @@ MaxPixels = Annotated[
     typer.Option(min=1, metavar="N", help="Accept inputs of up to N pixels (width x height)."),
 ]
 ToSrgb = Annotated[bool, typer.Option("--to-srgb", help="Convert colours to sRGB by the embedded profile.")]
-Strip = Annotated[bool, typer.Option("--strip", help="Write no metadata; colours become sRGB.")]
+Strip = Annotated[
+    bool,
+    typer.Option(
+        "--strip", help="Write no metadata, except a mark that the image is a result; colours become sRGB."
+    ),
+]
 Damaged = Annotated[bool, typer.Option("--damaged", help="Upscale what is left of images that lost data.")]
 
 

@@ -18,6 +18,7 @@ from cabm.imaging.search import find_images, left_out
 
 logger = logging.getLogger(__name__)
 
+_LIMIT = "prepare.max_pixels"
 _DIV2K_TREE = (
     "expected {root}/DIV2K_train_HR/0001.png ... and, optionally, DIV2K_train_LR_bicubic/X4/0001x4.png"
 )
@@ -58,7 +59,7 @@ class Pair:
         Raises:
             InputError: a file cannot be read, or the sizes do not match.
         """
-        high = read_rgb8(self.high, max_pixels, notes=notes)
+        high = read_rgb8(self.high, max_pixels, limit_option=_LIMIT, notes=notes)
         if min(high.shape[:2]) < scale * (1 + self.halve):
             halved = " and halving" if self.halve else ""
             raise InputError(
@@ -70,7 +71,7 @@ class Pair:
         high = crop_to_multiple(high, scale)
         if self.low is None:
             return high, downscale(high, scale)
-        low = read_rgb8(self.low, max_pixels)
+        low = read_rgb8(self.low, max_pixels, limit_option=_LIMIT)
         expected = (high.shape[0] // scale, high.shape[1] // scale)
         if low.shape[:2] != expected:
             raise InputError(

@@ -25,7 +25,11 @@ _WRITTEN = sorted(
 
 
 def read_rgb8(
-    path: str | Path, max_pixels: int = MAX_PIXELS, *, notes: list[str] | None = None
+    path: str | Path,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    limit_option: str = "max_pixels",
+    notes: list[str] | None = None,
 ) -> np.ndarray:
     """Read an image file as 8-bit sRGB.
 
@@ -36,6 +40,7 @@ def read_rgb8(
     Args:
         path: the file.
         max_pixels: largest width times height.
+        limit_option: what a message calls the option that raises the limit; empty: there is none.
         notes: gets what was converted or left out.
 
     Returns:
@@ -44,7 +49,8 @@ def read_rgb8(
     Raises:
         InputError: the file is missing, empty, truncated, too large or not an image.
     """
-    raster = in_memory(open_raster(path, options=ReadOptions(max_pixels, to_srgb=True)))
+    options = ReadOptions(max_pixels, to_srgb=True, limit_option=limit_option, damaged_option="")
+    raster = in_memory(open_raster(path, options=options))
     if notes is not None:
         notes.extend(raster.all_notes)
     array = raster.array[..., :-1] if has_alpha(raster.channels) else raster.array

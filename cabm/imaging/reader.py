@@ -88,7 +88,8 @@ class FileRaster(Raster):
             return "error", False
         if not self.source.options.damaged or fail_on == "none":
             found = damaged(self.source.path, error)
-            advice = "" if fail_on == "none" else ", or read what is left with --damaged"
+            option = "" if fail_on == "none" else self.source.options.damaged_option
+            advice = f", or read what is left with {option}" if option else ""
             raise InputError(f"{found}{advice}") from None
         self._note(f"the file lost data, so parts of the picture are wrong ({reason})")
         return "none", True

@@ -37,11 +37,15 @@ class ReadOptions:
             that cannot be decoded row by row.
         to_srgb: convert colours by the embedded profile.
         damaged: read what is left of a picture that lost data.
+        limit_option, damaged_option: what messages call the options that raise the limit and set
+            ``damaged``; empty if the user has none.
     """
 
     max_pixels: int | None = None
     to_srgb: bool = False
     damaged: bool = False
+    limit_option: str = "max_pixels"
+    damaged_option: str = "damaged=True"
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,11 @@ class Source:
             limit = WHOLE_MAX_PIXELS if whole else STREAMED_MAX_PIXELS
         if width * height > limit:
             why = " for files that are decoded whole" if whole and self.options.max_pixels is None else ""
-            size = f"{width} x {height} pixels"
+            option = self.options.limit_option
+            advice = f"if you trust the file, raise the limit with {option} {width * height}"
             raise InputError(
-                f"{self.path}: {size} are more than the limit of {limit}{why}; if you trust"
-                f" the file, raise the limit with --max-pixels {width * height} (or prepare.max_pixels)"
+                f"{self.path}: {width} x {height} pixels are more than the limit of {limit}{why};"
+                f" {advice if option else 'use a smaller image'}"
             )
 
     def _with_pillow(self) -> Any:

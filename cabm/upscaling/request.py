@@ -27,7 +27,7 @@ class UpscaleRequest:
         overwrite: replace existing outputs instead of keeping them.
         max_pixels: limit on height x width of an input; None: the default of `cabm.imaging.reader`.
         to_srgb: convert colours by the embedded profile.
-        strip: write no metadata; colours become sRGB.
+        strip: write no metadata but the mark of a result; colours become sRGB.
         damaged: upscale what is left of images that lost data.
         engine, device, threads, overlap, tile: see `Upscaler.load`.
     """
@@ -52,7 +52,13 @@ class UpscaleRequest:
     @property
     def read_options(self) -> ReadOptions:
         """How to read the inputs. Without its profile, an image must be sRGB."""
-        return ReadOptions(self.max_pixels, to_srgb=self.to_srgb or self.strip, damaged=self.damaged)
+        return ReadOptions(
+            self.max_pixels,
+            to_srgb=self.to_srgb or self.strip,
+            damaged=self.damaged,
+            limit_option="--max-pixels",
+            damaged_option="--damaged",
+        )
 
     def load(self) -> Upscaler:
         """Load the model.

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +49,22 @@ def test_a_folder_is_upscaled_and_its_failures_are_listed_at_the_end(cabm, tmp_p
     assert (tmp_path / "out" / "sub" / "b_x2.png").exists()
     code, out, _ = cabm("upscale", tmp_path / "in", "-o", tmp_path / "out", "-m", model)
     assert (code, out) == (1, "kept 3 that exist (--overwrite replaces them)\n")
+
+
+def test_a_folder_that_cannot_be_read_fails_the_command(cabm, tmp_path, model, monkeypatch):
+    save(tmp_path / "a.png")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":  # root may read any folder
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    code, out, err = cabm("upscale", tmp_path, "-m", model)
+    assert (code, out) == (1, f"wrote {tmp_path / 'a_x2.png'}\n")
+    assert err == f"cabm: {tmp_path / 'closed'}: cannot be read (Permission denied)\n"
 
 
 def test_names_that_are_not_utf8_are_printed_with_escapes(cabm, tmp_path, model):
@@ -117,8 +135,10 @@ def test_damaged_files_are_upscaled_on_demand(cabm, tmp_path, model):
     (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
     code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
     assert code == 1 and "--damaged" in err
-    code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model, "--damaged")
+    bits = tmp_path / "bits.png"
+    code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model, "--damaged", "--bit-map", bits)
     assert code == 0 and "the file lost data" in err
+    assert bits.exists()
 
 
 def test_formats_are_listed(cabm):

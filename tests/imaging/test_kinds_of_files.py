@@ -205,7 +205,7 @@ def test_a_jpeg_that_lost_data_is_refused_unless_asked_for(tmp_path, jpeg):
     path = tmp_path / "a.jpg"
     for lost in (jpeg[:third] + jpeg[third + 900 :], jpeg[: 2 * third]):
         path.write_bytes(lost)
-        assert "--damaged" in refusal(path)
+        assert "read what is left with damaged=True" in refusal(path)
         raster = in_memory(open_raster(path, options=ReadOptions(damaged=True)))
         assert raster.array.shape == (200, 240, 3)
         assert "lost data" in raster.notes[-1]
@@ -223,7 +223,7 @@ def test_other_files_that_lost_data_are_read_on_demand(tmp_path, suffix):
     path.write_bytes(content[:third] + b"\xff" * 200 + content[third + 200 :])
     if suffix == ".webp":  # has no checksums
         return
-    assert "--damaged" in refusal(path)
+    assert "read what is left with damaged=True" in refusal(path)
     raster = in_memory(open_raster(path, options=ReadOptions(damaged=True)))
     assert "lost data" in raster.notes[-1]
 

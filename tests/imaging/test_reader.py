@@ -8,6 +8,7 @@ from PIL import Image, ImageCms
 from cabm.errors import InputError
 from cabm.imaging.raster import in_memory
 from cabm.imaging.reader import open_raster
+from cabm.imaging.source import ReadOptions
 from tests.upscaling.helpers import photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -167,12 +168,16 @@ def test_the_error_for_large_images_names_the_option_for_the_limit(tmp_path):
         with pytest.raises(InputError, match="limit"):
             open_raster(path, max_pixels=599)
         assert open_raster(path, max_pixels=600).width == 30
-    with pytest.raises(InputError, match="--max-pixels 600"):
-        open_raster(tmp_path / "a.png", max_pixels=599)
+    for option, advice in (
+        ("--max-pixels", "raise the limit with --max-pixels 600"),
+        ("", "smaller image"),
+    ):
+        with pytest.raises(InputError, match=advice):
+            open_raster(tmp_path / "a.png", options=ReadOptions(599, limit_option=option))
 
 
 def test_decompression_bombs_are_refused_by_their_header(tmp_path):
     pyvips.Image.black(50000, 50000).pngsave(str(tmp_path / "bomb.png"), bitdepth=1, compression=9)
     assert (tmp_path / "bomb.png").stat().st_size < 2_000_000
-    with pytest.raises(InputError, match=r"50000 x 50000 pixels .* --max-pixels 2500000000"):
+    with pytest.raises(InputError, match=r"50000 x 50000 pixels .* max_pixels 2500000000"):
         open_raster(tmp_path / "bomb.png")

@@ -64,7 +64,10 @@ def test_every_image_of_a_request_is_upscaled(photo: np.ndarray) -> None:
         ("", "empty"),
         (base64.b64encode(b"hello, this is text").decode(), "not an image"),
         (to_text(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))[:160], "truncated"),
-        (to_text(np.zeros((101, 100, 3), np.uint8)), "100 x 101 pixels are more than the limit"),
+        (
+            to_text(np.zeros((101, 100, 3), np.uint8)),
+            "100 x 101 pixels are more than the limit of 9400; use a smaller image",
+        ),
         ("A" * 2_000_000, "2000000 characters are more than the limit"),
     ],
     ids=["words", "letters", "padding", "none", "number", "empty", "text", "cut", "large", "long"],
