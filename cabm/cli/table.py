@@ -66,10 +66,14 @@ def build_table(
     observations: Annotated[Path, typer.Argument(help="observations.npz of the edge_to_bit stage.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Table (JSON) to write.")],
     strategy: Annotated[
-        str, typer.Option(help="How to select a row per score: monotone, lowest or majority.")
-    ] = "monotone",
+        str,
+        typer.Option(
+            help="constant (one row for all tiles), or the row of each score: monotone, lowest or majority."
+        ),
+    ] = "constant",
     fab_cap: Annotated[
-        float | None, typer.Option(help="Drop rows whose mean bits are not below this.")
+        float | None,
+        typer.Option(help="Highest mean bits of the constant row; of others, drop rows not below it."),
     ] = None,
     max_loss_db: Annotated[
         float, typer.Option(min=0, help="PSNR that bypass may cost over all tiles, in dB; 0: no bypass.")
@@ -103,7 +107,8 @@ def echo_table(table: EdgeToBitTable, max_rows: int) -> None:
     """Print a table, with at most ``max_rows`` of its rows, evenly spaced."""
     summary = table.describe()
     rows = summary["by_score"]
-    cap = "" if table.fab_cap is None else f", FAB below {table.fab_cap}"
+    most = "at most" if table.strategy == "constant" else "below"
+    cap = "" if table.fab_cap is None else f", FAB {most} {table.fab_cap}"
     echo_facts(
         {
             "tiles": f"{table.tile} x {table.tile}, stride {table.stride}",

@@ -22,7 +22,7 @@ from cabm.tables.controls import CONTROLS, constant, shuffled
 from cabm.tables.cost import Convention, bitops
 from cabm.tables.observations import Observations
 from cabm.tiling.plan import plan
-from cabm.upscaling.runners import ModelRunner
+from cabm.upscaling.engine_choice import ChosenRunner, Device, Engine, choose_runner
 from cabm.upscaling.tiles import TiledResult, super_resolve
 
 TRAINING_STAGES = ("full_precision", "pams", "cadyq", "cabm")
@@ -35,18 +35,18 @@ class Method:
     Attributes:
         name: "bicubic", a training stage, or a control.
         loaded: the model; None for bicubic.
-        runner: runs the model; None for bicubic.
+        chosen: what runs the model; None for bicubic.
     """
 
     name: str
     loaded: LoadedModel | None = None
-    runner: ModelRunner | None = None
+    chosen: ChosenRunner | None = None
 
     def upscale(self, settings: EvaluateSettings, scale: int, whole: bool) -> Callable[..., TiledResult]:
         """Return a function that upscales one image, in tiles or whole."""
-        if self.runner is None or self.loaded is None:
+        if self.chosen is None or self.loaded is None:
             return lambda image: _bicubic(image, scale)
-        loaded, runner = self.loaded, self.runner
+        loaded, runner = self.loaded, self.chosen.runner
         return lambda image: super_resolve(
             runner,
             image,
@@ -57,12 +57,17 @@ class Method:
         )
 
 
-def load_methods(models: Path) -> list[Method]:
-    """Return bicubic and the model of every training stage, from the folder of models."""
+def load_methods(models: Path, engine: Engine = "auto", device: Device = "auto") -> list[Method]:
+    """Return bicubic and the model of every training stage.
+
+    Args:
+        models: folder of the models.
+        engine, device: see `cabm.upscaling.engine_choice.choose_runner`.
+    """
     methods = [Method("bicubic")]
     for name in TRAINING_STAGES:
         loaded = load_model(models / name)
-        methods.append(Method(name, loaded, ModelRunner(loaded.model, collapse_tail=True)))
+        methods.append(Method(name, loaded, choose_runner(loaded.model, engine=engine, device=device)))
     return methods
 
 
@@ -77,7 +82,7 @@ def control_methods(cabm: Method, observations: Observations) -> list[Method]:
     assert loaded is not None and loaded.table is not None
     tables = (shuffled(loaded.table, seed=0), constant(loaded.table, observations.scores))
     return [
-        Method(name, replace(loaded, table=table), cabm.runner)
+        Method(name, replace(loaded, table=table), cabm.chosen)
         for name, table in zip(CONTROLS, tables, strict=True)
     ]
 

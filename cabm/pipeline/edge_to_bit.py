@@ -5,16 +5,23 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import load_model
+from cabm.data.patches import PatchSampler
 from cabm.evaluation.observe import observe
+from cabm.evaluation.sensitivity import layer_noise
 from cabm.files import write_json
+from cabm.models import Backbone
 from cabm.pipeline.stage import Stage
 from cabm.reporting.bits import table_picture
 from cabm.tables.bypass import choose_bypass
 from cabm.tables.cost import fab
 from cabm.tables.table import build_table
 from cabm.upscaling.runners import ModelRunner
+
+_NOISE_PATCH, _NOISE_BATCH = 24, 16
 
 
 def edge_to_bit(stage: Stage) -> None:
@@ -31,6 +38,8 @@ def edge_to_bit(stage: Stage) -> None:
         part=settings.bypass.part,
         source_sha256=loaded.config.weights_sha256,
     )
+    if settings.strategy == "constant":
+        observations = replace(observations, noise=_layer_noise(stage, loaded.model))
     seconds = time.perf_counter() - started
     observations.save(stage.tables / "observations.npz")
     table = build_table(observations, strategy=settings.strategy, fab_cap=settings.fab_cap)
@@ -59,3 +68,11 @@ def edge_to_bit(stage: Stage) -> None:
     stage.tracker.metrics(metrics | timing, 0)
     stage.tracker.dict("edge_to_bit", table.describe())
     stage.tracker.figure("edge_to_bit", table_picture(table))
+
+
+def _layer_noise(stage: Stage, model: Backbone) -> np.ndarray:
+    """Measure the noise of layers on training patches."""
+    settings = stage.settings()
+    side = min(_NOISE_PATCH, settings.tile)
+    sampler = PatchSampler(stage.store("train"), batch_size=_NOISE_BATCH, lr_patch=side, seed=0)
+    return layer_noise(model, sampler, settings.noise_batches, stage.params.runtime.autocast())

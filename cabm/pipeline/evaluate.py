@@ -37,7 +37,8 @@ def evaluate(stage: Stage) -> None:
     sets = {folder.name: PackedStore.open(folder) for folder in folders}
     shown = show_image(methods, sets, stage.params.evaluate)  # first: it may refuse evaluate.picture
     summary, images = _measure(stage, methods, sets)
-    _write_quality(stage, summary, images)
+    engines = {name: method.chosen.engine for name, method in methods.items() if method.chosen}
+    _write_quality(stage, summary, images, engines)
     figures = make_pictures(shown, methods["cabm"].loaded.table, summary["tiles"], observations)
     save_figures(figures, stage.results / "figures")
     save_crops(shown, stage.results / "crops")
@@ -50,8 +51,10 @@ def evaluate(stage: Stage) -> None:
 
 def _methods(stage: Stage, observations: Observations) -> dict[str, Method]:
     """Return bicubic, every step's model and the controls that params ask for, by name."""
-    methods = {method.name: method for method in load_methods(stage.models)}
-    if stage.params.evaluate.controls:
+    settings, device = stage.params.evaluate, stage.params.runtime.device
+    methods = {method.name: method for method in load_methods(stage.models, settings.engine, device)}
+    table = methods["cabm"].loaded.table
+    if settings.controls and len(table.rows) > 1:  # one row has no others to compare with
         methods |= {method.name: method for method in control_methods(methods["cabm"], observations)}
     return methods
 
@@ -74,10 +77,16 @@ def _measure(
     return summary, images
 
 
-def _write_quality(stage: Stage, summary: dict[str, dict[str, Any]], images: list[dict[str, Any]]) -> None:
-    """Write and record the means and the images' rows."""
+def _write_quality(
+    stage: Stage,
+    summary: dict[str, dict[str, Any]],
+    images: list[dict[str, Any]],
+    engines: dict[str, str],
+) -> None:
+    """Write and record the means, the images' rows, and the engine of each method."""
     described = protocol_description(stage.params.evaluate, stage.params.model.scale)
     quality = {"protocol": described, "environment": environment(torch.get_num_threads())}
+    quality["engines"] = engines
     write_json(stage.results / "quality.json", quality | {"results": summary})
     write_json(stage.metrics / "evaluate.json", {"protocol": described})
     write_rows(stage.results / "images.csv", images)

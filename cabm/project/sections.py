@@ -236,11 +236,16 @@ class EdgeToBitSettings(Section):
     stride: Count = 94
     """Distance between neighbouring tiles in low-resolution pixels, 1..tile."""
 
-    strategy: Literal["lowest", "majority", "monotone"] = "monotone"
-    """Which bit row observed at an edge score is kept: lowest (the paper), majority or monotone."""
+    strategy: Literal["constant", "lowest", "majority", "monotone"] = "constant"
+    """How bits are chosen: constant (one row for all tiles, the least measured noise for fab_cap bits), or
+    by which observed row each edge score keeps: lowest (the paper), majority or monotone."""
 
     fab_cap: Annotated[StrictFloat, Field(gt=0, le=8)] | None = None
-    """Drop observed rows whose FAB is not below this many bits, more than 0, at most 8; null: keep all."""
+    """Highest mean bits of the constant row; null: the mean that the selectors chose. With the other
+    strategies, observed rows that are not below it are dropped; null: none. More than 0, at most 8."""
+
+    noise_batches: Count = 4
+    """Batches of 16 training patches to measure the noise of layers on, for constant, 1 or more."""
 
     bypass: BypassSettings = BypassSettings()
     """Parts of tiles that bypass the network."""
@@ -267,6 +272,9 @@ class EvaluateSettings(Section):
 
     whole_image: bool = True
     """Measure every model on whole images, too."""
+
+    engine: Literal["auto", "float"] = "auto"
+    """What runs the models: auto (integers where model and CPU allow it) or float (always simulated)."""
 
     max_whole_pixels: Count = 300_000
     """Largest image, in low-resolution pixels, that is run whole (memory), 1 or more."""

@@ -69,6 +69,8 @@ class Observations(Origin):
         part: side in pixels of the parts of a tile that were measured; None if none were.
         measures: arrays (N, R, C) float64 by name, one value per part of each tile; 0 for parts beyond the
             end of a tile that is smaller than ``tile``. See `MEASURES`.
+        noise: (L, K) noise of every layer at every width of the search space; None if it was not measured.
+            See `cabm.evaluation.sensitivity.layer_noise`.
 
     Raises:
         ValueError: the arrays do not fit together, a measure is not finite, or the search space is wrong.
@@ -80,6 +82,7 @@ class Observations(Origin):
     images: np.ndarray
     part: int | None = None
     measures: dict[str, np.ndarray] = field(default_factory=dict)
+    noise: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float64)
@@ -103,6 +106,10 @@ class Observations(Origin):
             raise ValueError("measures must be finite")
         if self.bits.shape != (len(scores), len(self.layers)):
             raise ValueError(f"bits {self.bits.shape} of {len(scores)} tiles, {len(self.layers)} layers")
+        if self.noise is not None:
+            wanted = (len(self.layers), len(self.search_space))
+            if self.noise.shape != wanted or not np.isfinite(self.noise).all():
+                raise ValueError(f"noise {self.noise.shape}: expected {wanted} finite numbers")
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -115,6 +122,7 @@ class Observations(Origin):
         header = {"format": OBSERVATIONS_FORMAT}
         header |= {_FILE_KEYS.get(name, name): value for name, value in self.origin.items()}
         header |= {"part": self.part, "measures": list(self.measures)}
+        noise = {} if self.noise is None else {"noise": self.noise}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -123,6 +131,7 @@ class Observations(Origin):
                 bits=self.bits.astype(np.uint8),
                 images=self.images,
                 **{f"measure.{name}": values for name, values in self.measures.items()},
+                **noise,
             )
 
     @classmethod
@@ -141,7 +150,8 @@ class Observations(Origin):
                 header |= {name: header.pop(key) for name, key in _FILE_KEYS.items()}
                 arrays = {name: archive[name] for name in ("scores", "bits", "images")}
                 measures = {name: archive[f"measure.{name}"] for name in names}
-            return cls(**arrays, **header, measures=measures)
+                noise = archive.get("noise")
+            return cls(**arrays, **header, measures=measures, noise=noise)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, *_BROKEN_ARCHIVE) as error:

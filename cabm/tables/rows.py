@@ -51,7 +51,7 @@ def select_rows(
     """
     scores, bits = _checked(scores, bits, search_space)
     if strategy not in STRATEGIES:
-        raise InputError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
+        raise InputError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}, constant")
     if fab_cap is not None:
         scores, bits = _below_cap(scores, bits, fab_cap)
     thresholds, rows, weights = _one_row_per_score(scores, bits, strategy)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cabm.errors import InputError
 from cabm.tables.bypass import Bypass
+from cabm.tables.constant import least_noise_row
+from cabm.tables.cost import fab
 from cabm.tables.file import read_document, write_document
 from cabm.tables.observations import Observations, Origin
 from cabm.tables.rows import Strategy, select_rows
@@ -56,8 +58,8 @@ class EdgeToBitTable(Origin):
         tile, stride: side of the tiles it was built with and distance between neighbours, in
             low-resolution pixels.
         operator: the edge operator of the scores.
-        strategy: how one row per score was selected; see `cabm.tables.rows.select_rows`.
-        fab_cap: rows of this mean or above were dropped; None: no cap.
+        strategy: how the rows were selected; see `build_table`.
+        fab_cap: rows of this mean or above were dropped, or the budget of ``constant``; None: no cap.
         source_sha256: hash of the weights that selected the bits.
         bypass: which parts of tiles bypass the network; None: none do.
         thresholds: (T,) float64 edge scores, ascending, not negative.
@@ -185,7 +187,7 @@ class EdgeToBitTable(Origin):
 
     def describe(self) -> dict[str, Any]:
         """Summarise the table as JSON values; ``by_score`` has one entry per threshold, ascending."""
-        fab = self.rows.mean(axis=1)
+        means = self.rows.mean(axis=1)
         ends = [*self.thresholds[1:].tolist(), None]
         by_score = [
             {
@@ -194,14 +196,14 @@ class EdgeToBitTable(Origin):
                 "fab": round(float(value), 4),
                 "layers_by_bits": {str(b): int(n) for b in self.search_space if (n := np.sum(row == b))},
             }
-            for start, end, value, row in zip(self.thresholds, ends, fab, self.rows, strict=True)
+            for start, end, value, row in zip(self.thresholds, ends, means, self.rows, strict=True)
         ]
         summary = {k: v for k, v in self._document().items() if k not in ("thresholds", "rows")}
         return summary | {
             "num_layers": len(self.layers),
             "num_rows": len(self.rows),
-            "fab_lowest": round(float(fab.min()), 4),
-            "fab_highest": round(float(fab.max()), 4),
+            "fab_lowest": round(float(means.min()), 4),
+            "fab_highest": round(float(means.max()), 4),
             "by_score": by_score,
         }
 
@@ -228,25 +230,31 @@ class EdgeToBitTable(Origin):
 def build_table(
     observations: Observations,
     *,
-    strategy: Strategy = "lowest",
+    strategy: Strategy | Literal["constant"] = "lowest",
     fab_cap: float | None = None,
 ) -> EdgeToBitTable:
-    """Build a table without bypass from observed tiles; see also `cabm.tables.bypass.choose_bypass`.
+    """Build a table without bypass; see also `cabm.tables.bypass.choose_bypass`.
 
     Args:
-        observations: scores and bits of tiles.
-        strategy, fab_cap: how to select one row per score; see `cabm.tables.rows.select_rows`.
+        observations: scores and bits of tiles, and for ``constant`` the layers' noise.
+        strategy: how to select one row per score, see `cabm.tables.rows.select_rows`; or ``constant``: one
+            row for all tiles, see `cabm.tables.constant.least_noise_row`.
+        fab_cap: see there; None: all rows or, for ``constant``, the mean of the observed bits.
 
     Raises:
-        InputError: nothing was observed, no row is below ``fab_cap``, or the strategy is unknown.
+        InputError: nothing was observed, no row is below ``fab_cap``, the strategy is unknown, or it is
+            ``constant`` and no noise was measured.
     """
-    thresholds, rows = select_rows(
-        observations.scores,
-        observations.bits,
-        search_space=observations.search_space,
-        strategy=strategy,
-        fab_cap=fab_cap,
-    )
+    if strategy == "constant":
+        thresholds, rows = np.zeros(1), _constant_row(observations, fab_cap)[None]
+    else:
+        thresholds, rows = select_rows(
+            observations.scores,
+            observations.bits,
+            search_space=observations.search_space,
+            strategy=strategy,
+            fab_cap=fab_cap,
+        )
     return EdgeToBitTable(
         **observations.origin,
         strategy=strategy,
@@ -254,6 +262,16 @@ def build_table(
         thresholds=thresholds,
         rows=rows,
     )
+
+
+def _constant_row(observations: Observations, fab_cap: float | None) -> np.ndarray:
+    if observations.noise is None:
+        raise InputError(
+            "strategy constant: these observations have no noise of layers;"
+            " run the stage edge_to_bit with this strategy"
+        )
+    cap = fab(observations.bits) if fab_cap is None else fab_cap
+    return least_noise_row(observations.noise, observations.search_space, cap)
 
 
 def _check_thresholds(thresholds: np.ndarray) -> None:
