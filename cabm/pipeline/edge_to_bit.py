@@ -21,7 +21,7 @@ from cabm.tables.cost import fab
 from cabm.tables.table import build_table
 from cabm.upscaling.runners import ModelRunner
 
-_NOISE_PATCH, _NOISE_BATCH = 24, 16
+_NOISE_PATCH, _NOISE_BATCH, _NOISE_BATCHES = 24, 16, 4
 
 
 def edge_to_bit(stage: Stage) -> None:
@@ -75,4 +75,4 @@ def _layer_noise(stage: Stage, model: Backbone) -> np.ndarray:
     settings = stage.settings()
     side = min(_NOISE_PATCH, settings.tile)
     sampler = PatchSampler(stage.store("train"), batch_size=_NOISE_BATCH, lr_patch=side, seed=0)
-    return layer_noise(model, sampler, settings.noise_batches, stage.params.runtime.autocast())
+    return layer_noise(model, sampler, _NOISE_BATCHES, stage.params.runtime.autocast())

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import model_validator
 
 from cabm.data.sources import PrepareSettings
+from cabm.project.runtime import RuntimeSettings
 from cabm.project.sections import (
     CabmSettings,
     CadyqSettings,
@@ -18,7 +19,6 @@ from cabm.project.sections import (
     ModelSettings,
     QuantizationSettings,
     QuantizedTrainingSettings,
-    RuntimeSettings,
     Section,
     ServingSettings,
     TrackingSettings,

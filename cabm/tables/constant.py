@@ -30,7 +30,8 @@ def least_noise_row(noise: np.ndarray, widths: Sequence[int], fab_cap: float) ->
     """
     if fab_cap < widths[0]:
         raise InputError(
-            f"fab_cap {fab_cap:g}: the narrowest width of the search space is {widths[0]} bits; raise the cap"
+            f"fab_cap {fab_cap:g}: the narrowest width of the search space is {widths[0]} bits;"
+            " raise the cap"
         )
     budget = int(fab_cap * len(noise) + 1e-9)
     least = np.full(budget + 1, np.inf)  # by the sum of bits of the layers so far

@@ -22,7 +22,7 @@ from torch import distributed
 
 from cabm.errors import InputError, PeerLost, WorkerFailed
 from cabm.machine.cpu import cpu_threads
-from cabm.project.sections import RuntimeSettings
+from cabm.project.runtime import RuntimeSettings
 from cabm.training.group import ALONE, Group, exchange, first_line
 
 if TYPE_CHECKING:
