@@ -15,6 +15,7 @@ import numpy as np
 
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # by number of channels; PNG, table 11.1
 _PIECE_BYTES = 4 << 20
+_PIECES = 4  # in the queue, besides the end
 _POLL_SECONDS = 0.1
 
 
@@ -30,8 +31,10 @@ class PngStream:
     def __init__(self, height: int, width: int, channels: int, bits: int) -> None:
         self._height, self._row_shape = height, (width, channels)
         self._dtype = np.dtype(">u2" if bits == 16 else np.uint8)
-        self._queue: queue.Queue[bytes | None] = queue.Queue(4)
+        self._queue: queue.Queue[bytes | None] = queue.Queue()
+        self._room = threading.Semaphore(_PIECES)
         self._rest = memoryview(b"")
+        self._closed = False
         self._ended = False
         self._aborted = False
         self._failure: str | None = None  # the exception itself would keep frames, and so the rows, alive
@@ -54,10 +57,13 @@ class PngStream:
         self._num_rows += len(rows)
 
     def close(self) -> None:
-        """End the stream after the last row."""
+        """End the stream after the last row, without waiting; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         assert self._num_rows == self._height, f"{self._num_rows} of {self._height} rows were written"
-        self._put(_chunk(b"IDAT", self._compressor.flush()) + _chunk(b"IEND", b""))
-        self._put(None)
+        self._queue.put(_chunk(b"IDAT", self._compressor.flush()) + _chunk(b"IEND", b""))
+        self._queue.put(None)
 
     def abort(self) -> None:
         """End the stream early, so that the reader fails."""
@@ -70,6 +76,7 @@ class PngStream:
                 piece = self._queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
+            self._room.release()
             self._ended = piece is None
             self._rest = memoryview(piece or b"")
         taken, self._rest = self._rest[:size], self._rest[size:]
@@ -85,19 +92,22 @@ class PngStream:
         self._reader_done.wait()
 
     @property
+    def reader_is_done(self) -> bool:
+        """Whether the reader has read all, or failed."""
+        return self._reader_done.is_set()
+
+    @property
     def failure(self) -> str | None:
         """Why the reader failed; None if it did not, or because of `abort`."""
         return None if self._aborted else self._failure
 
-    def _put(self, piece: bytes | None) -> None:
+    def _put(self, piece: bytes) -> None:
         while not self._reader_done.is_set():
-            try:
-                return self._queue.put(piece, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-        if piece is not None and self._failure is not None:
+            if self._room.acquire(timeout=_POLL_SECONDS):
+                self._queue.put(piece)
+                return
+        if self._failure is not None:
             raise RuntimeError(self._failure)
-        return None
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,6 @@ from cabm.imaging.tiff_tags import add_tags
 # Plain TIFF has 32-bit offsets; deflate may enlarge noise a little.
 _BIG_TIFF_BYTES = 3_900_000_000
 _DEFAULT_DENSITY = 72 / 25.4  # pixels per mm that readers assume if a file states none
-
-Write = Callable[[np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,30 @@ class OutputSpec:
             )
 
 
+class RowWriter:
+    """Takes the rows of an image, which another thread encodes; made by `image_writer`."""
+
+    def __init__(self, stream: PngStream, spec: OutputSpec) -> None:
+        self._stream, self._spec = stream, spec
+
+    def __call__(self, rows: np.ndarray) -> None:
+        """Append (n, width, channels) rows, from top to bottom; waits while the encoder is behind."""
+        rounds = self._spec.stored_bits == 8 < self._spec.bits
+        self._stream.write(rounded_to_8_bits(rows) if rounds else rows)
+
+    def end(self) -> None:
+        """Tell the encoder that these were all rows, without waiting until it is done."""
+        self._stream.close()
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the encoder is done; leaving the block then takes no time."""
+        return self._stream.reader_is_done
+
+
 @contextmanager
-def image_writer(path: Path, spec: OutputSpec) -> Iterator[Write]:
-    """Yield a function that appends (n, width, channels) rows, from top to bottom.
+def image_writer(path: Path, spec: OutputSpec) -> Iterator[RowWriter]:
+    """Yield what takes the image's rows.
 
     The file appears under its name when the block ends without an error, after all rows.
 
@@ -121,16 +140,12 @@ def image_writer(path: Path, spec: OutputSpec) -> Iterator[Write]:
     spec.check(path)
     with atomic_write(path) as temporary:
         stream = PngStream(spec.height, spec.width, spec.channels, 16 if spec.stored_bits > 8 else 8)
-
-        def write(rows: np.ndarray) -> None:
-            stream.write(rounded_to_8_bits(rows) if spec.stored_bits == 8 < spec.bits else rows)
-
         encoder = threading.Thread(
             target=_encode, args=(stream, temporary, spec), name="encode", daemon=True
         )
         try:
             encoder.start()
-            yield write
+            yield RowWriter(stream, spec)
             stream.close()
             stream.wait_for_reader()  # an interrupted join() would take the thread for finished
         except BaseException:

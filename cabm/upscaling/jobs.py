@@ -1,4 +1,9 @@
-"""Upscale many files: check them all first, then run one after another, and report each failure."""
+"""Upscale many files: check them all first, then run one after another, and report each failure.
+
+While the last rows of an image are encoded, the network runs on the next image. Two images at most are in
+memory, the first only as rows for the encoder. All files are finished, and all callbacks called, in the
+thread that runs the job, so that an interrupt finds one of the two at work, or none.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from cabm.imaging.reader import open_raster
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.tasks import Task
 from cabm.upscaling.trace import Progress
-from cabm.upscaling.upscaler import Report, Upscaler
+from cabm.upscaling.upscaler import Report, UnfinishedFile, Upscaler
 
 STALE_SECONDS = 3600.0
 """Age after which a temporary file has no living writer; a living one writes to it all the time."""
@@ -102,23 +107,17 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
     return Survey(tuple(todo), tuple(kept), tuple(failures))
 
 
-def run_task(
-    upscaler: Upscaler, task: Task, request: UpscaleRequest, *, progress: Progress | None = None
-) -> Report | Failure:
-    """Upscale one file. An error is returned, so that the job can continue with the next file.
+def run_task(upscaler: Upscaler, task: Task, request: UpscaleRequest) -> Report | Failure:
+    """Upscale one file. An error is returned.
 
     Args:
         upscaler: the model.
         task: the file.
         request: its quality and limit on pixels.
-        progress: called with the number of tiles that were finished.
     """
     try:
-        remove_leftovers(task.output, older_than_s=STALE_SECONDS)
-        raster = open_raster(task.source, options=request.read_options)
-        spec = upscaler.output_spec(raster, task.format, request.quality, strip=request.strip)
-        return upscaler.upscale_file(raster, task.output, spec, progress=progress)
-    except Exception as error:  # one bad file must not stop the others
+        return _start(upscaler, task, request, None).finish()
+    except Exception as error:
         return Failure.of(error, task.source)
 
 
@@ -131,7 +130,7 @@ def run_job(
     on_tiles: Progress | None = None,
     on_done: Callable[[Task, Report], object] | None = None,
 ) -> tuple[Failure, ...]:
-    """Upscale the files of a survey, one after another.
+    """Upscale the files of a survey in order; a file may be finished while tiles of the next are computed.
 
     Args:
         upscaler: the model.
@@ -144,16 +143,72 @@ def run_job(
     Returns:
         All failures, those of the survey first.
     """
-    failures = list(plan.failures)
-    for number, (task, _) in enumerate(plan.todo):
-        if on_file is not None:
-            on_file(number, task)
-        result = run_task(upscaler, task, request, progress=on_tiles)
-        if isinstance(result, Failure):
-            failures.append(result)
-        elif on_done is not None:
-            on_done(task, result)
-    return tuple(failures)
+    encoding = _Encoding(on_done, list(plan.failures))
+
+    def on_some_tiles(count: int) -> None:
+        if on_tiles is not None:
+            on_tiles(count)
+        encoding.finish(wait=False)
+
+    try:
+        for number, (task, _) in enumerate(plan.todo):
+            if on_file is not None:
+                on_file(number, task)
+            try:
+                unfinished = _start(upscaler, task, request, on_some_tiles)
+            except Exception as error:  # one bad file must not stop the others
+                if error is encoding.callback_error:
+                    raise
+                encoding.finish()
+                encoding.failures.append(Failure.of(error, task.source))
+            else:
+                encoding.finish()
+                encoding.file = task, unfinished
+    finally:  # also after an interrupt: all of the image is computed
+        encoding.finish()
+    return tuple(encoding.failures)
+
+
+def _start(
+    upscaler: Upscaler, task: Task, request: UpscaleRequest, progress: Progress | None
+) -> UnfinishedFile:
+    remove_leftovers(task.output, older_than_s=STALE_SECONDS)
+    raster = open_raster(task.source, options=request.read_options)
+    spec = upscaler.output_spec(raster, task.format, request.quality, strip=request.strip)
+    return upscaler.start_file(raster, task.output, spec, progress=progress)
+
+
+class _Encoding:
+    """The file whose last rows are being encoded, and how files ended.
+
+    Attributes:
+        file: the file, if there is one.
+        failures: of the files before it.
+        callback_error: what the callback raised: no fault of a file.
+    """
+
+    def __init__(self, on_done: Callable[[Task, Report], object] | None, failures: list[Failure]) -> None:
+        self.file: tuple[Task, UnfinishedFile] | None = None
+        self.failures = failures
+        self.callback_error: Exception | None = None
+        self._on_done = on_done
+
+    def finish(self, *, wait: bool = True) -> None:
+        """Finish the file; without ``wait``, only if the encoder is done."""
+        if self.file is None or not (wait or self.file[1].encoded):
+            return
+        (task, unfinished), self.file = self.file, None
+        try:
+            report = unfinished.finish()
+        except Exception as error:  # one bad file must not stop the others
+            self.failures.append(Failure.of(error, task.source))
+            return
+        if self._on_done is not None:
+            try:
+                self._on_done(task, report)
+            except Exception as error:
+                self.callback_error = error
+                raise
 
 
 def existing_folder(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.errors import InputError
 from cabm.imaging.metadata import Metadata
 from cabm.imaging.raster import Raster, array_raster, image_array, in_memory
-from cabm.imaging.writer import OutputSpec, image_writer
+from cabm.imaging.writer import OutputSpec, RowWriter, image_writer
 from cabm.machine.threads import torch_threads
 from cabm.quant.functional import PAMS_BITS
 from cabm.tables.cost import bitops, fab
@@ -69,6 +70,31 @@ class Report:
     parts: TileParts | None = None
     scores: np.ndarray | None = None
     tile_seconds: np.ndarray | None = None
+
+
+class UnfinishedFile:
+    """A file whose rows are all computed; the last ones are being encoded in another thread.
+
+    Made by `Upscaler.start_file`. The file appears under its name in `finish`.
+    """
+
+    def __init__(self, rows: RowWriter, writing: ExitStack, trace: Trace, report: Report) -> None:
+        self._rows, self._writing, self._trace, self._report = rows, writing, trace, report
+
+    @property
+    def encoded(self) -> bool:
+        """Whether `finish` need not wait."""
+        return self._rows.encoded
+
+    def finish(self) -> Report:
+        """Wait for the encoder, and give the file its name.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        with self._trace.clock("total"), self._trace.clock("encode"):
+            self._writing.close()
+        return self._report
 
 
 class Upscaler:
@@ -196,19 +222,27 @@ class Upscaler:
         Raises:
             InputError: the image is corrupt, or the file cannot be written.
         """
+        return self.start_file(raster, path, spec, progress=progress).finish()
+
+    def start_file(
+        self, raster: Raster, path: Path, spec: OutputSpec, *, progress: Progress | None = None
+    ) -> UnfinishedFile:
+        """Upscale an image, and return while its last rows are still being encoded; see `upscale_file`."""
         trace = Trace()
-        with torch_threads(self._threads), trace.clock("total"):
+        with ExitStack() as writing, torch_threads(self._threads), trace.clock("total"):
             if raster.height * raster.width * raster.channels * raster.dtype.itemsize <= _IN_MEMORY_BYTES:
                 with trace.clock("decode"):
                     raster = in_memory(raster)
             tile_plan = self.plan(raster.height, raster.width)
-            with image_writer(path, spec) as write:
-                for rows in self._rows(raster, tile_plan, trace, progress):
-                    with trace.clock("encode"):
-                        write(rows)
-                    del rows
-                trace.add("encode", 0.0)
-        return self._report(tile_plan, trace, raster.all_notes + spec.notes)
+            write = writing.enter_context(image_writer(path, spec))
+            for rows in self._rows(raster, tile_plan, trace, progress):
+                with trace.clock("encode"):
+                    write(rows)
+                del rows
+            with trace.clock("encode"):
+                write.end()
+            report = self._report(tile_plan, trace, raster.all_notes + spec.notes)
+            return UnfinishedFile(write, writing.pop_all(), trace, report)
 
     def _rows(
         self, raster: Raster, tile_plan: TilePlan, trace: Trace, progress: Progress | None

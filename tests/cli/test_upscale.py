@@ -195,7 +195,7 @@ def test_a_verbose_job_prints_the_traceback_of_an_unexpected_error(
     def faulty(*_, **__):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("cabm.upscaling.upscaler.Upscaler.upscale_file", faulty)
+    monkeypatch.setattr("cabm.upscaling.upscaler.Upscaler.start_file", faulty)
     code, _, err = cabm("upscale", tmp_path, "-m", model, *asked)
     assert code == 1
     assert f"cabm: {tmp_path / 'a.png'}: ZeroDivisionError: by zero\n" in err

@@ -166,7 +166,7 @@ def test_an_unexpected_error_is_an_outcome_with_its_traceback(tmp_path, recipe, 
     def faulty(*_, **__):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(Upscaler, "upscale_file", faulty)
+    monkeypatch.setattr(Upscaler, "start_file", faulty)
     outcome = Worker(recipe())(Item("a.png", "a_x2.png"))
     assert outcome.reason == f"{tmp_path / 'in/a.png'}: ZeroDivisionError: by zero"
     assert "in faulty" in outcome.traceback

@@ -230,14 +230,14 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, upscaler):
 def test_an_unexpected_error_stops_only_one_file(tmp_path, upscaler, monkeypatch):
     save(tmp_path / "a.png", 10, 11)
     save(tmp_path / "b.png", 20, 21)
-    upscale = Upscaler.upscale_file
+    upscale = Upscaler.start_file
 
     def sometimes(self, raster, *arguments, **options):
         if raster.height == 10:
             raise ZeroDivisionError("by zero")
         return upscale(self, raster, *arguments, **options)
 
-    monkeypatch.setattr(Upscaler, "upscale_file", sometimes)
+    monkeypatch.setattr(Upscaler, "start_file", sometimes)
     failures = do(upscaler, plan_tasks([tmp_path], None, scale=2))
     assert [failure.reason for failure in failures] == [f"{tmp_path / 'a.png'}: ZeroDivisionError: by zero"]
     assert failures[0].traceback.startswith("Traceback")
