@@ -55,6 +55,7 @@ def residual_blocks(
                 clipped to LOW..HIGH. In a block's second row, STEP is the step of these codes and SKIP_STEP
                 that of the skip connection. Their sum is encoded twice, for the next block to convolve
                 (NEXT_READ) and to add to (NEXT_SKIP): an inverse step and the largest code of either sign.
+                PRODUCTS is WIDE, or one of the kinds for which the form packs weights of few bits.
             out: flat float32, as long as ``codes``: the last block's sum, not encoded.
         """
         _ = emitters

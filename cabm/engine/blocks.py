@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cabm.engine.elementwise import add_decode, add_encode, encode
 from cabm.engine.grid import Grid
+from cabm.engine.layer_numbers import NEXT_READ, NUMBERS, PRODUCTS
 from cabm.engine.packing import BoundConv
 
 
@@ -53,10 +54,11 @@ class Block:
             factors[row], biases[row] = each.scaling.arrays
             factors[row] /= each.conv.unit
         hidden, residual = self.conv2.grid, self.residual
-        first = (1, hidden.inverse, hidden.low, hidden.levels, 0, 0, 0, 0, 0, 0)
+        numbers = np.zeros((2, NUMBERS), dtype=np.float32)
+        first = (1, hidden.inverse, hidden.low, hidden.levels, 0, 0)
         second = (self.res_scale, residual.inverse, residual.low, residual.levels)
-        second += (residual.scale, self.skip.scale, 0, 0, 0, 0)
-        numbers = np.array([first, second], dtype=np.float32)
+        numbers[:, :NEXT_READ] = first, (*second, residual.scale, self.skip.scale)
+        numbers[:, PRODUCTS] = [each.conv.products for each in convs]
         return np.array([each.conv.address for each in convs], np.uintp), starts, factors, biases, numbers
 
 

@@ -70,6 +70,11 @@ class Emitter:
             function = ir.Function(module, kind, name=name)
         return self.builder.call(function, arguments)
 
+    def multiply_pairs(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Multiply 16-bit numbers and add adjacent products in 32 bits (AVX2 or AVX-512BW)."""
+        name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
+        return self.call(name, self.words, [a, b])
+
     def phi(self, first: ir.Value, block: ir.Block) -> ir.PhiInstr:
         """Start a loop's variable at a value that comes from ``block``."""
         phi = self.builder.phi(first.type)

@@ -7,7 +7,8 @@
 | AVX-512BW, AVX2 | integer Winograd, in registers of 512 or 256 bits |
 | others | none |
 
-All forms give the same codes.
+All forms give the same codes. Layers whose inputs and weights have few bits take less time with integer
+Winograd, which multiplies them as bytes. The direct forms gain nothing from them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Form:
         group: channels are a multiple of this number, ...
         most_channels: ... and at most this many, or sums could exceed 32 bits.
         unit: sums are this many times the convolution; a power of two, so that scaling stays exact.
-        pack: packs weights (O,I,3,3), given in whole numbers.
+        pack: packs weights (O,I,3,3), given in whole numbers, to multiply them in the given way
+            (`cabm.engine.layer_numbers.WIDE` or another).
+        narrow_bits: inputs and weights of at most this many bits are multiplied in a way of their own; 0 if
+            there is none.
         loop: makes the function to compile; see `cabm.engine.block_loops.residual_blocks`.
     """
 
@@ -40,7 +44,8 @@ class Form:
     group: int
     most_channels: int
     unit: int
-    pack: Callable[[Tensor], Tensor]
+    pack: Callable[[Tensor, int], Tensor]
+    narrow_bits: int
     loop: Callable[[], Loop]
 
 
@@ -74,18 +79,19 @@ def direct(lanes: int) -> Form:
         group=group,
         most_channels=(2**31 - 1) // (9 * 255 * 127),
         unit=1,
-        pack=lambda codes: vnni.pack(codes, group),
+        pack=lambda codes, _: vnni.pack(codes, group),
+        narrow_bits=0,
         loop=lambda: block_loops.residual_blocks(vnni.run_layer, lanes, (0, 0), sources),
     )
 
 
 def winograd(lanes: int) -> Form:
     """Return the Winograd form (AVX2 or AVX-512BW)."""
-    from cabm.engine import block_loops, emitter, epilogue, winograd_ir
+    from cabm.engine import block_loops, emitter, epilogue, narrow, narrow_ir, winograd_ir
     from cabm.engine import winograd as loops
 
     group = winograd_ir.REGISTERS * lanes
-    sources = [module.__file__ for module in (emitter, epilogue, loops, winograd_ir)]
+    sources = [module.__file__ for module in (emitter, epilogue, loops, narrow, narrow_ir, winograd_ir)]
     scratch = loops.scratch_bytes(lanes)
     return Form(
         name=f"winograd {32 * lanes}",
@@ -93,6 +99,7 @@ def winograd(lanes: int) -> Form:
         group=winograd_ir.CHUNK,
         most_channels=loops.MOST_CHANNELS,
         unit=loops.UNIT,
-        pack=lambda codes: loops.pack(codes, group),
+        pack=lambda codes, products: loops.pack(codes, group, products),
+        narrow_bits=narrow.BITS,
         loop=lambda: block_loops.residual_blocks(loops.run_layer, lanes, scratch, sources),
     )

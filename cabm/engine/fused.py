@@ -19,7 +19,14 @@ from cabm.engine.blocks import Block
 from cabm.engine.elementwise import dense, encode, flat
 from cabm.engine.forms import Form, choose_form
 from cabm.engine.grid import Storage
-from cabm.engine.layer_numbers import NEXT_READ, NEXT_SKIP, NUMBERS
+from cabm.engine.layer_numbers import (
+    NARROW_POSITIVE,
+    NARROW_SIGNED,
+    NEXT_READ,
+    NEXT_SKIP,
+    NUMBERS,
+    WIDE,
+)
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.quant.layers import QuantConv2d
 
@@ -36,18 +43,22 @@ class Kernel:
     form: Form
     run: Loop
 
-    def pack(self, codes: Tensor, *, shifted: bool, **geometry: object) -> FusedWeights:
+    def pack(
+        self, codes: Tensor, *, shifted: bool, narrow: bool = False, **geometry: object
+    ) -> FusedWeights:
         """Pack weights; called by `cabm.engine.packing.PackedConv`.
 
         Args:
             codes: (O,I,3,3) whole numbers in -127..127, of any type.
             shifted: whether the input's code 0 is byte 128.
+            narrow: whether inputs and weights have at most the form's ``narrow_bits``.
             geometry: ignored; `fused_kernel` accepts one geometry only.
         """
         codes = codes.detach()
-        shift = self.form.unit * Storage.SHIFTED.value[1] if shifted else 0
+        products = (NARROW_SIGNED if shifted else NARROW_POSITIVE) if narrow else WIDE
+        shift = self.form.unit * Storage.SHIFTED.value[1] if shifted and not narrow else 0
         starts = (-shift * codes.sum(dim=(1, 2, 3))).to(torch.int32).numpy()
-        return FusedWeights(self.form.pack(codes), starts, self.form.unit)
+        return FusedWeights(self.form.pack(codes, products), starts, self.form.unit, products)
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,13 @@ class FusedWeights:
         packed: in the order of the form.
         starts: (O,) int32 added to the sums, which cancel the shift of the input.
         unit: the sums are this many times the convolution.
+        products: how the form multiplies them; see `cabm.engine.layer_numbers.WIDE`.
     """
 
     packed: Tensor
     starts: np.ndarray
     unit: int
+    products: int
 
     @property
     def address(self) -> int:

@@ -88,6 +88,8 @@ class PackedConv:
         conv: the convolution.
         outputs: the output channels to compute; all of them for grouped convolutions.
         pack: packs weights; called like `IntegerConv`.
+        narrow_bits: weights of at most this many bits are packed once more, with ``narrow=True``, for
+            inputs of at most this many bits.
     """
 
     def __init__(
@@ -96,23 +98,28 @@ class PackedConv:
         outputs: slice = slice(None),
         *,
         pack: Callable[..., Any] = IntegerConv,
+        narrow_bits: int = 0,
     ) -> None:
         self._conv = conv
         self._outputs = outputs
         self._packer = pack
-        self._packs: dict[tuple[int, bool], tuple[Any, Tensor]] = {}
+        self._narrow_bits = narrow_bits
+        self._packs: dict[tuple[int, bool, bool], tuple[Any, Tensor]] = {}
         self._bound: dict[Grid, BoundConv] = {}  # few: hundreds of rows combine a few widths per layer
 
     def at(self, grid: Grid) -> BoundConv:
         """Return the convolution for inputs on ``grid``."""
         if grid not in self._bound:
-            packed, scale = self._pack(weight_bits_at(self._conv, grid.bits), shifted=grid.zero != 0)
+            bits = weight_bits_at(self._conv, grid.bits)
+            narrow = max(bits, grid.bits) <= self._narrow_bits
+            packed, scale = self._pack(bits, shifted=grid.zero != 0, narrow=narrow)
             bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
             self._bound[grid] = BoundConv(packed, grid, Scaling(scale * float(grid.scale), bias))
         return self._bound[grid]
 
-    def _pack(self, bits: int, *, shifted: bool) -> tuple[Any, Tensor]:
-        if (bits, shifted) not in self._packs:
+    def _pack(self, bits: int, *, shifted: bool, narrow: bool) -> tuple[Any, Tensor]:
+        key = bits, shifted, narrow
+        if key not in self._packs:
             conv = self._conv
             with torch.no_grad():
                 codes, scale = conv.codes(bits)
@@ -123,7 +130,8 @@ class PackedConv:
                 dilation=conv.dilation,
                 groups=conv.groups,
                 shifted=shifted,
+                **({"narrow": True} if narrow else {}),
             )
             scale = scale.flatten()
-            self._packs[bits, shifted] = packed, scale[self._outputs] if len(scale) > 1 else scale
-        return self._packs[bits, shifted]
+            self._packs[key] = packed, scale[self._outputs] if len(scale) > 1 else scale
+        return self._packs[key]

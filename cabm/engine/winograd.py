@@ -4,7 +4,8 @@ A tile of 2x2 outputs takes 16 products per pair of channels where the direct su
 2016). The transformed inputs (at most 4 * 255) and 4 times the transformed kernels (at most 9 * 127) fit 16
 bits; products and sums fit 32 bits, up to `MOST_CHANNELS`, and are exactly 4 times the direct sums.
 
-Tiles are computed in strips of `STRIP`, which a core's caches hold.
+Tiles are computed in strips of `STRIP`, which a core's caches hold. Layers of few bits are multiplied as
+bytes (`cabm.engine.narrow`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from cabm.engine import winograd_ir
+from cabm.engine import narrow, narrow_ir, winograd_ir
 from cabm.engine.emitter import typed_call
-from cabm.engine.winograd_ir import POSITIONS, REGISTERS, STRIP
+from cabm.engine.layer_numbers import NARROW_POSITIVE, PRODUCTS, WIDE
+from cabm.engine.narrow_ir import SHIFT
+from cabm.engine.winograd_ir import CHUNK, POSITIONS, REGISTERS, STRIP
 
 UNIT = 4
 """The sums are this many times the convolution."""
@@ -30,11 +33,17 @@ def scratch_bytes(lanes: int) -> tuple[int, int]:
     return 2 * POSITIONS * STRIP, (POSITIONS + 4) * sums + 64
 
 
-def pack(codes: Tensor, group: int) -> Tensor:
-    """Return int16 weights (O / group, 16, I / 2, group, 2) for whole numbers (O,I,3,3) in -127..127."""
+def pack(codes: Tensor, group: int, products: int) -> Tensor:
+    """Return packed weights for whole numbers (O,I,3,3) in -127..127.
+
+    They are int16 (O / group, 16, I / 2, group, 2) if ``products`` is WIDE; else see
+    `cabm.engine.narrow.pack`.
+    """
     outputs, inputs = codes.shape[:2]
     matrix = torch.tensor([[2.0, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
-    transformed = matrix @ codes.float() @ matrix.T
+    transformed = (matrix @ codes.float() @ matrix.T).view(outputs, inputs, POSITIONS)
+    if products != WIDE:
+        return narrow.pack(transformed, group, products)
     groups = transformed.view(outputs // group, group, inputs // 2, 2, POSITIONS)
     return groups.permute(0, 4, 2, 1, 3).to(torch.int16).contiguous()
 
@@ -63,6 +72,57 @@ def _finish(_, lanes, count, sums, channels, epilogue, factors, biases, numbers,
     return typed_call(lanes, winograd_ir.Row, {"count", "channels", "epilogue"}, winograd_ir.emit_row)
 
 
+def _transform_strip(lanes, products, count, source, row, channels, transformed):
+    """Transform the inputs of ``count`` adjacent tiles."""
+    raise NotImplementedError("only compiled loops call this")
+
+
+@overload(_transform_strip, prefer_literal=True)
+def _typed_transform_strip(lanes, products, count, source, row, channels, transformed):
+    def loop(lanes, products, count, source, row, channels, transformed):
+        shift = 0 if products == NARROW_POSITIVE else SHIFT
+        for i in range(count):
+            here = source + np.uintp(2 * i * channels)
+            if products == WIDE:
+                _transform_input(lanes, here, row, channels, transformed + np.uintp(2 * CHUNK * i))
+            else:
+                there = transformed + np.uintp(CHUNK * i)
+                narrow.transform_input(lanes, here, row, channels, shift, there)
+
+    return loop
+
+
+def _multiply_strip(lanes, products, count, transformed, channels, weights, sums):
+    """Multiply ``count`` adjacent tiles at all positions with the weights of a group of output channels."""
+    raise NotImplementedError("only compiled loops call this")
+
+
+@overload(_multiply_strip, prefer_literal=True)
+def _typed_multiply_strip(lanes, products, count, transformed, channels, weights, sums):
+    group = REGISTERS * lanes.literal_value
+    wide, few = winograd_ir.TILES[lanes.literal_value], narrow_ir.TILES[lanes.literal_value]
+
+    def loop(lanes, products, count, transformed, channels, weights, sums):
+        for p in range(POSITIONS):
+            there = sums + np.uintp(4 * group * p * STRIP)
+            if products == WIDE:
+                source = transformed + np.uintp(2 * STRIP * channels * p)
+                kernel = weights + np.uintp(2 * channels * group * p)
+                for i in range(0, count, wide):
+                    tiles, here = min(wide, count - i), source + np.uintp(2 * CHUNK * i)
+                    _multiply(lanes, tiles, here, channels // 2, kernel, there + np.uintp(4 * group * i))
+            else:
+                source = transformed + np.uintp(STRIP * channels * p)
+                kernel = weights + np.uintp((4 + channels) * group * p)
+                for i in range(0, count, few):
+                    tiles, here = min(few, count - i), source + np.uintp(CHUNK * i)
+                    narrow.multiply(
+                        lanes, tiles, here, channels // CHUNK, kernel, there + np.uintp(4 * group * i)
+                    )
+
+    return loop
+
+
 def run_layer(lanes, epilogue, layer, images, height, width, scratch):
     """Convolve all pixels of a framed byte image; see `cabm.engine.block_loops`."""
     raise NotImplementedError("only compiled loops call this")
@@ -70,42 +130,27 @@ def run_layer(lanes, epilogue, layer, images, height, width, scratch):
 
 @overload(run_layer, prefer_literal=True)
 def _run_layer(lanes, epilogue, layer, images, height, width, scratch):
-    group, block = REGISTERS * lanes.literal_value, winograd_ir.TILES[lanes.literal_value]
+    group = REGISTERS * lanes.literal_value
 
     def loop(lanes, epilogue, layer, images, height, width, scratch):
         weights, starts, factors, biases, numbers = layer
         source, target, following, floats = images
-        channels = starts.size
+        channels, multiply = starts.size, int(numbers[PRODUCTS])
         pitch = (width + 2 + width % 2) * channels
+        weight = 2 * channels if multiply == WIDE else 4 + channels  # bytes per output channel and position
         transformed = (scratch.ctypes.data + np.uintp(63)) & ~np.uintp(63)
-        position = 2 * STRIP * channels  # bytes from one position of the transform to the next
-        products = transformed + np.uintp(POSITIONS * position)
+        products = transformed + np.uintp(2 * POSITIONS * STRIP * channels)
         sums = products + np.uintp(POSITIONS * STRIP * group * 4)
         tiles = -(-width // 2)
         for y in range(0, height, 2):
             tile = 0
             for left in range(-(-tiles // STRIP), 0, -1):
                 count = -(-(tiles - tile) // left)  # as even as possible
-                for i in range(count):
-                    here = y * pitch + 2 * (tile + i) * channels
-                    _transform_input(
-                        lanes,
-                        source.ctypes.data + np.uintp(here),
-                        pitch,
-                        channels,
-                        transformed + np.uintp(64 * i),
-                    )
+                here = source.ctypes.data + np.uintp(y * pitch + 2 * tile * channels)
+                _transform_strip(lanes, multiply, count, here, pitch, channels, transformed)
                 for first in range(0, channels, group):
-                    for p in range(POSITIONS):
-                        for i in range(0, count, block):
-                            _multiply(
-                                lanes,
-                                min(block, count - i),
-                                transformed + np.uintp(p * position + 64 * i),
-                                channels // 2,
-                                weights + np.uintp(2 * channels * (first * POSITIONS + p * group)),
-                                products + np.uintp(4 * group * (p * STRIP + i)),
-                            )
+                    kernel = weights + np.uintp(weight * POSITIONS * first)
+                    _multiply_strip(lanes, multiply, count, transformed, channels, kernel, products)
                     for i in range(count):
                         _transform_output(
                             lanes,

@@ -7,7 +7,8 @@ channel and adds the pair: ``vpmaddwd`` and ``vpaddd`` of AVX2 or AVX-512.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -101,27 +102,47 @@ class Row(NamedTuple):
 
 def emit_input(emit: Emitter, operands: Input) -> None:
     """Emit the transform of 4x4 pixels of all channels."""
-    builder, width = emit.builder, 2 * emit.lanes
+    kind = ir.VectorType(ir.IntType(8), 2 * emit.lanes)
+    transform_tile(
+        emit, operands, kind, lambda pixels: emit.builder.zext(pixels, emit.halves), lambda _, value: value
+    )
+
+
+def transform_tile(
+    emit: Emitter,
+    operands: Any,
+    kind: ir.VectorType,
+    widen: Callable[[ir.Value], ir.Value],
+    finish: Callable[[int, ir.Value], ir.Value],
+) -> None:
+    """Emit the transform of 4x4 pixels of all channels.
+
+    Args:
+        emit: at the place to emit.
+        operands: ``source``, ``row``, ``channels`` and ``transformed``, as in `Input`.
+        kind: of the bytes of a pixel that are loaded at once; divides CHUNK.
+        widen: makes a register of numbers of them.
+        finish: called with each position and its register; makes what is stored.
+    """
+    builder, width = emit.builder, kind.count
     offsets = [
         builder.add(builder.mul(operands.row, SIZE(y)), builder.mul(operands.channels, SIZE(x)))
         for y in range(4)
         for x in range(4)
     ]
-    position = builder.mul(operands.channels, SIZE(2 * STRIP))
-    kind = ir.VectorType(ir.IntType(8), width)
+    size = widen(ir.Constant(kind, ir.Undefined)).type.element.width // 8
+    position = builder.mul(operands.channels, SIZE(size * STRIP))
 
     def transform(_, source, transformed):
         for part in range(0, CHUNK, width):
             here = emit.at(source, part)
-            pixels = [
-                builder.zext(emit.load(emit.at(here, offset), kind), emit.halves) for offset in offsets
-            ]
+            pixels = [widen(emit.load(emit.at(here, offset), kind)) for offset in offsets]
             columns = [_transform_four(builder, pixels[x::4]) for x in range(4)]
             for y, row in enumerate(zip(*columns, strict=True)):
                 for x, value in enumerate(_transform_four(builder, row)):
-                    place = builder.add(builder.mul(position, SIZE(4 * y + x)), SIZE(2 * part))
-                    emit.store(value, emit.at(transformed, place))
-        return emit.at(source, CHUNK), emit.at(transformed, 2 * CHUNK * STRIP)
+                    place = builder.add(builder.mul(position, SIZE(4 * y + x)), SIZE(size * part))
+                    emit.store(finish(4 * y + x, value), emit.at(transformed, place))
+        return emit.at(source, CHUNK), emit.at(transformed, size * CHUNK * STRIP)
 
     chunks = builder.udiv(operands.channels, SIZE(CHUNK))
     emit.loop(chunks, (operands.source, operands.transformed), transform)
@@ -147,7 +168,7 @@ def emit_product(emit: Emitter, operands: Product) -> None:
             for tile in range(tiles):
                 two = emit.splat(emit.load(emit.at(source, 2 * CHUNK * tile), WORD))
                 for k, register in enumerate(registers):
-                    product = _multiply_pairs(emit, builder.bitcast(two, emit.halves), register)
+                    product = emit.multiply_pairs(builder.bitcast(two, emit.halves), register)
                     added.append(builder.add(sums[REGISTERS * tile + k], product))
             return emit.at(weights, size * REGISTERS), *added
 
@@ -158,11 +179,6 @@ def emit_product(emit: Emitter, operands: Product) -> None:
 
     sizes = range(1, TILES[emit.lanes] + 1)
     emit.choose(operands.count, {tiles: lambda tiles=tiles: multiply(tiles) for tiles in sizes})
-
-
-def _multiply_pairs(emit: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
-    name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[emit.lanes]
-    return emit.call(name, emit.words, [a, b])
 
 
 def emit_output(emit: Emitter, operands: Output) -> None:

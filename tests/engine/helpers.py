@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine import onednn
+from cabm.engine import forms, fused, onednn
+from cabm.engine.fused import Kernel
+from cabm.machine import cpu
 from cabm.models import Backbone, build_model
 from cabm.quant import AlphaObserver, Precision
 
@@ -20,6 +24,23 @@ OPTIONS = {
 BACKBONES = sorted(OPTIONS)
 
 needs_units = pytest.mark.skipif(not onednn.available()[0], reason=onednn.available()[1])
+
+FORMS = {
+    "direct 512": ("avx512vnni", forms.direct, 16),
+    "direct 256": ("avxvnni", forms.direct, 8),
+    "winograd 512": ("avx512bw", forms.winograd, 16),
+    "winograd 256": ("avx2", forms.winograd, 8),
+}
+"""The forms of the compiled blocks: LLVM's name of the instructions, form and lanes."""
+
+
+@cache
+def compiled(name: str) -> Kernel:
+    """Compile a form, or skip the test if this CPU lacks its instructions."""
+    feature, form, lanes = FORMS[name]
+    if not cpu.compiler_features().get(feature):
+        pytest.skip(f"this CPU has no {feature}")
+    return fused.compile_form(form(lanes))
 
 
 def photograph(height: int, width: int, *, count: int = 1, seed: int = 0) -> Tensor:

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cabm.engine import compile_model, forms, fused, onednn, supports
+from cabm.engine import compile_model, forms, fused, layer_numbers, onednn, supports
 from cabm.engine.blocks import Blocks
 from cabm.engine.fused import FusedBlocks, Kernel
 from cabm.engine.integer import IntegerModel
@@ -22,22 +21,7 @@ from cabm.machine import cpu
 from cabm.models import Backbone
 from cabm.quant.layers import QuantConv2d
 
-from .helpers import CHOICES, calibrated, needs_units, photograph, row, simulated
-
-FORMS = {
-    "direct 512": ("avx512vnni", forms.direct, 16),
-    "direct 256": ("avxvnni", forms.direct, 8),
-    "winograd 512": ("avx512bw", forms.winograd, 16),
-    "winograd 256": ("avx2", forms.winograd, 8),
-}
-
-
-@cache
-def compiled(name: str) -> Kernel:
-    feature, form, lanes = FORMS[name]
-    if not cpu.compiler_features().get(feature):
-        pytest.skip(f"this CPU has no {feature}")
-    return fused.compile_form(form(lanes))
+from .helpers import CHOICES, FORMS, calibrated, compiled, needs_units, photograph, row, simulated
 
 
 @pytest.fixture(params=FORMS)
@@ -129,7 +113,7 @@ def test_sums_codes_and_borders_are_exact(kernel: Kernel, height: int, width: in
     factors = 2.0**-exponents
     weights = [kernel.pack(conv, shifted=index % 2 == 0) for index, conv in enumerate(convs)]
     hidden_levels, levels, read_levels, next_levels = 15, 127, 31, 127
-    nothing = (0, 0, 0, 0)
+    nothing = (0, 0, 0, 0, layer_numbers.WIDE)
     numbers = np.array(
         [
             (1, 0.5, 0, hidden_levels, 0, 0, *nothing),
@@ -144,6 +128,7 @@ def test_sums_codes_and_borders_are_exact(kernel: Kernel, height: int, width: in
                 read_levels,
                 1 / next_step,
                 next_levels,
+                layer_numbers.WIDE,
             ),
             (1, 0.5, 0, 255, 0, 0, *nothing),
             (0.5, 1, -levels, levels, step, next_step, *nothing),
@@ -265,6 +250,7 @@ binding.get_host_cpu_features = lambda: features
 import numba
 from cabm.engine import forms, fused
 
+forms.integer_units = list
 form = forms.choose_form()
 kernel = fused.Kernel(form, numba.njit(form.loop()))
 assert fused._tried(kernel), "wrong results"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,11 @@ class EdsrProgram:
     def __init__(self, model: EDSR, float_dtype: torch.dtype) -> None:
         self._model = model
         self._kernel = kernel_for(model)
-        pack = IntegerConv if self._kernel is None else self._kernel.pack
+        packing: dict[str, Any] = {"pack": IntegerConv}
+        if self._kernel is not None:
+            packing = {"pack": self._kernel.pack, "narrow_bits": self._kernel.form.narrow_bits}
         self._convs = [
-            tuple(PackedConv(conv, pack=pack) for conv in (block.conv1, block.conv2))
+            tuple(PackedConv(conv, **packing) for conv in (block.conv1, block.conv2))
             for block in model.body
         ]
         self._block = cache(self._make_block)  # hundreds of rows combine a few widths per block
