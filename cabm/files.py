@@ -19,6 +19,12 @@ from cabm.errors import InputError
 
 _NOT_SUPPORTED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 """What disks answer that know no modes, or cannot flush: FAT, NTFS, network and FUSE mounts."""
+_NAMED_CHARACTERS = 40  # of up to 4 bytes: a name may have 255, with 8 random ones and a suffix
+
+
+def temporary_prefix(name: str) -> str:
+    """Return how temporary names beside a file begin; `remove_leftovers` knows them."""
+    return f".{name[:_NAMED_CHARACTERS]}-"
 
 
 @contextmanager
@@ -32,7 +38,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=temporary_prefix(path.stem), suffix=path.suffix, dir=path.parent
+        )
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -71,7 +79,7 @@ def _name(error: OSError, path: Path, temporary: Path | None) -> None:
     if error.errno is None:
         return  # raised by a library, not by the file system
     found = str(error.filename or "")
-    if not found or str(temporary) in found or Path(found).name.startswith(f".{path.stem}-"):
+    if not found or str(temporary) in found or Path(found).name.startswith(temporary_prefix(path.stem)):
         error.filename = str(path)
 
 
@@ -91,7 +99,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(path.name), dir=path.parent))
         new = temporary / "new"
         new.mkdir()
         yield new
@@ -118,12 +126,12 @@ def remove_leftovers(path: str | Path, *, older_than_s: float = 0.0) -> None:
             other writer.
     """
     path = Path(path)
-    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
-    name = re.compile(rf"\.({stem}-[a-z0-9_]{{8}}{suffix}|{stem}{suffix}-[a-z0-9_]{{8}})")
+    of_file, of_folder = (re.escape(temporary_prefix(name)) for name in (path.stem, path.name))
+    name = re.compile(rf"{of_file}[a-z0-9_]{{8}}{re.escape(path.suffix)}|{of_folder}[a-z0-9_]{{8}}")
     if not path.parent.is_dir():
         return
     for left in path.parent.glob(".*"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is gone, or another user's
             if not name.fullmatch(left.name) or time.time() - left.stat().st_mtime < older_than_s:
                 continue
             if left.is_dir():

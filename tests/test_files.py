@@ -142,6 +142,16 @@ def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
     assert not any(name.endswith(".json") for name in names(tmp_path))
 
 
+def test_a_name_of_the_greatest_length_is_written(tmp_path: Path) -> None:
+    path = tmp_path / f"{'写' * 82}_x4.png"
+    assert len(path.name.encode()) == 253
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(b"new")
+        (tmp_path / f"{temporary.stem[:-8]}deadbeef.png").touch()  # what a killed writer leaves
+    remove_leftovers(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_may_still_be_written_to_stays(tmp_path: Path) -> None:
     left = abandon(tmp_path / "state.safetensors", directory=False)
     remove_leftovers(tmp_path / "state.safetensors", older_than_s=3600)

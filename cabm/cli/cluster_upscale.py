@@ -81,6 +81,7 @@ def upscale_on_cluster(
     tile: options.Tile = None,
     engine: options.Engine = options.EngineName.auto,
     device: options.Device = options.DeviceName.auto,
+    alpha: options.Alpha = options.AlphaName.network,
     report: options.Report = False,
     verbose: VerboseOption = False,
     quiet: options.Quiet = False,

@@ -18,6 +18,7 @@ MESSAGES = "Messages"
 
 FormatName = StrEnum("FormatName", list(OUTPUT_FORMATS))
 EngineName = StrEnum("EngineName", ["auto", "int8", "float"])
+AlphaName = StrEnum("AlphaName", ["network", "bicubic"])
 DeviceName = StrEnum("DeviceName", ["auto", "cpu", "cuda"])
 
 Model = Annotated[
@@ -55,6 +56,23 @@ Strip = Annotated[
     ),
 ]
 Damaged = Annotated[bool, typer.Option("--damaged", help="Upscale what is left of images that lost data.")]
+
+AllFrames = Annotated[
+    bool,
+    typer.Option(
+        "--all-frames",
+        help="Upscale all pages of a TIFF, into a TIFF, and all frames of a GIF, PNG or WebP animation,"
+        " into a WebP. Default: the first.",
+    ),
+]
+
+Alpha = Annotated[
+    AlphaName,
+    typer.Option(
+        help="What upscales transparency. network: sharper edges. bicubic: faster.",
+        rich_help_panel=TILES,
+    ),
+]
 
 
 def _print_formats(wanted: bool) -> None:

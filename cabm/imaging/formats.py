@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 
@@ -26,6 +28,7 @@ class ImageFormat:
         written: whether `cabm.imaging.writer` writes the format.
         whole: whether files are decoded whole instead of row by row.
         operation: name of libvips' loader and saver without ``load`` or ``save``; empty: Pillow reads it.
+        module: which Pillow needs for that, besides its own.
     """
 
     title: str
@@ -38,6 +41,7 @@ class ImageFormat:
     written: bool = True
     whole: bool = False
     operation: str = ""
+    module: str = ""
 
     @property
     def name(self) -> str:
@@ -97,7 +101,7 @@ _TABLE = (
         rb".{4}ftyp(hei|hev|mif1|msf1)",
         written=False,
         whole=True,
-        operation="heif",
+        module="pillow_heif",  # the bundled libvips has no HEVC decoder
     ),
     ImageFormat("GIF", (".gif",), rb"GIF8[79]a", written=False, whole=True, operation="gif"),
     ImageFormat("BMP", (".bmp", ".dib"), rb"BM", max_bits=8, written=False, whole=True),
@@ -111,8 +115,13 @@ OUTPUT_FORMATS = {entry.name: entry for entry in _TABLE if entry.written}
 SUFFIXES = {suffix: entry for entry in _TABLE for suffix in entry.suffixes}
 """All formats by file name suffix."""
 
-# Image files that the package neither reads nor writes. An output with such a name is not a folder.
-_OTHER_SUFFIXES = frozenset({".jp2", ".pdf", ".svg", ".psd", ".dng", ".ico"})
+_OTHER_IMAGES = (
+    ("jp2", "j2k", "jpx", "ico", "tga", "pcx", "ppm", "pgm", "pbm", "pnm", "pam", "pfm", "exr", "hdr"),
+    ("qoi", "dds", "fits", "psd", "psb", "xcf", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf"),
+    ("pef", "srw"),
+)
+OTHER_IMAGES = frozenset(f".{name}" for row in _OTHER_IMAGES for name in row)
+"""Suffixes of images that the package does not read, in lower case."""
 
 READABLE = ", ".join(entry.title for entry in _TABLE)
 """The formats that the package reads, for messages."""
@@ -122,8 +131,9 @@ DEFAULT_QUALITY = 95
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file name is that of an image the package reads."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """Return whether a file name is that of an image that can be read here."""
+    found = SUFFIXES.get(path.suffix.lower())
+    return found is not None and not path.name.startswith(".") and missing_operation(found, "load") is None
 
 
 def output_format(path: Path) -> ImageFormat | None:
@@ -134,7 +144,7 @@ def output_format(path: Path) -> ImageFormat | None:
     """
     suffix = path.suffix.lower()
     found = SUFFIXES.get(suffix)
-    if suffix in _OTHER_SUFFIXES or (found is not None and not found.written):
+    if suffix in (*OTHER_IMAGES, ".pdf", ".svg") or (found is not None and not found.written):
         raise InputError(f"{path}: cannot write {suffix[1:]}; use one of {', '.join(OUTPUT_FORMATS)}")
     return found
 
@@ -156,13 +166,16 @@ def known_format(start: bytes) -> ImageFormat | None:
     return next((entry for entry in _TABLE if re.match(entry.signature, start, re.DOTALL)), None)
 
 
+@cache
 def missing_operation(entry: ImageFormat, action: str) -> str | None:
-    """Return why libvips cannot read or write a format; None if it can.
+    """Return why a format cannot be read or written here; None if it can.
 
     Args:
         entry: the format.
         action: ``load`` or ``save``.
     """
+    if entry.module and find_spec(entry.module) is None:
+        return f'{entry.title} needs {entry.module.replace("_", "-")}: pip install "cabm[{entry.name}]"'
     if not entry.operation:
         return None
     import pyvips
@@ -180,8 +193,6 @@ def describe_formats() -> str:
         reason = missing_operation(entry, "load")
         can_write = entry.written and missing_operation(entry, "save") is None
         words = [reason] if reason else ["read and written" if can_write else "read"]
-        if entry.name == "heic" and not reason:
-            words.append("if libvips has an HEVC decoder")
         if can_write:
             words.append(f"up to {entry.max_bits} bits" + ("" if entry.alpha else ", no transparency"))
         lines.append(f"{entry.title:8} {' '.join(entry.suffixes):28} {', '.join(words)}")

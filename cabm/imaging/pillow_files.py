@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from cabm.errors import InputError
-from cabm.imaging.formats import damaged
+from cabm.imaging.formats import damaged, format_of
 
 _limit = threading.Lock()
 
@@ -40,6 +40,10 @@ def _open_unlimited(path: Path) -> Image.Image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
+            if format_of(path).module:
+                from pillow_heif import HeifImageFile
+
+                return HeifImageFile(path)
             return Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = before

@@ -86,6 +86,14 @@ def upscale_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
     return np.rint(np.clip(upscaled, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
 
 
+def joined_alpha(bicubic: np.ndarray, network: np.ndarray) -> np.ndarray:
+    """Return the network's alpha, but bicubic's where that is 0 or full.
+
+    There the network would leave a haze around what is visible, and holes in what is opaque.
+    """
+    return np.where((bicubic == 0) | (bicubic == np.iinfo(bicubic.dtype).max), bicubic, network)
+
+
 def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np.ndarray:
     """Return rows of the network's output in the channels of the image.
 
@@ -103,6 +111,13 @@ def image_output(rgb: np.ndarray, channels: int, alpha: np.ndarray | None) -> np
         total = (rgb * np.array(LUMA_WEIGHTS, np.uint32)).sum(axis=2, dtype=np.uint32, keepdims=True) + half
         colour = (total >> LUMA_SHIFT).astype(rgb.dtype)
     return colour if alpha is None else np.concatenate([colour, alpha[..., None]], axis=2)
+
+
+def as_rgba(rows: np.ndarray) -> np.ndarray:
+    """Return (n, W, 1 to 4) uint8 in four channels; alpha is 255 where the rows have none."""
+    alpha = rows[..., -1:] if has_alpha(rows.shape[2]) else np.full((*rows.shape[:2], 1), 255, np.uint8)
+    colour = rows[..., :-1] if has_alpha(rows.shape[2]) else rows
+    return np.concatenate([np.broadcast_to(colour, (*rows.shape[:2], 3)), alpha], axis=2)
 
 
 def _box_sum(values: np.ndarray) -> np.ndarray:

@@ -7,29 +7,21 @@ import struct
 import zlib
 from pathlib import Path
 
+from cabm.imaging.headers import png_chunks
+
 Text = tuple[tuple[str, str], ...]
 """Names and values."""
 
 _CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-_MOST_CHUNKS, _MOST_BYTES = 100_000, 1 << 20
+_MOST_BYTES = 1 << 20
 _NO_TEXT = ("Raw profile type", "XML:com.adobe.xmp")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def read_png_text(path: Path) -> Text:
     """Return the text of a PNG file; not XMP, or the raw profiles that old programs stored as text."""
-    found = []
-    with path.open("rb") as file:
-        file.seek(8)
-        for _ in range(_MOST_CHUNKS):
-            head = file.read(8)
-            if len(head) < 8:
-                break
-            length, kind = struct.unpack(">I4s", head)
-            if kind in _CHUNKS and length <= _MOST_BYTES:
-                found.append(_decoded(kind, file.read(length)))
-                length = 0
-            file.seek(length + 4, os.SEEK_CUR)
+    chunks = png_chunks(path, _CHUNKS, _MOST_BYTES)
+    found = [_decoded(kind, data) for kind, data in chunks if kind in _CHUNKS]
     return tuple(text for text in found if text is not None and not text[0].startswith(_NO_TEXT))
 
 

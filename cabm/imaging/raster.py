@@ -58,6 +58,36 @@ class ArrayRaster(Raster):
             yield self.array[top : top + num_rows]
 
 
+@dataclass(frozen=True)
+class AlphaRaster(Raster):
+    """The alpha channel of an image as a gray image; made by `alpha_raster`.
+
+    Attributes:
+        image: the image.
+    """
+
+    image: Raster
+
+    def blocks(self, num_rows: int = 64) -> Iterator[np.ndarray]:
+        """See `Raster`."""
+        for block in self.image.blocks(num_rows):
+            yield block[..., -1:]
+
+    def varies(self) -> bool:
+        """Return whether not all pixels are equal; reads up to the first difference."""
+        first = None
+        for block in self.blocks():
+            first = block.flat[0] if first is None else first
+            if (block != first).any():
+                return True
+        return False
+
+
+def alpha_raster(image: Raster) -> AlphaRaster:
+    """Return the last channel of an image as a gray image."""
+    return AlphaRaster(image.height, image.width, 1, image.dtype, Metadata(), (), image)
+
+
 def array_raster(
     array: np.ndarray, metadata: Metadata | None = None, notes: tuple[str, ...] = ()
 ) -> ArrayRaster:

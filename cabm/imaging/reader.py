@@ -131,8 +131,10 @@ def open_raster(
         size = (image.height, image.width, image.bands)
     if not keeps_profile:
         metadata = replace(metadata, icc=None)
-    if pages > 1:
-        notes = (f"first of {pages} frames", *notes)
+    if source.format.name in ("gif", "webp"):
+        notes = (*source.options.first_of(pages, "frames"), *notes)
+    elif pages > 1:
+        notes = (f"first of {pages} pictures", *notes)
     return FileRaster(*size, dtype, metadata, source.notes + notes + conversions, source)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cabm.imaging.formats import SUFFIXES, is_image
+from cabm.imaging.formats import OTHER_IMAGES, SUFFIXES, is_image
 
 _SYSTEM_FOLDERS = (
     "@eadir",
@@ -20,14 +20,6 @@ _SYSTEM_FOLDERS = (
     "lost+found",
 )
 """Folders of NAS systems, archives and recycle bins, in lower case. Names with a dot are hidden anyway."""
-
-_OTHER_IMAGES = (
-    ("gif", "apng", "jpe", "jfif", "jif", "dib", "avif", "heic", "heif", "hif", "jxl", "jp2", "j2k", "jpx"),
-    ("ico", "tga", "pcx", "ppm", "pgm", "pbm", "pnm", "pam", "pfm", "exr", "hdr", "qoi", "dds", "fits"),
-    ("psd", "psb", "xcf", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw"),
-)
-OTHER_IMAGES = frozenset(f".{name}" for row in _OTHER_IMAGES for name in row) - SUFFIXES.keys()
-"""Suffixes of images that the package does not read, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,10 @@ def is_left_out(folder: str) -> bool:
 
 def is_unsupported(file: str) -> bool:
     """Return whether a file name is that of an image that the package does not read."""
-    return Path(file).suffix.lower() in OTHER_IMAGES and not file.startswith(".")
+    suffix = Path(file).suffix.lower()
+    if file.startswith("."):
+        return False
+    return suffix in OTHER_IMAGES or (suffix in SUFFIXES and not is_image(Path(file)))
 
 
 def left_out(unsupported: Iterable[str]) -> str:

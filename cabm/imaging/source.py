@@ -26,6 +26,7 @@ WHOLE_MAX_PIXELS = 1 << 27
 """Default limit for images that are decoded whole: 400 MB of RGB."""
 
 _UPRIGHT = 1  # EXIF orientation
+_PILLOW_FIELDS = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,25 @@ class ReadOptions:
             that cannot be decoded row by row.
         to_srgb: convert colours by the embedded profile.
         damaged: read what is left of a picture that lost data.
-        limit_option, damaged_option: what messages call the options that raise the limit and set
-            ``damaged``; empty if the user has none.
+        frame: which picture of a file with several, from 0; None: the first, with a note.
+        limit_option, damaged_option, frames_option: what messages call the options that raise the limit,
+            set ``damaged`` and take all frames; empty if the user has none.
     """
 
     max_pixels: int | None = None
     to_srgb: bool = False
     damaged: bool = False
+    frame: int | None = None
     limit_option: str = "max_pixels"
     damaged_option: str = "damaged=True"
+    frames_option: str = ""
+
+    def first_of(self, number: int, kind: str) -> tuple[str, ...]:
+        """Return the note on a file with several pictures; none if one is asked for."""
+        if number < 2 or self.frame is not None:
+            return ()
+        advice = f"; {self.frames_option} takes all" if self.frames_option else ""
+        return (f"first of {number} {kind}{advice}",)
 
 
 @dataclass(frozen=True)
@@ -82,13 +93,17 @@ class Source:
             InputError: as Pillow decodes BMP and 8-bit CIELab.
         """
         pyvips.cache_set_max(0)  # the cache would return old contents of a changed file
-        if not self.format.operation or (self.tiff is not None and self.tiff.lab8):
+        frame = self.options.frame
+        frame_of_png = self.format.name == "png" and frame is not None
+        if not self.format.operation or (self.tiff is not None and self.tiff.lab8) or frame_of_png:
             return self._with_pillow()
         options: dict[str, Any] = {"access": access, "fail_on": fail_on}
-        if self.format.name in ("png", "jpeg", "avif", "heic"):
+        if self.format.name in ("png", "jpeg", "avif"):
             options["unlimited"] = True  # the limit of this module is checked instead
         if self.tiff is not None:
             options["page"] = self.tiff.number
+        elif frame is not None and self.format.name in ("gif", "webp"):
+            options["page"] = frame
         loader = f"{self.format.operation}load"
         if self.lacks_end:
             data = self.path.read_bytes() + b"\xff\xd9"
@@ -127,8 +142,12 @@ class Source:
             self.check_size(*image.size, whole=True)
             if self.tiff is not None:
                 image.seek(self.tiff.number)
-            density = image.info.get("dpi")
+            elif self.options.frame is not None:
+                # the still picture for old programs is no frame of the animation
+                image.seek(self.options.frame + getattr(image, "default_image", False))
             image.load()
+            info = dict(image.info)
+            density = info.get("dpi")
             if image.mode == "LAB":
                 array = np.asarray(image).astype(np.float32)
                 # a and b are signed bytes
@@ -141,6 +160,9 @@ class Source:
                 array = np.atleast_3d(np.array(image.convert("L" if gray else "RGBA" if alpha else "RGB")))
                 interpretation = "b-w" if gray else "srgb"
         found = pyvips.Image.new_from_array(array).copy(interpretation=interpretation)
+        for name, field_name in _PILLOW_FIELDS.items():
+            if isinstance(info.get(name), bytes) and info[name] and interpretation != "lab":
+                found.set_type(pyvips.GValue.blob_type, field_name, info[name])
         return found.copy(xres=density[0] / 25.4, yres=density[1] / 25.4) if density else found
 
 
@@ -154,16 +176,17 @@ def find_source(path: Path, options: ReadOptions) -> Source:
     found = format_of(path)
     reason = missing_operation(found, "load")
     if reason:
-        raise InputError(f"{path}: cannot be read: {reason}; save it as PNG or TIFF")
+        raise InputError(f"{path}: cannot be read: {reason}; or save it as PNG or TIFF")
     source = Source(path, found, options)
     if found.name == "tiff":
         try:
-            page = find_picture(path)
+            page = find_picture(path, options.frame)
         except InputError:
             raise
         except (ValueError, struct.error, OSError) as error:
             raise damaged(path, error) from None
-        return Source(path, found, options, tiff=page, notes=page.notes)
+        notes = page.notes + options.first_of(page.num_pictures, "pages")
+        return Source(path, found, options, tiff=page, notes=notes)
     if found.name == "jpeg":
         try:
             header = read_jpeg_header(path)
@@ -176,7 +199,7 @@ def find_source(path: Path, options: ReadOptions) -> Source:
     png = read_png_header(path) if found.name == "png" else None
     if png is not None:
         source.check_size(png.width, png.height, whole=False)
-        notes = (f"first of {png.num_frames} frames",) if png.num_frames > 1 else ()
+        notes = options.first_of(png.num_frames, "frames")
         if png.colours:
             notes += (f"colours are taken as sRGB: {' and '.join(png.colours)} of the PNG are not applied",)
         return Source(path, found, options, text=read_png_text(path), notes=notes)

@@ -41,14 +41,16 @@ class TiffPage:
     Attributes:
         number: from 0.
         tags: its directory.
+        num_pictures: of the file, without thumbnails and masks.
         colours: channels without alpha in the file.
         alpha: whether a channel of alpha follows; libvips divides premultiplied colours by it.
         lab8: whether it is 8-bit CIELab, which libvips does not read.
-        notes: which other pages the file holds.
+        notes: which other pages were skipped.
     """
 
     number: int
     tags: Directory
+    num_pictures: int
     colours: int
     alpha: bool
     lab8: bool
@@ -60,7 +62,7 @@ def find_picture(path: Path, number: int | None = None) -> TiffPage:
 
     Args:
         path: the file.
-        number: which of the full pictures, from 0; None: the first, with a note if there are others.
+        number: which of the full pictures, from 0; None: the first.
 
     Raises:
         InputError: the file is not supported, and why.
@@ -82,15 +84,13 @@ def find_picture(path: Path, number: int | None = None) -> TiffPage:
         notes += (
             f"skipped {full[0]} reduced {'image' if full[0] == 1 else 'images'} (thumbnails or masks)",
         )
-    if len(full) > 1 and number is None:
-        notes += (f"first of {len(full)} pages",)
     chosen = full[number or 0]
     page = pages[chosen]
     _check_pixels(path, page)
     photometric, samples = _one(page, _PHOTOMETRIC, _RGB), _one(page, _SAMPLES, 1)
     alpha = _has_alpha(path, page, samples - _COLOURS[photometric])
     lab8 = photometric == _CIELAB and _one(page, _BITS, 1) == 8
-    return TiffPage(chosen, page, _COLOURS[photometric], alpha, lab8, notes)
+    return TiffPage(chosen, page, len(full), _COLOURS[photometric], alpha, lab8, notes)
 
 
 def num_pictures(path: Path) -> int:
@@ -126,7 +126,7 @@ def _check_pixels(path: Path, page: Directory) -> None:
     if photometric not in _COLOURS:
         reason = f"colours of kind {photometric} (PhotometricInterpretation)"
     elif signed and photometric != _CIELAB:
-        reason = f"pixels of {_FORMATS[min(signed)]}, which have no known range"
+        reason = f"pixels of {_FORMATS[min(signed)]}, which have no known range,"
     elif len(bits) > 1 or not bits <= {1, 2, 4, 8, 16}:
         reason = f"{', '.join(map(str, sorted(bits)))} bits per channel"
     elif compression not in _DECODED:

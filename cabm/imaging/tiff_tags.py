@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ _CODES = {
 _LARGEST_VALUE = 64 << 20
 _MOST_ENTRIES, _MOST_PAGES = 4096, 65536
 
-LONG = 4
+LONG, _LONG8 = 4, 16
 EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD, SUB_IFDS = 34665, 34853, 40965, 330
+_PIXEL_OFFSETS = frozenset({273, 324})  # of strips and of tiles
 _NESTED = (EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD)
 
 
@@ -86,7 +88,9 @@ class TagReader:
         self.big = struct.unpack(f"{self.order}H", header[2:4])[0] == 43
         self.pointer = 8 if self.big else 4  # position of the offset of the first directory
         self.pointer_code = "Q" if self.big else "I"
-        size = 8 if self.big else 4
+        # bytes of the number of tags, of a tag, and of an offset
+        self._sizes = (8, 20, 8) if self.big else (2, 12, 4)
+        size = self._sizes[2]
         self.first = struct.unpack(f"{self.order}{self.pointer_code}", self._at(self.pointer, size))[0]
 
     def pages(self) -> list[Directory]:
@@ -98,9 +102,19 @@ class TagReader:
             found.append(directory)
         return found
 
+    def last_pointer(self) -> int:
+        """Return the position of the offset that follows the last page, which is 0."""
+        counted, size, word = self._sizes
+        place, offset = self.pointer, self.first
+        while offset:
+            (count,) = struct.unpack(f"{self.order}{'Q' if self.big else 'H'}", self._at(offset, counted))
+            place = offset + counted + count * size
+            (offset,) = struct.unpack(f"{self.order}{self.pointer_code}", self._at(place, word))
+        return place
+
     def directory(self, offset: int, *, depth: int = 0) -> tuple[Directory, int]:
         """Return the directory at an offset, and the offset of the next one (0: none)."""
-        counted, size, word = (8, 20, 8) if self.big else (2, 12, 4)
+        counted, size, word = self._sizes
         (count,) = struct.unpack(f"{self.order}{'Q' if self.big else 'H'}", self._at(offset, counted))
         if count > _MOST_ENTRIES:
             raise ValueError(f"a directory of {count} tags")
@@ -193,12 +207,37 @@ def edit_first_page(file: BinaryIO, edit: Callable[[Directory], Directory]) -> N
     """Replace the directory of the first page of a TIFF file; the file keeps one page."""
     reader = TagReader(file)
     page, _ = reader.directory(reader.first)
-    file.seek(0, 2)
-    place = file.tell() + -file.tell() % 8
-    file.write(bytes(place - file.tell()))
+    place = _padded(file)
     file.write(serialised(edit(page), place, order=reader.order, big=reader.big))
     file.seek(reader.pointer)
     file.write(struct.pack(f"{reader.order}{reader.pointer_code}", place))
+
+
+def append_page(file: BinaryIO, page: BinaryIO) -> None:
+    """Append the first page of another TIFF file of the same kind, open for reading.
+
+    The other file must hold its pixels in strips or tiles whose offsets are in its directory.
+    """
+    target, added = TagReader(file), TagReader(page)
+    assert (target.order, target.big) == (added.order, added.big)
+    directory, _ = added.directory(added.first)
+    base = _padded(file)
+    page.seek(0)
+    shutil.copyfileobj(page, file)
+    for tag in _PIXEL_OFFSETS & directory.keys():
+        moved = [int(offset) + base for offset in directory[tag].numbers]
+        directory[tag] = entry(_LONG8 if target.big else LONG, *moved)
+    place = _padded(file)
+    file.write(serialised(directory, place, order=target.order, big=target.big))
+    file.seek(target.last_pointer())
+    file.write(struct.pack(f"{target.order}{target.pointer_code}", place))
+
+
+def _padded(file: BinaryIO) -> int:
+    """Pad a file to a multiple of 8 bytes, and return its size."""
+    size = file.seek(0, 2)
+    file.write(bytes(-size % 8))
+    return size + -size % 8
 
 
 def exif_block(directory: Directory) -> bytes:

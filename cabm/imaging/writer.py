@@ -28,6 +28,19 @@ _DEFAULT_DENSITY = 72 / 25.4  # pixels per mm that readers assume if a file stat
 
 
 @dataclass(frozen=True)
+class Animation:
+    """How frames follow each other.
+
+    Attributes:
+        durations: of the frames in milliseconds.
+        loop: how often they are shown; 0: for ever.
+    """
+
+    durations: tuple[int, ...]
+    loop: int
+
+
+@dataclass(frozen=True)
 class OutputSpec:
     """An image file to write.
 
@@ -38,6 +51,8 @@ class OutputSpec:
         format: name of an output format, see `cabm.imaging.formats`.
         quality: of lossy formats in 1..100; WebP and AVIF at 100 are lossless.
         metadata: stored besides the pixels, as far as the format can.
+        animation: of frames that are written one below the other; None: a single picture.
+        file_bytes: of all pages of a TIFF file that this is the first part of, without compression.
         strip: store nothing besides the pixels and the mark of a result.
     """
 
@@ -49,6 +64,8 @@ class OutputSpec:
     quality: int = DEFAULT_QUALITY
     metadata: Metadata = field(default_factory=Metadata)
     strip: bool = False
+    animation: Animation | None = None
+    file_bytes: int = 0
 
     @property
     def stored_bits(self) -> int:
@@ -66,9 +83,14 @@ class OutputSpec:
         return self.format in ("webp", "avif") and self.channels < 3 and self.metadata.icc is not None
 
     @property
+    def num_rows(self) -> int:
+        """Rows of all frames."""
+        return self.height * (1 if self.animation is None else len(self.animation.durations))
+
+    @property
     def raw_bytes(self) -> int:
         """Size without compression."""
-        return self.height * self.width * self.channels * (2 if self.stored_bits > 8 else 1)
+        return self.num_rows * self.width * self.channels * (2 if self.stored_bits > 8 else 1)
 
     @property
     def estimated_bytes(self) -> int:
@@ -139,7 +161,7 @@ def image_writer(path: Path, spec: OutputSpec) -> Iterator[RowWriter]:
     """
     spec.check(path)
     with atomic_write(path) as temporary:
-        stream = PngStream(spec.height, spec.width, spec.channels, 16 if spec.stored_bits > 8 else 8)
+        stream = PngStream(spec.num_rows, spec.width, spec.channels, 16 if spec.stored_bits > 8 else 8)
         encoder = threading.Thread(
             target=_encode, args=(stream, temporary, spec), name="encode", daemon=True
         )
@@ -195,6 +217,10 @@ def _with_metadata(image: Any, spec: OutputSpec) -> Any:
     x, y = metadata.density or (_DEFAULT_DENSITY, _DEFAULT_DENSITY)
     image = image.copy(xres=x, yres=y)
     blob, integer = pyvips.GValue.blob_type, pyvips.GValue.gint_type
+    if spec.animation is not None:
+        image.set_type(integer, "page-height", spec.height)
+        image.set_type(integer, "loop", spec.animation.loop)
+        image.set_type(pyvips.GValue.array_int_type, "delay", list(spec.animation.durations))
     image.set_type(blob, "xmp-data", marked(metadata.xmp, spec.width, spec.height))
     if metadata.exif is not None and spec.format != "tiff":
         image.set_type(blob, "exif-data", metadata.exif)
@@ -236,6 +262,6 @@ def _saver(spec: OutputSpec) -> tuple[str, dict[str, Any]]:
         options |= {"Q": spec.quality, "lossless": lossless, "effort": 3}
     else:
         options |= {"compression": "deflate", "level": 3, "predictor": "horizontal"}
-        if spec.raw_bytes > _BIG_TIFF_BYTES:
+        if max(spec.raw_bytes, spec.file_bytes) > _BIG_TIFF_BYTES:
             options |= {"bigtiff": True, "tile": True, "tile_width": 256, "tile_height": 256}
     return f"{OUTPUT_FORMATS[spec.format].operation}save", options

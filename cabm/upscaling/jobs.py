@@ -18,7 +18,8 @@ from pathlib import Path
 
 from cabm.errors import InputError, error_line
 from cabm.files import remove_leftovers
-from cabm.imaging.reader import open_raster
+from cabm.imaging.frames import Frames, frames_of
+from cabm.upscaling.frames import upscale_frames
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.tasks import Task
 from cabm.upscaling.trace import Progress
@@ -90,15 +91,15 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
             if task.output.exists() and not request.overwrite:
                 kept.append(task)
                 continue
-            raster = open_raster(task.source, options=request.read_options)
-            spec = upscaler.output_spec(raster, task.format, request.quality, strip=request.strip)
+            raster, spec = request.open(upscaler, task.source, task.format)
             spec.check(task.output)
+            number = _frames(task, request).number
             folder = existing_folder(task.output.parent)
-            num_tiles = len(upscaler.plan(raster.height, raster.width))
+            num_tiles = number * len(upscaler.plan(raster.height, raster.width))
         except Exception as error:  # one bad file must not stop the others
             failures.append(Failure.of(error, task.source))
             continue
-        needed[folder] += spec.estimated_bytes
+        needed[folder] += number * spec.estimated_bytes
         todo.append((task, num_tiles))
     reasons = {failure.reason for failure in failures}
     if not todo and not kept and len(failures) > 1 and len(reasons) == 1:
@@ -171,11 +172,25 @@ def run_job(
 
 def _start(
     upscaler: Upscaler, task: Task, request: UpscaleRequest, progress: Progress | None
-) -> UnfinishedFile:
+) -> UnfinishedFile | FinishedFile:
     remove_leftovers(task.output, older_than_s=STALE_SECONDS)
-    raster = open_raster(task.source, options=request.read_options)
-    spec = upscaler.output_spec(raster, task.format, request.quality, strip=request.strip)
+    frames = _frames(task, request)
+    if frames.number > 1:
+        return FinishedFile(upscale_frames(upscaler, task, request, frames, progress=progress))
+    raster, spec = request.open(upscaler, task.source, task.format)
     return upscaler.start_file(raster, task.output, spec, progress=progress)
+
+
+@dataclass(frozen=True)
+class FinishedFile:
+    """A file that needs no more encoding; see `UnfinishedFile`."""
+
+    report: Report
+    encoded: bool = True
+
+    def finish(self) -> Report:
+        """Return the report."""
+        return self.report
 
 
 class _Encoding:
@@ -188,7 +203,7 @@ class _Encoding:
     """
 
     def __init__(self, on_done: Callable[[Task, Report], object] | None, failures: list[Failure]) -> None:
-        self.file: tuple[Task, UnfinishedFile] | None = None
+        self.file: tuple[Task, UnfinishedFile | FinishedFile] | None = None
         self.failures = failures
         self.callback_error: Exception | None = None
         self._on_done = on_done
@@ -209,6 +224,17 @@ class _Encoding:
             except Exception as error:
                 self.callback_error = error
                 raise
+
+
+def _frames(task: Task, request: UpscaleRequest) -> Frames:
+    """Return the pictures to upscale.
+
+    Raises:
+        InputError: the file is damaged, or its result cannot hold them.
+    """
+    frames = frames_of(task.source) if request.all_frames else Frames(1)
+    frames.check_output(task.output, task.format)
+    return frames
 
 
 def existing_folder(folder: Path) -> Path:
@@ -233,8 +259,8 @@ def _check_room(needed: Counter[Path]) -> None:
         disk = folder.stat().st_dev
         by_disk[disk] = (folder, by_disk.get(disk, (folder, 0))[1] + size)
     for folder, size in by_disk.values():
-        free = shutil.disk_usage(folder).free
-        if size > free:
+        total, _, free = shutil.disk_usage(folder)
+        if total and size > free:  # some network disks state no size
             raise InputError(
                 f"{folder}: not enough room: the results need about {_size(size, ceil)} and"
                 f" {_size(free, floor)} are free; make room or choose another folder with -o"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cabm.checkpoints.find import DEFAULT_MODEL
 from cabm.errors import InputError
 from cabm.imaging.formats import DEFAULT_QUALITY
+from cabm.imaging.reader import FileRaster, open_raster
 from cabm.imaging.source import ReadOptions
-from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
+from cabm.imaging.writer import OutputSpec
+from cabm.upscaling.upscaler import DEFAULT_ALPHA, DEFAULT_OVERLAP, Upscaler
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class UpscaleRequest:
         to_srgb: convert colours by the embedded profile.
         strip: write no metadata but the mark of a result; colours become sRGB.
         damaged: upscale what is left of images that lost data.
-        engine, device, threads, overlap, tile: see `Upscaler.load`.
+        all_frames: upscale every page or frame of a file, not only the first.
+        engine, device, threads, overlap, tile, alpha: see `Upscaler.load`.
     """
 
     inputs: tuple[str, ...] = ()
@@ -43,11 +46,13 @@ class UpscaleRequest:
     to_srgb: bool = False
     strip: bool = False
     damaged: bool = False
+    all_frames: bool = False
     engine: str = "auto"
     device: str = "auto"
     threads: int | None = None
     overlap: str | int = DEFAULT_OVERLAP
     tile: int | None = None
+    alpha: str = DEFAULT_ALPHA
 
     @property
     def read_options(self) -> ReadOptions:
@@ -58,7 +63,25 @@ class UpscaleRequest:
             damaged=self.damaged,
             limit_option="--max-pixels",
             damaged_option="--damaged",
+            frames_option="cabm upscale --all-frames",
         )
+
+    def open(
+        self, upscaler: Upscaler, source: Path, file_format: str, frame: int | None = None
+    ) -> tuple[FileRaster, OutputSpec]:
+        """Open an image, and describe its result.
+
+        Args:
+            upscaler: the model.
+            source: the image file.
+            file_format: of the result.
+            frame: which picture of a file with several, from 0; None: the first, with a note.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        raster = open_raster(source, options=replace(self.read_options, frame=frame))
+        return raster, upscaler.output_spec(raster, file_format, self.quality, strip=self.strip)
 
     def load(self) -> Upscaler:
         """Load the model.
@@ -73,6 +96,7 @@ class UpscaleRequest:
             threads=self.threads,
             overlap=self.overlap,
             tile=self.tile,
+            alpha=self.alpha,
         )
         if self.scale not in (None, upscaler.scale):
             raise InputError(

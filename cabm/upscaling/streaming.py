@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cabm.imaging.bicubic import REACH
-from cabm.imaging.pixels import image_output
-from cabm.imaging.raster import Raster
+from cabm.imaging.pixels import has_alpha, image_output, joined_alpha
+from cabm.imaging.raster import Raster, alpha_raster
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.blending import TileJoiner
 from cabm.tiling.edges import TileEdges, edges_of_image
@@ -36,6 +36,7 @@ def upscale(
     tile_plan: TilePlan,
     *,
     table: EdgeToBitTable | None = None,
+    alpha: str = "bicubic",
     batch_size: int = 8,
     progress: Progress | None = None,
     trace: Trace | None = None,
@@ -47,6 +48,7 @@ def upscale(
         runner: upscales the tiles.
         tile_plan: the tiles of the image.
         table: chooses the bits of each tile by its edge score, for CABM models.
+        alpha: what upscales an alpha channel: ``bicubic``, or ``network``, as a gray image of its own.
         batch_size: largest number of tiles in a batch.
         progress: called with the number of tiles that were finished.
         trace: filled in; complete when the last rows have been yielded.
@@ -61,14 +63,19 @@ def upscale(
             trace.bits, trace.parts = table.assign(edges, tile_plan)
         trace.scores = edges.scores.numpy()
     window, joiner = RowWindow(raster, trace), TileJoiner(tile_plan, runner.scale)
+    channel = _upscaled_alpha(raster, runner, tile_plan, table, batch_size) if alpha == "network" else None
     at_border, first_row, chosen, seconds = touches_border(tile_plan), 0, [], []
     for flight in _flights(tile_plan, window, runner.scale, raster.dtype.itemsize):
         run = _run(runner, flight, at_border, trace, batch_size, raster.dtype)
         for row_of_tiles in _rows_of_tiles(run, tile_plan.num_columns, trace, progress):
             with trace.clock("merge"):
                 rows = joiner.add(row_of_tiles)
-                alpha = window.alpha(first_row, len(rows), runner.scale)
-                rows = image_output(rows, raster.channels, alpha)
+                transparency = window.alpha(first_row, len(rows), runner.scale)
+            if channel is not None:
+                with trace.clock("alpha"):
+                    transparency = joined_alpha(transparency, next(channel))
+            with trace.clock("merge"):
+                rows = image_output(rows, raster.channels, transparency)
             first_row += len(rows)
             yield rows
             del rows, row_of_tiles
@@ -79,6 +86,19 @@ def upscale(
     if table is None and chosen[0] is not None:
         trace.bits = torch.cat(chosen).numpy()
     trace.tile_seconds = np.concatenate(seconds)
+
+
+def _upscaled_alpha(
+    raster: Raster, runner: TileRunner, tile_plan: TilePlan, table: EdgeToBitTable | None, batch_size: int
+) -> Iterator[np.ndarray] | None:
+    """Yield the network's alpha channel, (n, W * scale), in the rows of `upscale`; None if it is flat."""
+    if not has_alpha(raster.channels):
+        return None
+    channel = alpha_raster(raster)
+    if not channel.varies():
+        return None
+    rows = upscale(channel, runner, tile_plan, table=table, batch_size=batch_size)
+    return (part[..., 0] for part in rows)
 
 
 def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace: Trace) -> TileEdges:

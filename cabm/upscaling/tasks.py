@@ -11,8 +11,9 @@ from pathlib import Path
 
 from cabm.errors import InputError
 from cabm.imaging.formats import OUTPUT_FORMATS, READABLE, SUFFIXES, ImageFormat, output_format
+from cabm.imaging.frames import frames_of
 from cabm.imaging.mark import is_result
-from cabm.imaging.search import OTHER_IMAGES, find_images, left_out
+from cabm.imaging.search import find_images, left_out
 
 _RESULT = re.compile(r"(.+)_x[2-9]", re.DOTALL)
 _FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]*")
@@ -37,6 +38,7 @@ def plan_tasks(
     *,
     scale: int,
     file_format: str | None = None,
+    all_frames: bool = False,
     note: Callable[[str], object] = lambda line: None,
     problem: Callable[[str], object] = lambda line: None,
 ) -> list[Task]:
@@ -51,6 +53,7 @@ def plan_tasks(
         output: a folder or, for a single file, the file to write. None: the folder of each input.
         scale: upscaling factor, for the names.
         file_format: png, tiff, webp or jpeg. None: by the suffix of ``output``, otherwise png.
+        all_frames: name files with several pictures by a format that holds them: TIFF pages, or WebP.
         note: called with a line for each kind of file in the folders that is left out.
         problem: called with a line for each folder that cannot be read.
 
@@ -74,15 +77,24 @@ def plan_tasks(
     taken = {os.path.realpath(source) for source, _ in files}
     tasks = []
     for source, folder in files:
-        name = result_name(source, scale, file_format, alone=stems[folder, source.stem] == 1)
+        chosen = _frames_format(source) if all_frames and file_format is None else file_format
+        name = result_name(source, scale, chosen, alone=stems[folder, source.stem] == 1)
         if os.path.realpath(folder / name) in taken:  # a photograph that only looks like a result
-            name = result_name(source, scale, file_format, alone=False)
+            name = result_name(source, scale, chosen, alone=False)
         tasks.append(Task(source, folder / name))
     names = Counter(os.path.realpath(task.output) for task in tasks)
     twice = [task.output for task in tasks if names[os.path.realpath(task.output)] > 1]
     if twice:
         raise InputError(f"{twice[0]}: the results of two inputs get this name; upscale them one at a time")
     return tasks
+
+
+def _frames_format(source: Path) -> str | None:
+    """Return the format for all pictures of a file; None: any format, or the survey says what is wrong."""
+    try:
+        return frames_of(source).format
+    except (InputError, OSError):
+        return None
 
 
 def _named_format(output: Path, single: bool) -> ImageFormat | None:
@@ -92,9 +104,8 @@ def _named_format(output: Path, single: bool) -> ImageFormat | None:
         InputError: the name is that of an image, or of one file, in a format that is not written.
     """
     suffix = output.suffix.lower()
-    if suffix in OTHER_IMAGES or (
-        single and not output.exists() and suffix not in SUFFIXES and _FILE_SUFFIX.fullmatch(suffix)
-    ):
+    named = suffix not in SUFFIXES and _FILE_SUFFIX.fullmatch(suffix)
+    if single and named and not output.exists():
         raise InputError(
             f"{output}: cannot write {suffix[1:]}; use one of {', '.join(OUTPUT_FORMATS)},"
             " or make the folder first if it is one"

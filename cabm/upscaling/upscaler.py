@@ -36,6 +36,15 @@ Measured with a trained EDSR x4 on Urban100, against images computed whole: an o
 evaluation, leaves seams of up to 39 levels. 6 pixels leave at most 8 levels, for 9 % more work.
 """
 
+DEFAULT_ALPHA = "network"
+"""What upscales alpha channels.
+
+Measured with the shipped EDSR x4 on ten drawn shapes and four cut-outs of Set14: over bicubic the network
+gains 5 to 9 dB of PSNR of the alpha channel on crisp shapes, 0.5 dB on tiny text and 2 to 4 dB on cut-outs,
+and loses 4 of 57 dB on a soft shadow. The CPU time of the cut-outs rises by up to 60 %, that of shapes in
+one colour, which need no network otherwise, three- to sixfold.
+"""
+
 _IN_MEMORY_BYTES = 64 << 20  # smaller images are decoded once instead of twice
 _AUTO_TILE_MULTIPLE = 16
 
@@ -110,6 +119,7 @@ class Upscaler:
             gives the same image as without tiles, at two to three times the work.
         tile: side of a tile in input pixels; None: the table's, or as large as ``auto`` needs.
         threads: CPU threads; None: as many as PyTorch uses.
+        alpha: what upscales alpha channels: ``network`` or ``bicubic``.
 
     Attributes:
         scale: scale factor.
@@ -129,13 +139,14 @@ class Upscaler:
         overlap: str | int = DEFAULT_OVERLAP,
         tile: int | None = None,
         threads: int | None = None,
+        alpha: str = DEFAULT_ALPHA,
     ) -> None:
         self.model, self.table = loaded.model, loaded.table
         self.config, self.directory = loaded.config, loaded.directory
         self.scale = self.model.scale
         self.engine, self.engine_reason = chosen.engine, chosen.reason
         self._chosen = chosen
-        self._threads = threads
+        self._threads, self._alpha = threads, alpha
         self.tile, self.stride = self._tiles(overlap, tile)
 
     @classmethod
@@ -148,6 +159,7 @@ class Upscaler:
         threads: int | None = None,
         overlap: str | int = DEFAULT_OVERLAP,
         tile: int | None = None,
+        alpha: str = DEFAULT_ALPHA,
     ) -> Upscaler:
         """Load a model.
 
@@ -156,7 +168,7 @@ class Upscaler:
             engine: ``int8`` (integer arithmetic), ``float`` (simulation), or ``auto``: integers if the
                 machine and the model allow it.
             device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
-            threads, overlap, tile: see the class.
+            threads, overlap, tile, alpha: see the class.
 
         Raises:
             InputError: no such model, damaged files, a table of another model, or an invalid option.
@@ -165,7 +177,7 @@ class Upscaler:
             raise InputError(f"{threads} threads: give at least 1")
         loaded = load_model(find_model(model))
         chosen = choose_runner(loaded.model, engine=engine, device=device)
-        return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads)
+        return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads, alpha=alpha)
 
     def __call__(self, image: ArrayLike, *, progress: Progress | None = None) -> np.ndarray:
         """Upscale an image in memory.
@@ -252,6 +264,7 @@ class Upscaler:
             self._chosen.runner,
             tile_plan,
             table=self.table,
+            alpha=self._alpha,
             batch_size=self._chosen.batch_size(tile_plan.tile_height * tile_plan.tile_width),
             progress=progress,
             trace=trace,

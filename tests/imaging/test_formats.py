@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 
 from cabm.errors import InputError
-from cabm.imaging.formats import OUTPUT_FORMATS, SUFFIXES, is_image, output_format
+from cabm.imaging.formats import OUTPUT_FORMATS, SUFFIXES, is_image, missing_operation, output_format
+from cabm.imaging.search import is_unsupported
 
 
 def test_names_of_images():
-    assert all(is_image(Path(f"a{suffix}")) and is_image(Path(f"A{suffix.upper()}")) for suffix in SUFFIXES)
+    for suffix, entry in SUFFIXES.items():
+        readable = missing_operation(entry, "load") is None
+        assert is_image(Path(f"a{suffix}")) == is_image(Path(f"A{suffix.upper()}")) == readable
+        assert is_unsupported(f"a{suffix}") != readable  # what is not taken is counted
     assert not any(is_image(Path(name)) for name in ("a", "a.txt", "png", "a.png.part", ".hidden.png"))
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from cabm.imaging.formats import SUFFIXES, describe_formats, is_image
 from cabm.imaging.images import read_rgb8
 from cabm.imaging.raster import in_memory
 from cabm.imaging.reader import open_raster
+from cabm.imaging.search import find_images, left_out
 from cabm.imaging.source import ReadOptions
 from tests.upscaling.helpers import photo
 
@@ -258,3 +260,65 @@ def test_the_list_of_formats_tells_what_can_be_read_and_written():
     assert "read and written" in found["PNG"] and ".jfif" in found["JPEG"]
     assert "written" not in found["GIF"]
     assert ("built without" in found["JPEG XL"]) == (not pyvips.type_find("VipsOperation", "jxlload"))
+
+
+def test_heic_is_read_where_its_package_is_installed_and_named_otherwise(tmp_path):
+    line = next(line for line in describe_formats().splitlines() if line.startswith("HEIC"))
+    if find_spec("pillow_heif") is None:
+        (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
+        advice = 'HEIC needs pillow-heif: pip install "cabm[heic]"'
+        assert advice in line and advice in refusal(tmp_path / "a.heic")
+        assert left_out(find_images(tmp_path).unsupported) == "left out 1 file: 1 .heic (not supported)"
+        return
+    from pillow_heif import from_pillow
+
+    y, x = np.mgrid[:64, :96]
+    array = np.stack([x * 2, y * 3, x + y], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.fromarray(array)
+    image.info["icc_profile"] = profile
+    from_pillow(image).save(tmp_path / "a.heic", quality=100, exif=exif.tobytes())
+    raster = in_memory(open_raster(tmp_path / "a.heic"))
+    assert np.abs(raster.array.astype(int) - array).max() <= 8
+    assert raster.metadata.icc == profile and b"Maker" in raster.metadata.exif
+    assert "read" in line and "written" not in line
+    assert find_images(tmp_path).images == (tmp_path / "a.heic",)
+
+
+def png_with(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
+    """Save a PNG with chunks behind its header."""
+    Image.fromarray(photo(8, 9)).save(path)
+    content = path.read_bytes()
+    added = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    path.write_bytes(content[:33] + added + content[33:])
+    return path
+
+
+GAMMA_1, GAMMA_SRGB = (b"gAMA", struct.pack(">I", 100_000)), (b"gAMA", struct.pack(">I", 45_455))
+WIDE = (b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000))
+USUAL = (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
+SRGB_CHUNK = (b"sRGB", b"\0")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "named"),
+    [
+        ((GAMMA_1,), "gAMA"),
+        ((GAMMA_1, WIDE), "gAMA and cHRM"),
+        ((GAMMA_SRGB, WIDE), "cHRM"),
+        (((b"cICP", bytes([9, 16, 0, 1])), SRGB_CHUNK), "cICP"),  # stronger than sRGB (PNG 3, 4.3)
+        (((b"cICP", bytes([1, 13, 0, 1])),), ""),
+        ((GAMMA_SRGB, USUAL), ""),
+        ((SRGB_CHUNK, GAMMA_1), ""),
+    ],
+)
+def test_colours_that_a_png_describes_by_other_means_than_a_profile_are_named(tmp_path, chunks, named):
+    raster = open_raster(png_with(tmp_path / "a.png", *chunks))
+    np.testing.assert_array_equal(in_memory(raster).array, photo(8, 9))
+    note = f"colours are taken as sRGB: {named} of the PNG are not applied"
+    assert raster.notes == ((note,) if named else ())

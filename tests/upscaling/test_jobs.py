@@ -355,6 +355,13 @@ def test_a_full_disk_is_reported_before_anything_is_computed(tmp_path, upscaler,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_disk_that_states_no_size_is_used(tmp_path, upscaler, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))
+    source = save(tmp_path / "a.png")
+    assert do(upscaler, plan_tasks([source], None, scale=2)) == ()
+
+
 def test_a_folder_that_is_not_writable_is_reported_before_anything_is_computed(
     tmp_path, upscaler, monkeypatch
 ):

@@ -247,10 +247,27 @@ def test_transparent_pixels_do_not_bleed_into_visible_ones(models):
     np.testing.assert_array_equal(loaded(white), loaded(black))
 
 
-def test_alpha_is_upscaled_separately(models):
+def test_alpha_is_upscaled_as_a_gray_image_or_with_bicubic(models):
     image = photo(60, 80, 4)
-    expected = upscale_alpha(image[..., 3], 2)
-    np.testing.assert_array_equal(upscaler(models)(image)[..., 3], expected)
+    bicubic = upscale_alpha(image[..., 3], 2)
+    both = [upscaler(models, alpha=alpha)(image) for alpha in ("bicubic", "network")]
+    np.testing.assert_array_equal(both[0][..., :3], both[1][..., :3])
+    np.testing.assert_array_equal(both[0][..., 3], bicubic)
+    network = upscaler(models)(image[..., 3])
+    flat = (bicubic == 0) | (bicubic == 255)
+    np.testing.assert_array_equal(both[1][..., 3], np.where(flat, bicubic, network))
+    assert (both[1][..., 3] != bicubic).any()
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_flat_alpha_stays_flat_and_costs_nothing(models, value):
+    image = photo(60, 80, 4)
+    image[..., 3] = value
+    trace = streaming.Trace()
+    loaded = upscaler(models)
+    rows = list(loaded._rows(array_raster(image), loaded.plan(60, 80), trace, None))
+    assert (np.concatenate(rows)[..., 3] == value).all()
+    assert "alpha" not in trace.seconds
 
 
 def test_opaque_images_with_alpha_equal_those_without(models):

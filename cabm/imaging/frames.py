@@ -1,0 +1,97 @@
+"""Files with several pictures: pages of TIFF files, and frames of animations."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyvips
+
+from cabm.errors import InputError
+from cabm.files import atomic_write
+from cabm.imaging.formats import damaged, format_of
+from cabm.imaging.headers import read_apng
+from cabm.imaging.source import decoding, field
+from cabm.imaging.tiff_pages import num_pictures
+from cabm.imaging.tiff_tags import append_page
+from cabm.imaging.writer import Animation
+
+_USUAL_DURATION = 100  # milliseconds, where a file states none
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The pictures in a file.
+
+    Attributes:
+        number: how many.
+        animation: None for pages.
+    """
+
+    number: int
+    animation: Animation | None = None
+
+    @property
+    def format(self) -> str | None:
+        """The format that holds them best; None: any, for one picture."""
+        if self.number == 1:
+            return None
+        return "tiff" if self.animation is None else "webp"
+
+    def check_output(self, path: Path, file_format: str) -> None:
+        """Check that a format can hold the pictures.
+
+        Raises:
+            InputError: it cannot.
+        """
+        fits = ("tiff",) if self.animation is None else ("webp", "tiff")
+        if self.number > 1 and file_format not in fits:
+            kind = "pages" if self.animation is None else "frames"
+            raise InputError(
+                f"{path}: {file_format} cannot hold {self.number} {kind} (--all-frames);"
+                f" use {' or '.join(fits)}"
+            )
+
+
+def frames_of(path: Path) -> Frames:
+    """Return the pictures in a TIFF, GIF, WebP or PNG file; other files count as one.
+
+    Raises:
+        InputError: the file is missing, no image, or damaged.
+    """
+    found = format_of(path)
+    if found.name in ("gif", "webp"):
+        with decoding(path):
+            loader = f"{found.operation}load"
+            image = pyvips.Operation.call(loader, os.fsencode(path), n=-1, access="sequential")
+        number = field(image, "n-pages") or 1
+        durations = tuple(field(image, "delay") or ())[:number]
+        loop = field(image, "loop") or 0
+    elif found.name == "png":
+        durations, loop = read_apng(path)
+        number = len(durations) or 1
+    else:
+        try:
+            return Frames(num_pictures(path) if found.name == "tiff" else 1)
+        except (ValueError, struct.error, OSError) as error:
+            raise damaged(path, error) from None
+    durations += (_USUAL_DURATION,) * (number - len(durations))
+    return Frames(number, Animation(durations, loop) if number > 1 else None)
+
+
+def join_pages(pages: Iterable[Path], path: Path) -> None:
+    """Join TIFF files of one page each, as `cabm.imaging.writer` writes them, into one file.
+
+    Each is read when it is its turn, so it may be made, and removed after it, by the iterable.
+    """
+    with atomic_write(path) as temporary, temporary.open("r+b") as joined:
+        for number, page in enumerate(pages):
+            with page.open("rb") as file:
+                if number:
+                    append_page(joined, file)
+                else:
+                    shutil.copyfileobj(file, joined)
