@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cabm.bench.peers import OutputOnly
 from cabm.models.base import Backbone
-
-
-class _SrOnly(nn.Module):
-    def __init__(self, model: Backbone) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x).sr
-
-
-def installed() -> bool:
-    """Return whether ``openvino`` and ``nncf`` are installed (extra ``bench``)."""
-    return find_spec("openvino") is not None and find_spec("nncf") is not None
 
 
 def int8_runner(
@@ -44,7 +30,7 @@ def int8_runner(
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with torch.no_grad():
         converted = ov.convert_model(
-            _SrOnly(model).eval(), example_input=calibration[:1], input=[1, *calibration.shape[1:]]
+            OutputOnly(model), example_input=calibration[:1], input=[1, *calibration.shape[1:]]
         )
     quantized = nncf.quantize(converted, nncf.Dataset([tile[None].numpy() for tile in calibration]))
     options = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": threads}

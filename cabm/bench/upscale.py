@@ -1,4 +1,4 @@
-"""`cabm bench upscale`: time the float model, the simulated one, the integer engine and OpenVINO."""
+"""`cabm bench upscale`: time the float model, the simulated one, the integer engine and other runtimes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cabm.bench import openvino as openvino_int8
+from cabm.bench import peers
 from cabm.bench.machine import describe_machine, int8_peak
 from cabm.bench.rounds import interleaved, median_ratio
 from cabm.checkpoints.model_directory import load_model
@@ -32,6 +33,8 @@ SIMULATED = "simulated (fake quantization)"
 INTEGER = "int8 engine"
 ONE_THREAD = "int8 engine, 1 thread"
 OPENVINO = "OpenVINO int8 (NNCF)"
+ONNX_RUNTIME = "ONNX Runtime"
+NCNN = "ncnn"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class UpscaleBench:
         threads: CPU threads; 0: PyTorch's setting.
         rounds: timings of each contender.
         tiles: tiles per timing; the float models take them as one batch.
-        openvino: also time OpenVINO, if it is installed.
+        peers: also time OpenVINO, ONNX Runtime and ncnn, as far as they are installed.
         memory: also measure the peak memory of the engine and the float model.
     """
 
@@ -60,7 +63,7 @@ class UpscaleBench:
     threads: int = 0
     rounds: int = 5
     tiles: int = 4
-    openvino: bool = True
+    peers: bool = True
     memory: bool = True
 
 
@@ -72,7 +75,7 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         each with its name, median seconds per tile and per image, and median speedup over float;
         ``skipped``, why contenders were not timed. If the engine runs, also ``int8``, the operations per
         second of the engine and of oneDNN's best convolution, and their ratio; ``scaling``, the speedup
-        from 1 to all threads; and ``peak_rss_mb``.
+        from 1 to all threads; ``peak_rss_mb``, and ``memory_share``, that of the engine / that of float.
 
     Raises:
         InputError: no such model directory, or a damaged one.
@@ -110,7 +113,9 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
         speedup = median_ratio(seconds[ONE_THREAD], seconds[INTEGER])
         result["scaling"] = {"threads": threads, "speedup": speedup}
         if options.memory:
-            result["peak_rss_mb"] = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
+            peaks = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
+            result["peak_rss_mb"] = peaks
+            result["memory_share"] = peaks[INTEGER] / peaks[FLOAT]
     return result
 
 
@@ -130,14 +135,36 @@ def _contenders(
         runs[ONE_THREAD] = lambda: engine.run(tiles, bits, threads=1)
     else:
         skipped[INTEGER] = reason
-    if options.openvino and openvino_int8.installed():
-        floats = tiles.float()
-        for hint in ("LATENCY", "THROUGHPUT"):
-            run = openvino_int8.int8_runner(plain, floats, threads, hint)
-            runs[f"{OPENVINO}, {hint.lower()}"] = lambda run=run: run(floats)
-    elif options.openvino:
-        skipped[OPENVINO] = "openvino or nncf is not installed; pip install cabm[bench]"
+    if options.peers:
+        _add_peers(runs, skipped, plain, tiles.float(), threads)
     return runs, skipped
+
+
+def _add_peers(
+    runs: dict[str, Callable[[], object]],
+    skipped: dict[str, str],
+    plain: Backbone,
+    tiles: Tensor,
+    threads: int,
+) -> None:
+    """Add the other runtimes to the contenders, or why they cannot run, by name."""
+    reason = peers.missing("openvino", "nncf")
+    if reason is None:
+        for hint in ("LATENCY", "THROUGHPUT"):
+            run = openvino_int8.int8_runner(plain, tiles, threads, hint)
+            runs[f"{OPENVINO}, {hint.lower()}"] = partial(run, tiles)
+    else:
+        skipped[OPENVINO] = reason
+    for peer, modules, runners in (
+        (ONNX_RUNTIME, ("onnx", "onnxruntime"), peers.onnx_runtime_runners),
+        (NCNN, ("ncnn", "pnnx"), peers.ncnn_runners),
+    ):
+        reason = peers.missing(*modules)
+        if reason is None:
+            precision, run = peers.fastest(runners(plain, tiles, threads), tiles)
+            runs[f"{peer} {precision}"] = partial(run, tiles)
+        else:
+            skipped[peer] = reason
 
 
 def format_report(result: dict[str, Any]) -> str:
@@ -164,6 +191,8 @@ def format_report(result: dict[str, Any]) -> str:
         lines.append(f"1 to {scaling['threads']} threads: {scaling['speedup']:.2f} times")
     for name, megabytes in result.get("peak_rss_mb", {}).items():
         lines.append(f"peak memory, {name}: {megabytes:.0f} MB")
+    if "memory_share" in result:
+        lines.append(f"peak memory, int8 engine / float: {result['memory_share']:.2f}")
     return "\n".join(lines)
 
 

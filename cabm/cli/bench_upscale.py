@@ -25,10 +25,15 @@ def bench_upscale(
     height: Annotated[int, typer.Option(min=1, help="Input height to extrapolate to.")] = 1080,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each; the median is reported.")] = 5,
-    openvino: Annotated[bool, typer.Option(help="Also time OpenVINO int8, if it is installed.")] = True,
+    peers: Annotated[
+        bool, typer.Option(help="Also time OpenVINO, ONNX Runtime and ncnn, as far as they are installed.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time upscaling by the float model, the simulated model, the integer engine and OpenVINO.
+    """Time upscaling by the float model, the simulated model, the integer engine and other runtimes.
+
+    The others, which the extra bench installs, are OpenVINO int8, ONNX Runtime (int8 or fp32, whichever is
+    faster) and ncnn (fp32).
 
     With IMAGE: time tiles grouped by bits against one by one, edge scores, and tiles against a whole image.
     Then only --model, --rounds, --threads and --json apply.
@@ -60,8 +65,6 @@ def bench_upscale(
 
     directory = None if model is None else find_model(model)
     size = {"width": width, "height": height}
-    options = UpscaleBench(
-        directory, backbone, scale, **size, threads=threads, rounds=rounds, openvino=openvino
-    )
+    options = UpscaleBench(directory, backbone, scale, **size, threads=threads, rounds=rounds, peers=peers)
     result = run(options)
     typer.echo(json.dumps(result, indent=2) if as_json else format_report(result))

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from cabm.bench import openvino as openvino_int8
+from cabm.bench import peers
 from cabm.bench import upscale as bench
 from cabm.bench.upscale import FLOAT, INTEGER, SIMULATED, UpscaleBench, bench_upscale, format_report
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import save_model
 from cabm.cli.bench_upscale import bench_upscale as command
 from cabm.errors import InputError
-from tests.engine.helpers import calibrated, needs_units
+from cabm.models import build_model
+from cabm.quant import Precision
+from tests.engine.helpers import OPTIONS, calibrated, needs_units, photograph
 
 SMALL = {"height": 40, "width": 60, "tile": 24, "stride": 22, "rounds": 1, "tiles": 2, "memory": False}
 
@@ -25,7 +31,7 @@ def model(tmp_path: Path) -> Path:
 
 @needs_units
 def test_times_every_contender_and_prints_them(model: Path) -> None:
-    result = bench_upscale(UpscaleBench(model=model, threads=1, openvino=False, **SMALL))
+    result = bench_upscale(UpscaleBench(model=model, threads=1, peers=False, **SMALL))
     rows = {row["name"]: row for row in result["rows"]}
     assert {FLOAT, SIMULATED, INTEGER} <= rows.keys()
     assert rows[FLOAT]["speedup"] == 1
@@ -41,11 +47,18 @@ def test_times_every_contender_and_prints_them(model: Path) -> None:
 
 def test_reports_why_contenders_were_not_timed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "supports", lambda model: "no units here")
-    monkeypatch.setattr(openvino_int8, "installed", lambda: False)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     result = bench_upscale(UpscaleBench(model=model, threads=1, **SMALL))
     assert {row["name"] for row in result["rows"]} == {FLOAT, SIMULATED}
     assert "int8 engine: not timed: no units here" in format_report(result)
-    assert "cabm[bench]" in format_report(result)
+    printed = format_report(result)
+    for name in (
+        "OpenVINO int8 (NNCF): not timed: openvino and nncf",
+        "ONNX Runtime: not timed",
+        "ncnn: not",
+    ):
+        assert name in printed
+    assert "cabm[bench]" in printed
 
 
 def test_the_command_knows_packaged_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,11 +71,35 @@ def test_the_command_knows_packaged_models_by_name(monkeypatch: pytest.MonkeyPat
         command(model="no_such", as_json=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", sorted(OPTIONS))
+@pytest.mark.parametrize("runners", [peers.onnx_runtime_runners, peers.ncnn_runners])
+def test_other_runtimes_compute_the_same_network(backbone: str, runners: Callable) -> None:
+    pytest.importorskip("pnnx")
+    torch.manual_seed(0)
+    model = build_model(backbone, 4, Precision("float"), OPTIONS[backbone]).eval()
+    tiles = photograph(24, 24, count=2).float()
+    with torch.no_grad():
+        wanted = model(tiles).sr.numpy()
+    for name, run in runners(model, tiles, 1).items():
+        found = np.concatenate(run(tiles))
+        error = np.abs(found - wanted).mean() / np.abs(wanted).mean()
+        assert error < (0.1 if name == "int8" else 1e-4)
+
+
+def test_the_fastest_is_chosen() -> None:
+    runs = {"slow": lambda tiles: time.sleep(0.1), "fast": lambda tiles: None}
+    assert peers.fastest(runs, torch.zeros(1, 3, 2, 2)) == ("fast", runs["fast"])
+
+
 @needs_units
 @pytest.mark.slow
-def test_openvino_and_memory(model: Path) -> None:
+def test_other_runtimes_and_memory(model: Path) -> None:
     pytest.importorskip("nncf")
+    pytest.importorskip("pnnx")
     result = bench_upscale(UpscaleBench(model=model, threads=1, **(SMALL | {"memory": True})))
-    assert any("OpenVINO" in row["name"] for row in result["rows"])
+    for peer in (bench.OPENVINO, bench.ONNX_RUNTIME, bench.NCNN):
+        assert any(row["name"].startswith(peer) for row in result["rows"])
     assert set(result["peak_rss_mb"]) == {FLOAT, INTEGER}
+    assert result["memory_share"] == result["peak_rss_mb"][INTEGER] / result["peak_rss_mb"][FLOAT]
     assert result["peak_rss_mb"][FLOAT] != result["peak_rss_mb"][INTEGER], "each in a process of its own"

@@ -16,7 +16,7 @@ from cabm.upscaling.upscaler import Upscaler
 from tests.upscaling.helpers import photo, tiny_model
 
 NAMES = ("a", "b", "c")
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 @pytest.fixture(scope="module")
