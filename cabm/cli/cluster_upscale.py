@@ -8,6 +8,7 @@ import typer
 
 from cabm.cli import upscale_options as options
 from cabm.cli.terminal import echo, fail, interrupted, sigterm_interrupts
+from cabm.errors import InputError
 from cabm.imaging.formats import DEFAULT_QUALITY
 from cabm.imaging.search import left_out
 
@@ -77,6 +78,7 @@ def upscale_on_cluster(
     to_srgb: options.ToSrgb = False,
     strip: options.Strip = False,
     damaged: options.Damaged = False,
+    all_frames: options.AllFrames = False,
     overlap: options.Overlap = "6",
     tile: options.Tile = None,
     engine: options.Engine = options.EngineName.auto,
@@ -99,6 +101,10 @@ def upscale_on_cluster(
     """
     from cabm.cluster.job import ClusterRequest
 
+    if all_frames and file_format not in ("tiff", "webp"):
+        raise InputError(
+            "--all-frames: add --format tiff or webp; results are named before images are read"
+        )
     upscale = options.upscale_request(context, (source,), output)
     request = ClusterRequest(upscale, address, workers, max_failures)
     run(request, report=report, verbose=verbose, quiet=quiet)

@@ -63,7 +63,7 @@ class UpscaleRequest:
             damaged=self.damaged,
             limit_option="--max-pixels",
             damaged_option="--damaged",
-            frames_option="cabm upscale --all-frames",
+            frames_option="--all-frames",
         )
 
     def open(

@@ -208,3 +208,12 @@ def test_hidden_folders_and_unsupported_images_are_left_out(tmp_path):
     found = [item.source for item, _ in find_items(*stores, scale=2, on_unsupported=unsupported.extend)]
     assert found == ["a.png"]
     assert unsupported == ["d.psd"]
+
+
+def test_a_worker_upscales_every_page(tmp_path, recipe):
+    pages = [Image.fromarray(photo(12, 15, seed=seed)) for seed in range(2)]
+    (tmp_path / "in").mkdir()
+    pages[0].save(tmp_path / "in/a.tif", save_all=True, append_images=pages[1:])
+    assert Worker(recipe(all_frames=True))(Item("a.tif", "a_x2.tif")).computed
+    assert Image.open(tmp_path / "out/a_x2.tif").n_frames == 2
+    assert files(tmp_path / "out") == ["a_x2.tif"]

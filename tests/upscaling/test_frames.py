@@ -148,7 +148,7 @@ def test_the_note_on_the_first_picture_names_the_option(tmp_path):
     animation(tmp_path / "b.gif")
     for name, kind in (("a.tif", "pages"), ("b.gif", "frames")):
         raster = open_raster(tmp_path / name, options=UpscaleRequest().read_options)
-        assert f"first of 3 {kind}; cabm upscale --all-frames takes all" in raster.notes
+        assert f"first of 3 {kind}; --all-frames takes all" in raster.notes
         assert any(note == f"first of 3 {kind}" for note in open_raster(tmp_path / name).notes)
 
 
