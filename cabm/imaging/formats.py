@@ -80,7 +80,7 @@ _TABLE = (
     ImageFormat(
         "AVIF",
         (".avif",),
-        rb".{4}ftypavi[fs]",
+        rb".{4}ftyp(.{4}){0,12}avi[fs]",
         max_bits=12,
         max_side=16384,
         lossy=True,
@@ -106,7 +106,7 @@ _TABLE = (
     ImageFormat("GIF", (".gif",), rb"GIF8[79]a", written=False, whole=True, operation="gif"),
     ImageFormat("BMP", (".bmp", ".dib"), rb"BM", max_bits=8, written=False, whole=True),
 )
-SIGNATURE_BYTES = 12
+SIGNATURE_BYTES = 64
 """How many bytes of a file tell its format."""
 
 OUTPUT_FORMATS = {entry.name: entry for entry in _TABLE if entry.written}

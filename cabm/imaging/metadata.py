@@ -82,10 +82,6 @@ class Metadata:
         """Return the metadata of the image upscaled by a factor: GeoTIFF pixels become smaller."""
         return replace(self, geo=self.geo and _scaled_geo(self.geo, scale))
 
-    def stripped(self) -> Metadata:
-        """Return only what the pixels mean, which is the colour profile."""
-        return Metadata(icc=self.icc)
-
 
 def metadata_of(image: Any, page: Directory | None, text: Text = ()) -> tuple[Metadata, tuple[str, ...]]:
     """Return the metadata of an upright libvips image, and notes about what was left out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -196,21 +196,13 @@ def serialised(directory: Directory, base: int, *, order: str = "<", big: bool =
 
 
 def add_tags(file: BinaryIO, added: Directory) -> None:
-    """Add tags to the first page of a TIFF file that is open for reading and writing.
+    """Add tags to a TIFF file of one page that is open for reading and writing.
 
     The page gets a new directory at the end of the file. Tags that it has already are kept.
     """
-    edit_first_page(file, lambda page: added | page)
-
-
-def edit_first_page(file: BinaryIO, edit: Callable[[Directory], Directory]) -> None:
-    """Replace the directory of the first page of a TIFF file; the file keeps one page."""
     reader = TagReader(file)
     page, _ = reader.directory(reader.first)
-    place = _padded(file)
-    file.write(serialised(edit(page), place, order=reader.order, big=reader.big))
-    file.seek(reader.pointer)
-    file.write(struct.pack(f"{reader.order}{reader.pointer_code}", place))
+    _link(file, reader, added | page, reader.pointer)
 
 
 def append_page(file: BinaryIO, page: BinaryIO) -> None:
@@ -227,10 +219,15 @@ def append_page(file: BinaryIO, page: BinaryIO) -> None:
     for tag in _PIXEL_OFFSETS & directory.keys():
         moved = [int(offset) + base for offset in directory[tag].numbers]
         directory[tag] = entry(_LONG8 if target.big else LONG, *moved)
+    _link(file, target, directory, target.last_pointer())
+
+
+def _link(file: BinaryIO, reader: TagReader, directory: Directory, pointer: int) -> None:
+    """Write a directory to the end of a file, and its offset to a position."""
     place = _padded(file)
-    file.write(serialised(directory, place, order=target.order, big=target.big))
-    file.seek(target.last_pointer())
-    file.write(struct.pack(f"{target.order}{target.pointer_code}", place))
+    file.write(serialised(directory, place, order=reader.order, big=reader.big))
+    file.seek(pointer)
+    file.write(struct.pack(f"{reader.order}{reader.pointer_code}", place))
 
 
 def _padded(file: BinaryIO) -> int:

@@ -287,6 +287,15 @@ def test_heic_is_read_where_its_package_is_installed_and_named_otherwise(tmp_pat
     assert find_images(tmp_path).images == (tmp_path / "a.heic",)
 
 
+def test_avif_is_known_by_any_of_its_brands(tmp_path):
+    pyvips.Image.new_from_array(photo(20, 30)).heifsave(str(tmp_path / "a.avif"), compression="av1")
+    content = (tmp_path / "a.avif").read_bytes()
+    assert content[8:12] == b"avif" and b"avif" in content[16:40]
+    (tmp_path / "b.avif").write_bytes(content[:8] + b"mif1" + content[12:])
+    first, second = (in_memory(open_raster(tmp_path / name)).array for name in ("a.avif", "b.avif"))
+    np.testing.assert_array_equal(first, second)
+
+
 def png_with(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
     """Save a PNG with chunks behind its header."""
     Image.fromarray(photo(8, 9)).save(path)
