@@ -18,9 +18,15 @@ def relocate_runs(
 
     Example: cabm relocate-runs
     """
+    import sqlite3
+
+    from cabm.errors import InputError
     from cabm.tracking.relocation import ARTIFACTS, relocate
 
-    changed = relocate(database)
+    try:
+        changed = relocate(database)
+    except sqlite3.Error as error:
+        raise InputError(f"{database}: cannot be used as MLflow's database ({error})") from None
     folder = database.resolve().parent / ARTIFACTS
     typer.echo(
         f"{database}: {changed} locations changed to {folder}" if changed else f"{database}: up to date"

@@ -101,6 +101,10 @@ def test_artifacts_that_are_not_here_stay_where_they_are(project, tmp_path):
     champion(alone, project)
 
 
-def test_a_missing_database_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"mlflow\.db: no such file"):
-        relocate(tmp_path / "mlflow.db")
+def test_a_file_that_is_no_database_is_one_line(tmp_path):
+    database = tmp_path / "mlflow.db"
+    for message in ("no such file", "cannot be used as MLflow's database"):
+        result = CliRunner().invoke(app, ["relocate-runs", str(database)])
+        assert isinstance(result.exception, InputError)
+        assert str(result.exception).startswith(f"{database}: {message}")
+        database.write_bytes(b"hello" * 999)
