@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from pydantic import ValidationError
 
 _MAX_SHOWN = 80  # characters of a key or a value in a message
 _MAX_BEGINNING, _MAX_END = 1200, 300  # characters of a message
+
+PLOTS = ("matplotlib",)
+PIPELINE = (*PLOTS, "jinja2", "kornia", "scipy", "skimage", "yaml")
+"""Modules that the stages and the report cannot do without."""
+EXTRAS = {
+    "plots": PLOTS,
+    "pipeline": (*PIPELINE, "dvc", "filelock", "mlflow", "pandas", "sklearn"),
+    "heic": ("pillow_heif",),
+    "onnx": ("onnx", "onnxruntime"),
+    "ray": ("pyarrow", "ray"),
+    "bench": ("ncnn", "nncf", "openvino", "pnnx"),
+}
+"""The modules of each extra that the package uses. A module is looked up in the first extra that has it."""
 
 
 class InputError(ValueError):
@@ -46,6 +60,29 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def require(purpose: str, *modules: str) -> None:
+    """Check that optional dependencies are installed, before anything is computed.
+
+    Args:
+        purpose: the command, option or file that needs them; begins the message.
+        modules: modules of one extra.
+
+    Raises:
+        InputError: some are missing; the message says which extra to install.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        extra = next(extra for extra, provided in EXTRAS.items() if set(modules) <= set(provided))
+        raise InputError(f'{purpose}: {", ".join(missing)} not installed; pip install "cabm[{extra}]"')
+
+
+def missing_extra(error: BaseException | None) -> str | None:
+    """Return the extra that installs the module which an import did not find, None for other errors."""
+    name = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    module = name.partition(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+
+
 def error_line(error: BaseException, source: str | Path | None = None) -> str:
     """Return an error as one line: where it occurred, and what went wrong.
 
@@ -56,7 +93,10 @@ def error_line(error: BaseException, source: str | Path | None = None) -> str:
     if isinstance(error, (InputError, TrainingDiverged, PeerLost, WorkerFailed)):
         return str(error)
     where: object = source
-    if isinstance(error, OSError):
+    extra = missing_extra(error)
+    if extra is not None:
+        text = f'{error}; pip install "cabm[{extra}]"'
+    elif isinstance(error, OSError):
         where, text = error.filename or source, str(error.strerror or error)
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({str(error)[:200]})" if str(error) else "not enough memory"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from cabm.engine.integer import why_not
 from cabm.engine.packing import Row
-from cabm.errors import InputError
+from cabm.errors import InputError, require
 from cabm.files import atomic_write
 from cabm.models.base import Backbone
 from cabm.tables.table import EdgeToBitTable
@@ -70,8 +69,7 @@ def export_onnx(model: Backbone, path: str | Path, bits: Row = None) -> None:
     Raises:
         InputError: onnx is not installed, the model cannot be exported, or bits that do not fit it.
     """
-    if find_spec("onnx") is None:
-        raise InputError("onnx is not installed; pip install cabm[onnx]")
+    require("export to onnx", "onnx")
     reason = why_not(model)
     if reason is not None:
         raise InputError(f"export to onnx: {reason}")

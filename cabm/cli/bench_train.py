@@ -19,6 +19,9 @@ def bench_train(
     """
     import torch
 
+    from cabm.errors import PIPELINE, require
+
+    require("cabm bench train", *PIPELINE)
     from cabm.bench.train import training_steps
 
     if threads:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabm.cli.outputs import check_figure_name, check_new_file, save_figure
-from cabm.errors import InputError
+from cabm.errors import PLOTS, InputError, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ def check_bit_map(
         InputError: several inputs, an input whose result is kept, a model without bits per tile, a file
             name of no figure format, or a file that must not be replaced.
     """
+    require(f"--bit-map {path}", *PLOTS)
     if len(tasks) != 1:
         raise InputError(f"--bit-map {path}: draws one image, {len(tasks)} were given")
     kind = upscaler.model.precision.kind

@@ -22,7 +22,7 @@ from cabm.cli.relocate_runs import relocate_runs
 from cabm.cli.report import report
 from cabm.cli.table import build_table, plot_table, show_table
 from cabm.cli.upscale import upscale
-from cabm.errors import InputError, TrainingDiverged, debugging, error_line
+from cabm.errors import InputError, TrainingDiverged, debugging, error_line, missing_extra
 
 _OBJECTS_PER_COLLECTION = 50_000
 
@@ -81,7 +81,9 @@ def main() -> None:
     _collect_seldom()
     try:
         app()
-    except (InputError, TrainingDiverged, OSError) as error:
+    except (InputError, TrainingDiverged, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and missing_extra(error) is None:
+            raise
         if debugging():
             traceback.print_exc()
         typer.echo(f"cabm: {error_line(error)}", err=True)

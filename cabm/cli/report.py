@@ -27,6 +27,9 @@ def report(
     Example: cabm report -o report/ --overwrite
     """
     from cabm.cli.outputs import check_new_file
+    from cabm.errors import PIPELINE, require
+
+    require("cabm report", *PIPELINE)
     from cabm.reporting.page import report_path, write_report
 
     check_new_file(report_path(output), overwrite=overwrite)

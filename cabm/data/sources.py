@@ -19,10 +19,12 @@ from pydantic import (
 )
 
 from cabm.data.layout import Pair, benchmark_pairs, div2k_pairs, div8k_pairs, folder_pairs
+from cabm.errors import require
 
 Count = Annotated[StrictInt, Field(ge=1)]
 
-# Photographs inside the wheels of scikit-image and scikit-learn, so that nothing is downloaded.
+# Photographs inside the wheels of scikit-image and scikit-learn (which MLflow needs, too), so that nothing
+# is downloaded.
 # The motorcycles are a stereo pair and stay in one part.
 SAMPLE = {
     "train": (
@@ -58,10 +60,11 @@ class SampleSource(_Source):
 
     def pairs(self, part: Part, scale: int) -> Iterator[Pair]:
         """Yield the photographs of one part."""
+        require("source: sample", "skimage", "sklearn")
         for entry in SAMPLE[part]:
             package, _, inside = entry.partition("/")
             spec = find_spec(package)
-            assert spec is not None and spec.origin is not None, f"{package} is a dependency"
+            assert spec is not None and spec.origin is not None
             path = Path(spec.origin).parent / inside
             yield Pair(path.stem, path)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
+from PIL import Image
 
 from cabm.errors import InputError
 from cabm.files import atomic_write
@@ -77,4 +77,4 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
             f" use one of {', '.join(_WRITTEN)}"
         )
     with atomic_write(path) as temporary:
-        iio.imwrite(temporary, image, plugin="pillow")
+        Image.fromarray(image).save(temporary)

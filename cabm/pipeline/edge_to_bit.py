@@ -15,7 +15,6 @@ from cabm.evaluation.sensitivity import layer_noise
 from cabm.files import write_json
 from cabm.models import Backbone
 from cabm.pipeline.stage import Stage
-from cabm.reporting.bits import table_picture
 from cabm.tables.bypass import choose_bypass
 from cabm.tables.cost import fab
 from cabm.tables.table import build_table
@@ -67,6 +66,8 @@ def edge_to_bit(stage: Stage) -> None:
     write_json(stage.timing / "edge_to_bit.json", timing)
     stage.tracker.metrics(metrics | timing, 0)
     stage.tracker.dict("edge_to_bit", table.describe())
+    from cabm.reporting.bits import table_picture
+
     stage.tracker.figure("edge_to_bit", table_picture(table))
 
 

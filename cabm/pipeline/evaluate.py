@@ -23,13 +23,14 @@ from cabm.evaluation.comparison import (
 from cabm.files import write_json
 from cabm.machine.cpu import environment
 from cabm.pipeline.stage import Stage
-from cabm.reporting.page import write_report
-from cabm.reporting.pictures import make_pictures, save_crops, save_figures, show_image
 from cabm.tables.observations import Observations
 
 
 def evaluate(stage: Stage) -> None:
     """Write metrics, per-image results, figures and the report."""
+    from cabm.reporting.page import write_report
+    from cabm.reporting.pictures import make_pictures, save_crops, save_figures, show_image
+
     started = time.perf_counter()
     observations = Observations.load(stage.tables / "observations.npz")
     methods = _methods(stage, observations)

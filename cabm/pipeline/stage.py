@@ -21,7 +21,16 @@ from safetensors import SafetensorError
 
 from cabm import __version__
 from cabm.data.store import PackedStore, data_hash
-from cabm.errors import InputError, PeerLost, TrainingDiverged, WorkerFailed, debugging, error_line
+from cabm.errors import (
+    PIPELINE,
+    InputError,
+    PeerLost,
+    TrainingDiverged,
+    WorkerFailed,
+    debugging,
+    error_line,
+    require,
+)
 from cabm.files import remove_leftovers
 from cabm.machine.cpu import cpu_threads
 from cabm.machine.memory import keep_freed_memory
@@ -116,6 +125,7 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
 def _try(name: str, body: Callable[[Stage], None]) -> int:
     """Run a stage, print one line if it fails, and return its exit status."""
     try:
+        require(name, *PIPELINE)
         params = load_params()
         trains = isinstance(getattr(params, name), TrainingSettings)
         if trains and launches(params.runtime):

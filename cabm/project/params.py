@@ -24,7 +24,6 @@ from cabm.project.sections import (
     TrackingSettings,
     TrainingSettings,
 )
-from cabm.project.yaml_file import read_yaml
 
 RENAMED = {
     "edge_to_bit.patch": "edge_to_bit.tile",
@@ -68,6 +67,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         InputError: the file is missing, is not YAML, or has an unknown key or an illegal value.
     """
+    from cabm.project.yaml_file import read_yaml  # the settings are of use without PyYAML
+
     return read_yaml(path, Params, renamed=RENAMED)
 
 

@@ -15,7 +15,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
 
 from cabm.quant.functional import PAMS_BITS
 from cabm.reporting.style import FAINT, INK, WIDEST, bit_color, plain
@@ -231,4 +230,6 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Return Spearman's rank correlation; 0 where ``x`` or ``y`` is constant, which has none."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
+    from scipy.stats import spearmanr  # slow to import, and table_picture does without it
+
     return float(spearmanr(x, y).statistic)

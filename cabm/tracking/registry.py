@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 LOADER_MODULE = "cabm.tracking.service"
 
-PACKAGES = ("mlflow", "torch", "kornia", "numpy", "numba", "imageio", "pillow", "pydantic", "safetensors")
+PACKAGES = ("mlflow", "torch", "kornia", "numpy", "numba", "pillow", "pydantic", "safetensors")
 """The dependencies of this package that a served model imports."""
 
 REGISTRATION_WAIT_S = 180.0

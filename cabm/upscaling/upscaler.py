@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from cabm.checkpoints.find import DEFAULT_MODEL, find_model
 from cabm.checkpoints.model_directory import LoadedModel, load_model
-from cabm.errors import InputError
+from cabm.errors import InputError, require
 from cabm.imaging.metadata import Metadata
 from cabm.imaging.raster import Raster, array_raster, image_array, in_memory
 from cabm.imaging.writer import OutputSpec, RowWriter, image_writer
@@ -176,6 +176,8 @@ class Upscaler:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads: give at least 1")
         loaded = load_model(find_model(model))
+        if loaded.config.precision.kind == "cadyq":
+            require(f"{loaded.directory}: the selectors of a cadyq model", "kornia")
         chosen = choose_runner(loaded.model, engine=engine, device=device)
         return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads, alpha=alpha)
 
