@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class UpscaleBench:
 
     Attributes:
         model: a quantized model directory; None: ``backbone`` with random weights, calibrated.
-        backbone, scale: of the random model.
+        backbone, scale, weight_bits: of the random model; see `cabm.quant.Precision`.
         height, width: of the input image that times are extrapolated to, in pixels.
         tile, stride: of its tiles, in pixels.
         threads: CPU threads; 0: PyTorch's setting.
@@ -56,6 +56,7 @@ class UpscaleBench:
     model: Path | None = None
     backbone: str = "edsr"
     scale: int = 4
+    weight_bits: int | Literal["same"] = 8
     height: int = 1080
     width: int = 2048
     tile: int = 96
@@ -75,7 +76,9 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         each with its name, median seconds per tile and per image, and median speedup over float;
         ``skipped``, why contenders were not timed. If the engine runs, also ``int8``, the operations per
         second of the engine and of oneDNN's best convolution, and their ratio; ``scaling``, the speedup
-        from 1 to all threads; ``peak_rss_mb``, and ``memory_share``, that of the engine / that of float.
+        from 1 to all threads; for models whose layers take several widths, ``by_bits``, the time of a
+        tile with one width in all layers / that with the largest width; ``peak_rss_mb``, and
+        ``memory_share``, that of the engine / that of float.
 
     Raises:
         InputError: no such model directory, or a damaged one.
@@ -112,6 +115,10 @@ def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
         result["int8"] = {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak}
         speedup = median_ratio(seconds[ONE_THREAD], seconds[INTEGER])
         result["scaling"] = {"threads": threads, "speedup": speedup}
+        by_bits = {width: seconds[_at(width)] for width in _widths(model)}
+        result["by_bits"] = {
+            str(width): median_ratio(times, by_bits[max(by_bits)]) for width, times in by_bits.items()
+        }
         if options.memory:
             peaks = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
             result["peak_rss_mb"] = peaks
@@ -133,6 +140,9 @@ def _contenders(
         engine = compile_model(model)
         runs[INTEGER] = lambda: engine.run(tiles, bits, threads=threads)
         runs[ONE_THREAD] = lambda: engine.run(tiles, bits, threads=1)
+        for width in _widths(model):
+            rows = torch.full((len(tiles), model.num_adaptive), width)
+            runs[_at(width)] = partial(engine.run, tiles, rows, threads=1)
     else:
         skipped[INTEGER] = reason
     if options.peers:
@@ -189,6 +199,9 @@ def format_report(result: dict[str, Any]) -> str:
             f" {int8['peak_tops']:.2f} of the best single convolution"
         )
         lines.append(f"1 to {scaling['threads']} threads: {scaling['speedup']:.2f} times")
+    if result.get("by_bits"):
+        times = ", ".join(f"{width} bits {ratio:.2f}" for width, ratio in result["by_bits"].items())
+        lines.append(f"time of a tile with one width in all layers: {times}")
     for name, megabytes in result.get("peak_rss_mb", {}).items():
         lines.append(f"peak memory, {name}: {megabytes:.0f} MB")
     if "memory_share" in result:
@@ -203,7 +216,9 @@ def _model(options: UpscaleBench) -> tuple[Backbone, EdgeToBitTable | None]:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(options.backbone, options.scale, Precision("cabm")).eval()
+        model = build_model(
+            options.backbone, options.scale, Precision("cabm", weight_bits=options.weight_bits)
+        ).eval()
     observer = AlphaObserver()
     with torch.no_grad():
         model(_noise(2, 48, generator), observer=observer)
@@ -224,6 +239,15 @@ def _work(
     widths = torch.tensor(model.precision.search_space)
     mixed = widths[torch.arange(options.tiles * model.num_adaptive) % len(widths)]
     return tiles, mixed.view(options.tiles, -1)
+
+
+def _widths(model: Backbone) -> tuple[int, ...]:
+    """Return the widths that a model's layers choose from; none if they have one width only."""
+    return model.precision.search_space if model.precision.kind in ("cadyq", "cabm") else ()
+
+
+def _at(width: int) -> str:
+    return f"{ONE_THREAD}, {width} bits"
 
 
 def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:

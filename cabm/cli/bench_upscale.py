@@ -21,6 +21,9 @@ def bench_upscale(
     ] = None,
     backbone: Annotated[str, typer.Option(help="Backbone of the random weights.")] = "edsr",
     scale: Annotated[int, typer.Option(min=2, max=4, help="Scale factor of the random weights.")] = 4,
+    weight_bits: Annotated[
+        str, typer.Option(help="Bits of the random weights: 2 to 8, or same, those of the activations.")
+    ] = "8",
     width: Annotated[int, typer.Option(min=1, help="Input width to extrapolate to, in pixels.")] = 2048,
     height: Annotated[int, typer.Option(min=1, help="Input height to extrapolate to.")] = 1080,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
@@ -44,11 +47,14 @@ def bench_upscale(
 
     cabm bench upscale --backbone srresnet --rounds 3
 
+    cabm bench upscale --weight-bits same            # what few bits save on this CPU
+
     cabm bench upscale photo.jpg --rounds 1
     """
     import json
 
     from cabm.checkpoints.find import DEFAULT_MODEL, find_model
+    from cabm.errors import InputError
 
     if image is not None:
         from dataclasses import asdict
@@ -63,8 +69,19 @@ def bench_upscale(
     from cabm.bench.upscale import UpscaleBench, format_report
     from cabm.bench.upscale import bench_upscale as run
 
+    if weight_bits not in ("same", *map(str, range(2, 9))):
+        raise InputError(f"--weight-bits {weight_bits}: give 2 to 8, or same")
     directory = None if model is None else find_model(model)
     size = {"width": width, "height": height}
-    options = UpscaleBench(directory, backbone, scale, **size, threads=threads, rounds=rounds, peers=peers)
+    options = UpscaleBench(
+        directory,
+        backbone,
+        scale,
+        weight_bits if weight_bits == "same" else int(weight_bits),
+        **size,
+        threads=threads,
+        rounds=rounds,
+        peers=peers,
+    )
     result = run(options)
     typer.echo(json.dumps(result, indent=2) if as_json else format_report(result))

@@ -213,6 +213,8 @@ def describe_model(upscaler: Upscaler) -> str:
 
 def describe(task: Task, report: Report) -> str:
     """Return what an image took, as several lines."""
+    from cabm.upscaling.trace import seconds_by_bits
+
     plan, seconds = report.plan, dict(report.seconds)
     total = seconds.pop("total")
     lines = [f"{task.source} -> {task.output}"]
@@ -224,6 +226,10 @@ def describe(task: Task, report: Report) -> str:
     if report.fab is not None:
         lines.append(f"  FAB      {f'{report.fab:.2f}' if report.fab else 'no tile entered the network'}")
         lines.append(f"  BitOPs   {report.bitops_saved:.1%} saved against the float network")
+    if report.bits is not None and report.tile_seconds is not None:
+        found = seconds_by_bits(report.bits, report.tile_seconds, report.parts).items()
+        times = [f"{bits}: {1000 * each:.0f} ms x {count} tiles" for bits, (count, each) in found]
+        lines += [f"  by bits  {', '.join(times)}"] if times else []
     phases = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items())
     lines.append(f"  seconds  {total:.2f}: {phases}")
     lines.append(f"  engine   {report.engine}")

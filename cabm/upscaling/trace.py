@@ -15,6 +15,26 @@ Progress = Callable[[int], object]
 """Called with the number of tiles that were finished since the last call."""
 
 
+def seconds_by_bits(
+    bits: np.ndarray, seconds: np.ndarray, parts: TileParts | None
+) -> dict[int, tuple[int, float]]:
+    """Return how many tiles have so many bits on average, rounded, and the seconds of a whole one of them.
+
+    Args:
+        bits: (N,L); tiles of zeros bypassed the network and are left out.
+        seconds: (N,) time of each tile.
+        parts: which parts of the tiles bypassed the network; the time of such a tile counts for the rest.
+    """
+    work = np.ones(len(bits)) if parts is None else parts.work
+    rounded = np.rint(bits.mean(axis=1)).astype(int)
+    computed = (rounded > 0) & (work > 0)
+    return {
+        int(width): (int(chosen.sum()), float(seconds[chosen].sum() / work[chosen].sum()))
+        for width in np.unique(rounded[computed])
+        for chosen in [computed & (rounded == width)]
+    }
+
+
 @dataclass
 class Trace:
     """Bits, bypassed parts and times of an image, filled in while it is upscaled.

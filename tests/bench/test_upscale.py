@@ -45,6 +45,15 @@ def test_times_every_contender_and_prints_them(model: Path) -> None:
     assert all(name in printed for name in rows)
 
 
+@needs_units
+def test_times_a_tile_at_each_width() -> None:
+    small = {"peers": False, "threads": 1, "backbone": "carn", "weight_bits": "same"} | SMALL
+    result = bench_upscale(UpscaleBench(**small))
+    assert result["by_bits"].keys() == {"4", "6", "8"} and result["by_bits"]["8"] == 1
+    assert all(f"int8 engine, 1 thread, {bits} bits" in format_report(result) for bits in (4, 6, 8))
+    assert "time of a tile with one width in all layers: 4 bits" in format_report(result)
+
+
 def test_reports_why_contenders_were_not_timed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "supports", lambda model: "no units here")
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
@@ -67,6 +76,9 @@ def test_the_command_knows_packaged_models_by_name(monkeypatch: pytest.MonkeyPat
     command(model="edsr_x4", as_json=True)
     command(as_json=True)
     assert timed == [find_model("edsr_x4/cabm"), None]
+    command(weight_bits="same", as_json=True)
+    with pytest.raises(InputError, match="--weight-bits 9: give 2 to 8, or same"):
+        command(weight_bits="9", as_json=True)
     with pytest.raises(InputError, match="no_such"):
         command(model="no_such", as_json=True)
 

@@ -96,6 +96,7 @@ def test_the_report_lists_tiles_bits_and_times(cabm, tmp_path, model):
         "bicubic",
         "FAB",
         "BitOPs",
+        "by bits",
         "seconds",
         "decode",
         "score",
