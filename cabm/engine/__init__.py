@@ -2,8 +2,9 @@
 
 `compile_model` turns a backbone into an `IntegerModel`, which upscales tiles. A backbone's layers in order
 are its program (`cabm.engine.programs`): byte grids for the quantizers (``grid``), convolutions with
-packed weights (``packing``, ``onednn``), residual blocks (``blocks``), or all of them fused to one compiled
-call (``fused``) in the form that suits the CPU (``forms``), and float tails.
+packed weights (``packing``), and float tails. Between head and tail, layers are steps of one compiled
+call (``chains``, ``fused``, ``steps``) in the form that suits the CPU (``forms``); where numba fails they
+run one by one (``blocks``, ``onednn``).
 ``onnx_models`` writes the same networks as ONNX graphs.
 """
 

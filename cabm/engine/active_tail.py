@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.float_conv import FloatConv, minus_image
+from cabm.engine.float_conv import FloatConv, minus_image, winograd
 from cabm.models.tail import before_pixel_shuffle
+
+if TYPE_CHECKING:
+    from cabm.engine.float_winograd import Compiled
 
 
 class ActiveTail:
@@ -45,12 +49,8 @@ class ActiveTail:
         self._factors, self._slopes, self._dtype = tuple(factors), tuple(slopes), dtype
         self._scale = math.prod(factors)
         self._carries_image = dtype != torch.float32
-        weight = before_pixel_shuffle(last.weight.detach(), factors[-1]) * gain
-        bias = torch.zeros(last.out_channels) if last.bias is None else last.bias.detach()
-        if offset is not None:
-            bias = bias + offset.flatten()
+        weight, bias = _last(last, factors[-1], gain, offset)
         phases = factors[-1] ** 2
-        bias = bias.repeat_interleave(phases) * gain
         stages = [(conv.weight.detach(), conv.bias) for conv in upsampling]
         if self._carries_image:
             copies = [factor**2 for factor in factors[:-1]] + [1]
@@ -78,6 +78,69 @@ class ActiveTail:
             image = image.to(self._dtype).float() + self._remainder
             y.add_(F.interpolate(image, scale_factor=self._scale, mode="nearest"))
         return y
+
+
+class WinogradTail:
+    """The same tail in float32, by Winograd convolutions that shuffle and activate on the way.
+
+    Args:
+        loop: from `cabm.engine.float_conv.winograd`.
+        convs, factors, slopes, gain, offset: as in `ActiveTail`.
+    """
+
+    def __init__(
+        self,
+        loop: Compiled,
+        convs: Sequence[nn.Conv2d],
+        factors: Sequence[int],
+        slopes: Sequence[float],
+        *,
+        gain: float = 1.0,
+        offset: Tensor | None = None,
+    ) -> None:
+        from cabm.engine.float_winograd import WinogradConv, before_shuffle
+
+        *upsampling, last = convs
+        self._factor = factors[-1]
+        stages = zip(upsampling, factors, (1, *factors[:-1]), slopes, strict=True)
+        self._convs: list[Callable[[Tensor], Tensor]] = [
+            WinogradConv(
+                loop, *before_shuffle(conv.weight, conv.bias, factor), shuffle=shuffle, slope=slope
+            )
+            for conv, factor, shuffle, slope in stages
+        ]
+        weight, bias = _last(last, factors[-1], gain, offset)
+        inputs, _ = before_shuffle(weight.transpose(0, 1), None, factors[-1])
+        self._convs.append(FloatConv(inputs.transpose(0, 1), bias, torch.float32))
+
+    def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
+        """Return the upscaled image (1,3,h*R,w*R) float32 for a feature (1,n,h,w)."""
+        for conv in self._convs:
+            feature = conv(feature)
+        return F.pixel_shuffle(feature, self._factor)
+
+
+def active_tail(
+    convs: Sequence[nn.Conv2d],
+    factors: Sequence[int],
+    slopes: Sequence[float],
+    dtype: torch.dtype,
+    **output: Any,
+) -> ActiveTail | WinogradTail:
+    """Return the faster tail on this CPU; arguments as in `ActiveTail`."""
+    loop = winograd() if dtype == torch.float32 else None
+    if loop is None:
+        return ActiveTail(convs, factors, slopes, dtype, **output)
+    return WinogradTail(loop, convs, factors, slopes, **output)
+
+
+def _last(conv: nn.Conv2d, factor: int, gain: float, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the last convolution before the PixelShuffle, with gain and offset."""
+    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    if offset is not None:
+        bias = bias + offset.flatten()
+    weight = before_pixel_shuffle(conv.weight.detach(), factor)
+    return weight * gain, bias.repeat_interleave(factor**2) * gain
 
 
 def _with_image(weight: Tensor, bias: Tensor | None, copies: int) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llvmlite import ir
@@ -10,6 +13,15 @@ from numba import types
 
 BYTE, HALF, WORD, SIZE, SINGLE = *(ir.IntType(bits) for bits in (8, 16, 32, 64)), ir.FloatType()
 POINTER = BYTE.as_pointer()
+
+
+def checksum(*modules: ModuleType) -> int:
+    """Return a number that changes with the code of modules.
+
+    Functions to compile close over it: numba's cache of compiled functions compares closures, and the age
+    of the function's file, but not of the modules that it imports.
+    """
+    return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
 class Emitter:
@@ -127,7 +139,8 @@ def typed_call(
 
     Args:
         lanes: type of the first argument, a literal number.
-        operands: the NamedTuple of the other arguments: integers (those in ``numbers``) or addresses.
+        operands: the NamedTuple of the other arguments, all signed integers: numbers (those in
+            ``numbers``) or addresses.
         numbers: names of the integers.
         emit: emits the code; called with the operands, the addresses as pointers.
     """
@@ -139,5 +152,4 @@ def typed_call(
         emit(emitter, operands(*(v if name in numbers else emitter.pointer(v) for name, v in named)))
         return target.get_dummy_value()
 
-    kinds = (types.intp if name in numbers else types.uintp for name in names)
-    return types.void(lanes, *kinds), generate
+    return types.void(lanes, *[types.intp] * len(names)), generate

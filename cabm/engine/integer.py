@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from cabm.engine import elementwise, onednn
+from cabm.engine.fused import kernel_for
 from cabm.engine.packing import Row
 from cabm.engine.programs import Program
 from cabm.engine.programs.carn import CarnProgram
-from cabm.engine.programs.edsr import EdsrProgram, kernel_for
+from cabm.engine.programs.edsr import EdsrProgram
 from cabm.engine.programs.idn import IdnProgram
 from cabm.engine.programs.srresnet import SRResNetProgram
 from cabm.errors import InputError
 from cabm.machine.cpu import multiplies_bfloat16
 from cabm.machine.threads import in_order
 from cabm.models.base import Backbone
-from cabm.models.edsr import EDSR
 from cabm.models.srresnet import SRResNet
 
 KEPT_PLANS = 256  # about 50 kB each
@@ -153,7 +153,7 @@ def supports(model: Backbone) -> str | None:
     device = next(model.parameters()).device.type
     if device != "cpu":
         return f"the integer engine runs on the CPU, the model is on {device}"
-    if isinstance(model, EDSR) and kernel_for(model) is not None:
+    if kernel_for(model) is not None:
         return None
     ok, reason = onednn.available()
     return None if ok else reason

@@ -1,17 +1,94 @@
-"""Names of what a layer of fused residual blocks does with its sums, and of the numbers that it uses."""
+"""Names of the columns of a step (`cabm.engine.steps`), of its numbers, and of its epilogue."""
 
 from __future__ import annotations
 
-TO_CODES, ADD_TO_CODES, ADD_TO_FLOATS = range(3)
-"""Epilogues: encode the sums; or add them to the skip connection and encode, or do not encode."""
+from dataclasses import dataclass
+from typing import Literal
 
-GAIN, INVERSE, LOW, HIGH, STEP, SKIP_STEP = range(6)
-NEXT_READ, NEXT_SKIP, PRODUCTS, NUMBERS = 6, 8, 10, 11
-"""Places of a layer's numbers; see `cabm.engine.block_loops.residual_blocks`."""
+CONVOLVE, POINTWISE, ENCODE, COPY = range(4)
+"""Kinds of steps: a 3x3 convolution of codes, a 1x1 convolution of floats, the input as codes, a copy."""
+
+(
+    KIND,
+    SOURCE,
+    INPUTS,
+    OUTPUTS,
+    WEIGHTS,
+    STARTS,
+    FACTORS,
+    BIASES,
+    PRODUCTS,
+    EPILOGUE,
+    TARGET,
+    FOLLOWING,
+    FLOATS,
+    FLOATS_AT,
+    ADDEND,
+    ADDEND_AT,
+    FIELDS,
+) = range(17)
+"""Columns of a step; see `cabm.engine.steps.step_loop`."""
+
+SLOPE, GAIN, INVERSE, LOW, HIGH, ROUNDING, STEP, SKIP_STEP, AFTER = range(9)
+READ_INVERSE, READ_HIGH, NEXT_INVERSE, NEXT_HIGH, NUMBERS = range(9, 14)
+"""Places of a step's numbers, float32; see `Epilogue`."""
 
 WIDE, NARROW_SIGNED, NARROW_POSITIVE = range(3)
 """How a layer multiplies: as the form does for 8 bits; or as it does for few bits, on codes of either sign
 or without a sign."""
 
+CHANNELS, FILL = range(2)
+"""Columns of an image: numbers per pixel; the byte of code 0, or one of the next three."""
+
+FLOATING, CLEARED, RESULT = -1, -2, -3
+"""Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result."""
+
 ZERO = 128
 """Byte of code 0 for codes with a sign."""
+
+ROUND = 12582912.0
+"""1.5 * 2^23: added to a float32 below 2^22, it rounds to the nearest whole number, ties to even.
+
+The lowest byte of ROUND + 128 + x is that of x + 128.
+"""
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What a step does with the sums of a convolution: value = sum * factor + bias, then in this order:
+
+    Attributes:
+        single: the sums are float32 and already the values.
+        leaky: negative values are multiplied by SLOPE.
+        coded: values are multiplied by GAIN and rounded to codes by INVERSE, LOW and HIGH, then decoded by
+            STEP.
+        adds: added to the values: the target's codes, whose step is SKIP_STEP, or floats. Negative sums
+            with floats are multiplied by AFTER.
+        codes: ``own``: codes by INVERSE, LOW, HIGH and ROUNDING; ``two``: signed codes for the next
+            convolution to read (READ) and for the next skip connection (NEXT), by an inverse step and
+            the largest code each.
+        floats: values are also, or only, written as float32.
+    """
+
+    single: bool = False
+    leaky: bool = False
+    coded: bool = False
+    adds: Literal["codes", "floats"] | None = None
+    codes: Literal["own", "two"] | None = None
+    floats: bool = False
+
+
+EPILOGUES = (
+    TO_CODES := Epilogue(codes="own"),
+    LEAKY_TO_CODES := Epilogue(leaky=True, codes="own"),
+    LEAKY_TO_FLOATS := Epilogue(leaky=True, floats=True),
+    LEAKY_TO_BOTH := Epilogue(leaky=True, codes="own", floats=True),
+    CODED_SUM_TO_CODES := Epilogue(coded=True, adds="codes", codes="two"),
+    CODED_SUM_TO_FLOATS := Epilogue(coded=True, adds="codes", floats=True),
+    SUM_TO_CODES := Epilogue(adds="codes", codes="two"),
+    SUM_TO_FLOATS := Epilogue(adds="codes", floats=True),
+    JOIN := Epilogue(leaky=True, adds="floats", floats=True),
+    SINGLE_TO_FLOATS := Epilogue(single=True, leaky=True, floats=True),
+    SINGLE_TO_BOTH := Epilogue(single=True, leaky=True, codes="own", floats=True),
+)
+"""All epilogues; a step names one by its index."""

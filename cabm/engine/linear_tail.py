@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.elementwise import dense
-from cabm.engine.float_conv import minus_image
+from cabm.engine.float_conv import FloatConv, minus_image
 from cabm.models.tail import compose_kernels
 
 
@@ -120,7 +120,7 @@ class CollapsedTail:
         self._reach = weight.shape[-1] // 2
         if dtype != torch.float32:
             weight = minus_image(weight, self._scale**2)
-        self._inner = dense(weight.to(dtype)), bias.to(dtype)
+        self._inner = FloatConv(weight, bias, dtype)
         self._remainder = (bias - bias.to(dtype).float()).view(1, -1, 1, 1)
         edges = [] if replicate else [edge for edge in _edges() if any(edge)]
         self._ring = [self._ring_part(edge) for edge in edges]
@@ -132,26 +132,29 @@ class CollapsedTail:
             feature: (N,n,h,w) float32.
             image: (N,3,h,w) float32, the low-resolution image minus the mean; used in bfloat16 only.
         """
-        padding = self._reach
-        if self._replicate:
-            feature = F.pad(feature, [self._reach] * 4, mode="replicate")
-            padding = 0
-        elif min(feature.shape[2:]) <= self._reach:  # a pixel may touch opposite sides
+        if (
+            not self._replicate and min(feature.shape[2:]) <= self._reach
+        ):  # a pixel may touch opposite sides
             return self._by_layers(feature)
-        weight, bias = self._inner
         if self._dtype == torch.float32:
-            phases = F.conv2d(feature, weight, bias, padding=padding)
+            phases = self._inside(feature)
         else:
             pixels = dense(image.to(self._dtype))
-            around = F.pad(pixels, [self._reach] * 4, mode="replicate") if self._replicate else pixels
-            joined = dense(torch.cat([dense(feature.to(self._dtype)), around], dim=1))
-            phases = F.conv2d(joined, weight, bias, padding=padding).float()
+            joined = dense(torch.cat([dense(feature.to(self._dtype)), pixels], dim=1))
+            phases = self._inside(joined).float()
             phases.add_(self._remainder)
             pixels = pixels.float()
             phases.view(-1, image.shape[1], self._scale**2, *image.shape[2:]).add_(pixels[:, :, None])
         for part in self._ring:
             part.overwrite(phases, feature)
         return F.pixel_shuffle(phases, self._scale)
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """Convolve with the kernel of the inside; beyond the border are zeros, or the outermost pixels."""
+        if not self._replicate:
+            return self._inner(x)
+        reach = self._reach
+        return self._inner(F.pad(x, [reach] * 4, mode="replicate"))[:, :, reach:-reach, reach:-reach]
 
     def _by_layers(self, feature: Tensor) -> Tensor:
         for conv, factor in zip(self._convs, self._factors, strict=False):

@@ -142,7 +142,7 @@ def _missing_units() -> str | None:
     if not integer_units():
         return (
             "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX); "
-            "without them only EDSR runs, with AVX2, numba and a multiple of 32 features"
+            "without them the engine needs AVX2 and a working numba"
         )
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch is built without oneDNN"

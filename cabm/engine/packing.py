@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +57,8 @@ def weight_bits_at(conv: QuantConv2d, bits: int) -> int:
     return bits if conv.weight_bits == "same" else int(conv.weight_bits)
 
 
-class BoundConv(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class BoundConv:
     """A packed convolution bound to the grid of its input.
 
     Attributes:
@@ -66,6 +70,15 @@ class BoundConv(NamedTuple):
     conv: Any
     grid: Grid
     scaling: Scaling
+
+    @cached_property
+    def affine(self) -> np.ndarray:
+        """Factors and biases (2,O) for the sums of compiled weights, whose outputs may be padded."""
+        numbers = np.zeros((2, len(self.conv.starts)), dtype=np.float32)
+        for row, values in zip(numbers, self.scaling.arrays, strict=True):
+            row[: self.conv.channels] = values
+        numbers[0] /= self.conv.unit
+        return numbers
 
     def to_codes(self, x: Tensor, out: Grid) -> Tensor:
         """Convolve codes (N,I,H,W) and quantize to ``out``; two passes if ``out`` has no divisor."""
@@ -90,6 +103,7 @@ class PackedConv:
         pack: packs weights; called like `IntegerConv`.
         narrow_bits: weights of at most this many bits are packed once more, with ``narrow=True``, for
             inputs of at most this many bits.
+        after: factors and biases (O,) that follow the convolution.
     """
 
     def __init__(
@@ -99,10 +113,12 @@ class PackedConv:
         *,
         pack: Callable[..., Any] = IntegerConv,
         narrow_bits: int = 0,
+        after: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._conv = conv
         self._outputs = outputs
         self._packer = pack
+        self._after = after
         self._narrow_bits = narrow_bits
         self._packs: dict[tuple[int, bool, bool], tuple[Any, Tensor]] = {}
         self._bound: dict[Grid, BoundConv] = {}  # few: hundreds of rows combine a few widths per layer
@@ -114,7 +130,11 @@ class PackedConv:
             narrow = max(bits, grid.bits) <= self._narrow_bits
             packed, scale = self._pack(bits, shifted=grid.zero != 0, narrow=narrow)
             bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
-            self._bound[grid] = BoundConv(packed, grid, Scaling(scale * float(grid.scale), bias))
+            factors = scale * float(grid.scale)
+            if self._after is not None:
+                gain, offset = self._after
+                factors, bias = factors * gain, offset if bias is None else bias * gain + offset
+            self._bound[grid] = BoundConv(packed, grid, Scaling(factors, bias))
         return self._bound[grid]
 
     def _pack(self, bits: int, *, shifted: bool, narrow: bool) -> tuple[Any, Tensor]:

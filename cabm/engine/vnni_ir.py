@@ -1,8 +1,8 @@
 """LLVM code for `cabm.engine.vnni`: convolve a few adjacent pixels.
 
-The innermost loop keeps all sums in registers: those of several pixels, each with four registers of output
-channels. It issues one ``vpdpbusd`` per register, which multiplies unsigned by signed bytes and adds each
-four products to a 32-bit sum: 64 products at once with AVX512-VNNI, 32 with AVX-VNNI.
+The innermost loop keeps all sums in registers: those of several pixels, each with up to four registers of
+output channels. It issues one ``vpdpbusd`` per register, which multiplies unsigned by signed bytes and adds
+each four products to a 32-bit sum: 64 products at once with AVX512-VNNI, 32 with AVX-VNNI.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 from llvmlite import ir
 
 from cabm.engine.emitter import SIZE, WORD, Emitter
-from cabm.engine.epilogue import emit_epilogues
 
 REGISTERS = 4
 """Registers of output channels computed together."""
@@ -25,75 +24,64 @@ class Operands(NamedTuple):
     """Operands of `emit_convolution`, in order: numbers (`INTEGERS`) or addresses.
 
     Attributes:
+        registers: 1..REGISTERS, registers of output channels.
         count: number of pixels, 1..PIXELS.
         source: upper left byte that the kernel reads for the first pixel.
         row: bytes from one row to the next.
         channels: input channels, a multiple of 4; also the bytes from one pixel to the next.
-        weights: (3, 3 * channels / 4, 4 * lanes, 4) int8.
+        weights: (3, 3 * channels / 4, registers * lanes, 4) int8.
         starts: an int32 for each output channel of the group.
-        epilogue, factors, biases, numbers, target, following, floats: see `cabm.engine.epilogue.Targets`.
+        sums: (count, registers * lanes) int32 to write.
     """
 
+    registers: ir.Value
     count: ir.Value
     source: ir.Value
     row: ir.Value
     channels: ir.Value
     weights: ir.Value
     starts: ir.Value
-    epilogue: ir.Value
-    factors: ir.Value
-    biases: ir.Value
-    numbers: ir.Value
-    target: ir.Value
-    following: ir.Value
-    floats: ir.Value
+    sums: ir.Value
 
 
-INTEGERS = {"count", "row", "channels", "epilogue"}
+INTEGERS = {"registers", "count", "row", "channels"}
 
 
 def emit_convolution(emit: Emitter, operands: Operands) -> None:
-    """Emit a 3x3 convolution of ``count`` adjacent pixels to a group of channels, and its epilogue."""
-
-    def convolve(pixels: int) -> None:
-        sums = _emit_sums(emit, operands, pixels)
-
-        def finish_all(finish):
-            for pixel in range(pixels):
-                finish(sums[REGISTERS * pixel : REGISTERS * (pixel + 1)], SIZE(pixel))
-
-        emit_epilogues(emit, operands, finish_all)
-
-    sizes = range(1, PIXELS[emit.lanes] + 1)
-    emit.choose(operands.count, {pixels: lambda pixels=pixels: convolve(pixels) for pixels in sizes})
+    """Emit the sums of a 3x3 convolution of ``count`` adjacent pixels to a group of channels."""
+    shapes = {
+        16 * registers + pixels: lambda shape=(registers, pixels): _emit_sums(emit, operands, *shape)
+        for registers in range(1, REGISTERS + 1)
+        for pixels in range(1, PIXELS[emit.lanes] + 1)
+    }
+    choice = emit.builder.add(emit.builder.mul(operands.registers, SIZE(16)), operands.count)
+    emit.choose(choice, shapes)
 
 
-def _emit_sums(emit: Emitter, operands: Operands, pixels: int) -> list[ir.Value]:
-    """Emit the loop over kernel rows and, inside it, over columns and input channels, four bytes at a time.
-
-    Returns:
-        The registers of sums of all pixels.
-    """
+def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -> None:
+    """Emit the loop over kernel rows and, inside it, over columns and input channels by fours."""
     builder = emit.builder
     size = 4 * emit.lanes
     quads = builder.udiv(builder.mul(operands.channels, SIZE(3)), SIZE(4))
     offsets = [builder.mul(operands.channels, SIZE(pixel)) for pixel in range(pixels)]
-    starts = [emit.load(emit.at(operands.starts, size * k), emit.words) for k in range(REGISTERS)] * pixels
+    starts = [emit.load(emit.at(operands.starts, size * k), emit.words) for k in range(registers)] * pixels
 
     def column(_, source, weights, *sums):
-        registers = [emit.load(emit.at(weights, size * k), emit.words) for k in range(REGISTERS)]
+        loaded = [emit.load(emit.at(weights, size * k), emit.words) for k in range(registers)]
         added = []
         for pixel, offset in enumerate(offsets):
             four = emit.splat(emit.load(emit.at(source, offset), WORD))
-            for k, register in enumerate(registers):
-                added.append(_dot(emit, sums[pixel * REGISTERS + k], four, register))
-        return emit.at(source, 4), emit.at(weights, size * REGISTERS), *added
+            for k, register in enumerate(loaded):
+                added.append(_dot(emit, sums[pixel * registers + k], four, register))
+        return emit.at(source, 4), emit.at(weights, size * registers), *added
 
     def row(_, source, weights, *sums):
         _, weights, *sums = emit.loop(quads, (source, weights, *sums), column)
         return emit.at(source, operands.row), weights, *sums
 
-    return emit.loop(SIZE(3), (operands.source, operands.weights, *starts), row)[2:]
+    sums = emit.loop(SIZE(3), (operands.source, operands.weights, *starts), row)[2:]
+    for i, register in enumerate(sums):
+        emit.store(register, emit.at(operands.sums, size * i))
 
 
 def _dot(emit: Emitter, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:

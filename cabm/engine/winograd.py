@@ -1,8 +1,9 @@
-"""The Winograd form of residual blocks, F(2x2,3x3) in exact integers, for processors without VNNI.
+"""The Winograd form, F(2x2,3x3) in exact integers, for processors without VNNI.
 
 A tile of 2x2 outputs takes 16 products per pair of channels where the direct sum takes 36 (Lavin and Gray,
 2016). The transformed inputs (at most 4 * 255) and 4 times the transformed kernels (at most 9 * 127) fit 16
-bits; products and sums fit 32 bits, up to `MOST_CHANNELS`, and are exactly 4 times the direct sums.
+bits; products and sums fit 32 bits, up to a number of channels (`cabm.engine.forms`), and are exactly 4
+times the direct sums.
 
 Tiles are computed in strips of `STRIP`, which a core's caches hold. Layers of few bits are multiplied as
 bytes (`cabm.engine.narrow`).
@@ -10,21 +11,19 @@ bytes (`cabm.engine.narrow`).
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from cabm.engine import narrow, narrow_ir, winograd_ir
 from cabm.engine.emitter import typed_call
-from cabm.engine.layer_numbers import NARROW_POSITIVE, PRODUCTS, WIDE
+from cabm.engine.finishing import finish
+from cabm.engine.layer_numbers import NARROW_POSITIVE, WIDE
 from cabm.engine.narrow_ir import SHIFT
 from cabm.engine.winograd_ir import CHUNK, POSITIONS, REGISTERS, STRIP
 
 UNIT = 4
 """The sums are this many times the convolution."""
-
-MOST_CHANNELS = (2**31 - 1) // (UNIT * 9 * 255 * 127)
 
 
 def scratch_bytes(lanes: int) -> tuple[int, int]:
@@ -66,12 +65,6 @@ def _transform_output(_, lanes, products, starts, sums):
     return typed_call(lanes, winograd_ir.Output, set(), winograd_ir.emit_output)
 
 
-@intrinsic(prefer_literal=True)
-def _finish(_, lanes, count, sums, channels, epilogue, factors, biases, numbers, target, following, floats):
-    """Finish adjacent pixels of one row; see `cabm.engine.winograd_ir.Row`."""
-    return typed_call(lanes, winograd_ir.Row, {"count", "channels", "epilogue"}, winograd_ir.emit_row)
-
-
 def _transform_strip(lanes, products, count, source, row, channels, transformed):
     """Transform the inputs of ``count`` adjacent tiles."""
     raise NotImplementedError("only compiled loops call this")
@@ -82,11 +75,11 @@ def _typed_transform_strip(lanes, products, count, source, row, channels, transf
     def loop(lanes, products, count, source, row, channels, transformed):
         shift = 0 if products == NARROW_POSITIVE else SHIFT
         for i in range(count):
-            here = source + np.uintp(2 * i * channels)
+            here = source + 2 * i * channels
             if products == WIDE:
-                _transform_input(lanes, here, row, channels, transformed + np.uintp(2 * CHUNK * i))
+                _transform_input(lanes, here, row, channels, transformed + 2 * CHUNK * i)
             else:
-                there = transformed + np.uintp(CHUNK * i)
+                there = transformed + CHUNK * i
                 narrow.transform_input(lanes, here, row, channels, shift, there)
 
     return loop
@@ -104,76 +97,55 @@ def _typed_multiply_strip(lanes, products, count, transformed, channels, weights
 
     def loop(lanes, products, count, transformed, channels, weights, sums):
         for p in range(POSITIONS):
-            there = sums + np.uintp(4 * group * p * STRIP)
+            there = sums + 4 * group * p * STRIP
             if products == WIDE:
-                source = transformed + np.uintp(2 * STRIP * channels * p)
-                kernel = weights + np.uintp(2 * channels * group * p)
+                source = transformed + 2 * STRIP * channels * p
+                kernel = weights + 2 * channels * group * p
                 for i in range(0, count, wide):
-                    tiles, here = min(wide, count - i), source + np.uintp(2 * CHUNK * i)
-                    _multiply(lanes, tiles, here, channels // 2, kernel, there + np.uintp(4 * group * i))
+                    tiles, here = min(wide, count - i), source + 2 * CHUNK * i
+                    _multiply(lanes, tiles, here, channels // 2, kernel, there + 4 * group * i)
             else:
-                source = transformed + np.uintp(STRIP * channels * p)
-                kernel = weights + np.uintp((4 + channels) * group * p)
+                source = transformed + STRIP * channels * p
+                kernel = weights + ((4 + channels) * group * p)
                 for i in range(0, count, few):
-                    tiles, here = min(few, count - i), source + np.uintp(CHUNK * i)
-                    narrow.multiply(
-                        lanes, tiles, here, channels // CHUNK, kernel, there + np.uintp(4 * group * i)
-                    )
+                    tiles, here = min(few, count - i), source + CHUNK * i
+                    narrow.multiply(lanes, tiles, here, channels // CHUNK, kernel, there + 4 * group * i)
 
     return loop
 
 
-def run_layer(lanes, epilogue, layer, images, height, width, scratch):
-    """Convolve all pixels of a framed byte image; see `cabm.engine.block_loops`."""
+def run_layer(lanes, layer, image, ends, scratch):
+    """Convolve all pixels of a framed byte image; see `cabm.engine.steps`."""
     raise NotImplementedError("only compiled loops call this")
 
 
 @overload(run_layer, prefer_literal=True)
-def _run_layer(lanes, epilogue, layer, images, height, width, scratch):
+def _run_layer(lanes, layer, image, ends, scratch):
     group = REGISTERS * lanes.literal_value
 
-    def loop(lanes, epilogue, layer, images, height, width, scratch):
-        weights, starts, factors, biases, numbers = layer
-        source, target, following, floats = images
-        channels, multiply = starts.size, int(numbers[PRODUCTS])
-        pitch = (width + 2 + width % 2) * channels
-        weight = 2 * channels if multiply == WIDE else 4 + channels  # bytes per output channel and position
-        transformed = (scratch.ctypes.data + np.uintp(63)) & ~np.uintp(63)
-        products = transformed + np.uintp(2 * POSITIONS * STRIP * channels)
-        sums = products + np.uintp(POSITIONS * STRIP * group * 4)
+    def loop(lanes, layer, image, ends, scratch):
+        weights, starts, inputs, outputs, multiply = layer
+        source, row, height, width = image
+        weight = 2 * inputs if multiply == WIDE else 4 + inputs  # bytes per output channel and position
+        products = scratch + 2 * POSITIONS * STRIP * inputs
+        sums = products + POSITIONS * STRIP * group * 4
         tiles = -(-width // 2)
         for y in range(0, height, 2):
             tile = 0
             for left in range(-(-tiles // STRIP), 0, -1):
                 count = -(-(tiles - tile) // left)  # as even as possible
-                here = source.ctypes.data + np.uintp(y * pitch + 2 * tile * channels)
-                _transform_strip(lanes, multiply, count, here, pitch, channels, transformed)
-                for first in range(0, channels, group):
-                    kernel = weights + np.uintp(weight * POSITIONS * first)
-                    _multiply_strip(lanes, multiply, count, transformed, channels, kernel, products)
+                here = source + y * row + 2 * tile * inputs
+                _transform_strip(lanes, multiply, count, here, row, inputs, scratch)
+                for first in range(0, outputs, group):
+                    kernel = weights + weight * POSITIONS * first
+                    _multiply_strip(lanes, multiply, count, scratch, inputs, kernel, products)
                     for i in range(count):
-                        _transform_output(
-                            lanes,
-                            products + np.uintp(4 * group * i),
-                            starts.ctypes.data + np.uintp(4 * first),
-                            sums + np.uintp(8 * group * i),
-                        )
-                    for row in range(min(2, height - y)):
-                        x = 2 * tile
-                        inner = (y + row + 1) * pitch + (x + 1) * channels + first
-                        _finish(
-                            lanes,
-                            min(2 * count, width - x),
-                            sums + np.uintp(8 * STRIP * group * row),
-                            channels,
-                            epilogue,
-                            factors.ctypes.data + np.uintp(4 * first),
-                            biases.ctypes.data + np.uintp(4 * first),
-                            numbers.ctypes.data,
-                            target.ctypes.data + np.uintp(inner),
-                            following.ctypes.data + np.uintp(inner),
-                            floats.ctypes.data + np.uintp(4 * (((y + row) * width + x) * channels + first)),
-                        )
+                        there = sums + 8 * group * i
+                        _transform_output(lanes, products + 4 * group * i, starts + 4 * first, there)
+                    pixels = min(2 * count, width - 2 * tile)
+                    for line in range(min(2, height - y)):
+                        there = sums + 8 * STRIP * group * line
+                        finish(lanes, REGISTERS, pixels, there, 4 * group, first, y + line, 2 * tile, ends)
                 tile += count
 
     return loop

@@ -1,4 +1,4 @@
-"""LLVM code for `cabm.engine.winograd`: transforms, products and epilogue of a few tiles.
+"""LLVM code for `cabm.engine.winograd`: transforms and products of a few tiles.
 
 The innermost loop keeps all sums in registers: those of several tiles, each with two registers of output
 channels. Each step broadcasts two 16-bit inputs of a tile, multiplies them by two weights of each output
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from cabm.engine.emitter import SIZE, WORD, Emitter
-from cabm.engine.epilogue import emit_epilogues
 
 POSITIONS = 16
 """Numbers of a transformed tile, 4x4."""
@@ -77,27 +76,6 @@ class Output(NamedTuple):
     products: ir.Value
     starts: ir.Value
     sums: ir.Value
-
-
-class Row(NamedTuple):
-    """Operands of `emit_row`.
-
-    Attributes:
-        count: number of pixels.
-        sums: (count, 2 * lanes) int32.
-        epilogue, channels, ..., floats: see `cabm.engine.epilogue.Targets`.
-    """
-
-    count: ir.Value
-    sums: ir.Value
-    channels: ir.Value
-    epilogue: ir.Value
-    factors: ir.Value
-    biases: ir.Value
-    numbers: ir.Value
-    target: ir.Value
-    following: ir.Value
-    floats: ir.Value
 
 
 def emit_input(emit: Emitter, operands: Input) -> None:
@@ -201,18 +179,3 @@ def emit_output(emit: Emitter, operands: Output) -> None:
 def _gather_four(builder: ir.IRBuilder, values) -> list[ir.Value]:
     a, b, c, d = values
     return [builder.add(builder.add(a, b), c), builder.sub(builder.sub(b, c), d)]
-
-
-def emit_row(emit: Emitter, operands: Row) -> None:
-    """Emit the epilogue of ``count`` adjacent pixels."""
-    size = 4 * emit.lanes
-
-    def finish_all(finish):
-        def step(pixel, sums):
-            registers = [emit.load(emit.at(sums, size * k), emit.words) for k in range(REGISTERS)]
-            finish(registers, pixel)
-            return (emit.at(sums, size * REGISTERS),)
-
-        emit.loop(operands.count, (operands.sums,), step)
-
-    emit_epilogues(emit, operands, finish_all)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine import forms, fused, onednn
+from cabm.engine.amx import permitted
 from cabm.engine.fused import Kernel
 from cabm.machine import cpu
 from cabm.models import Backbone, build_model
@@ -26,21 +27,24 @@ BACKBONES = sorted(OPTIONS)
 needs_units = pytest.mark.skipif(not onednn.available()[0], reason=onednn.available()[1])
 
 FORMS = {
-    "direct 512": ("avx512vnni", forms.direct, 16),
-    "direct 256": ("avxvnni", forms.direct, 8),
-    "winograd 512": ("avx512bw", forms.winograd, 16),
-    "winograd 256": ("avx2", forms.winograd, 8),
+    "matrix 512": ("amx-int8", forms.matrix),
+    "direct 512": ("avx512vnni", lambda: forms.direct(16)),
+    "direct 256": ("avxvnni", lambda: forms.direct(8)),
+    "winograd 512": ("avx512bw", lambda: forms.winograd(16)),
+    "winograd 256": ("avx2", lambda: forms.winograd(8)),
 }
-"""The forms of the compiled blocks: LLVM's name of the instructions, form and lanes."""
+"""The forms of the compiled layers: LLVM's name of the instructions, and the form."""
 
 
 @cache
 def compiled(name: str) -> Kernel:
     """Compile a form, or skip the test if this CPU lacks its instructions."""
-    feature, form, lanes = FORMS[name]
+    feature, form = FORMS[name]
     if not cpu.compiler_features().get(feature):
         pytest.skip(f"this CPU has no {feature}")
-    return fused.compile_form(form(lanes))
+    if name.startswith("matrix") and not permitted():
+        pytest.skip("the system does not permit AMX")
+    return fused.compile_form(form())
 
 
 def photograph(height: int, width: int, *, count: int = 1, seed: int = 0) -> Tensor:

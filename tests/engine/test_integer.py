@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from cabm.engine import compile_model, elementwise, supports
+from cabm.engine import compile_model, elementwise, fused, supports
 from cabm.engine.grid import Grid
 from cabm.engine.onednn import IntegerConv
 from cabm.errors import InputError
@@ -117,6 +117,7 @@ def test_every_layer_reads_the_simulations_codes(
         return plain(self, wanted.contiguous(memory_format=torch.channels_last), grid, *arguments)
 
     monkeypatch.setattr(IntegerConv, "_run", forced)
+    monkeypatch.setattr(fused, "compiled", lambda: None)
     compile_model(model).run(tiles, assigned, threads=1)
     assert len(shares) == len(reference)
     assert max(shares) <= 1e-4
@@ -128,8 +129,8 @@ def codes_read(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None) 
 
     def record(name: str):
         def hook(module: torch.nn.Module, arguments: tuple) -> None:
-            # the engine runs IDN's third convolution in two parts
-            halved = model.name == "idn" and name.endswith("conv3")
+            # the engine runs IDN's third and sixth convolutions in two parts
+            halved = model.name == "idn" and name.endswith(("conv3", "conv6"))
             codes.extend([arguments[0].codes] * (2 if halved else 1))
 
         return hook
@@ -196,9 +197,10 @@ def test_tiles_of_any_layout_and_type_give_the_same() -> None:
 
 def packs(model: Backbone) -> int:
     """Return the number of packs of the first convolution's weights for three rows of bits."""
-    engine = compile_model(model)
-    plans = [engine._program.plan((bits,) * model.num_adaptive) for bits in (4, 6, 8)]
-    return len({plan.blocks[0].conv1.conv for plan in plans})
+    program = compile_model(model)._program
+    for bits in (4, 6, 8):
+        program.plan((bits,) * model.num_adaptive)
+    return len(program._convs[0][0]._packs)
 
 
 def test_rows_share_packed_weights() -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine import compile_model, fused
+from cabm.engine.blocks import Block
+from cabm.engine.chains import Chain, residual_chain
 from cabm.engine.fused import Kernel
+from cabm.engine.grid import Grid, Storage
 from cabm.engine.integer import IntegerModel
-from cabm.engine.layer_numbers import NARROW_POSITIVE, NARROW_SIGNED, NEXT_READ, NUMBERS, PRODUCTS, WIDE
+from cabm.engine.layer_numbers import CONVOLVE, KIND, NARROW_POSITIVE, NARROW_SIGNED, PRODUCTS, WIDE
+from cabm.engine.onednn import Scaling
+from cabm.engine.packing import BoundConv
 from cabm.models import Backbone
 from cabm.quant.functional import num_levels
 
@@ -31,26 +35,22 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> K
     return chosen
 
 
-def run(kernel: Kernel, convs: Tensor, codes: Tensor, highest: int, exponents: tuple[int, int]) -> Tensor:
-    """Run a block of two narrow convolutions; hidden codes are 0..highest, the residual's -127..127."""
-    height, width = codes.shape[2:]
-    weights = [kernel.pack(conv, shifted=index == 0, narrow=True) for index, conv in enumerate(convs)]
-    numbers = np.zeros((2, NUMBERS), dtype=np.float32)
-    numbers[:, :NEXT_READ] = [1, 1, 0, highest, 0, 0], [1, 1, -127, 127, 1, 1]
-    numbers[:, PRODUCTS] = [each.products for each in weights]
-    factors = np.array([[2.0**-each] for each in exponents], dtype=np.float32).repeat(CHANNELS, axis=1)
-    source = (codes + 128).permute(0, 2, 3, 1).to(torch.uint8).numpy().ravel()
-    out = np.empty(source.size, dtype=np.float32)
-    kernel.run(
-        *(source, source, height, width),
-        np.array([each.address for each in weights], dtype=np.uintp),
-        np.stack([each.starts for each in weights]),
-        factors / kernel.form.unit,
-        np.zeros_like(factors),
-        numbers,
-        out,
-    )
-    return torch.from_numpy(out).view(1, height, width, CHANNELS).permute(0, 3, 1, 2).double()
+def run(kernel: Kernel, convs: Tensor, codes: Tensor, hidden: Grid, exponents: tuple[int, int]) -> Tensor:
+    """Run a block of two narrow convolutions; all steps are 1, the residual's codes are -127..127."""
+    source = Grid(127.0, 8, Storage.SHIFTED)
+    bound = [
+        BoundConv(kernel.pack(conv, shifted=grid is source, narrow=True), grid, Scaling(factor, None))
+        for conv, grid, factor in zip(
+            convs, (source, hidden), 2.0 ** -torch.tensor(exponents).view(2, 1), strict=True
+        )
+    ]
+    block = Block(*bound, skip=source, residual=Grid(127.0, 8, Storage.SIGNED))
+    return residual_chain(kernel, [block]).run(codes.float()).double()
+
+
+def hidden_grid(bits: int, *, unsigned: bool) -> Grid:
+    """Return the grid of step 1 of hidden codes."""
+    return Grid(float(num_levels(bits, unsigned=unsigned)), bits, Storage.POSITIVE, unsigned)
 
 
 def direct(convs: Tensor, codes: Tensor, highest: int, exponents: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -65,15 +65,15 @@ def direct(convs: Tensor, codes: Tensor, highest: int, exponents: tuple[int, int
 @pytest.mark.parametrize("unsigned", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_random_codes_are_exact(kernel: Kernel, bits: int, unsigned: bool, height: int, width: int) -> None:
-    n, highest = num_levels(bits), num_levels(bits, unsigned=unsigned)
+    n, grid = num_levels(bits), hidden_grid(bits, unsigned=unsigned)
     generator = torch.Generator().manual_seed(height)
     convs = torch.randint(-n, n + 1, (2, CHANNELS, CHANNELS, 3, 3), generator=generator)
     codes = torch.randint(-n, n + 1, (1, CHANNELS, height, width), generator=generator)
     exponents = bits, bits
-    found = run(kernel, convs, codes, highest, exponents)
-    hidden, wanted = direct(convs, codes, highest, exponents)
+    found = run(kernel, convs, codes, grid, exponents)
+    hidden, wanted = direct(convs, codes, grid.levels, exponents)
     assert torch.equal(found, wanted)
-    assert height * width == 1 or hidden.unique().numel() == highest + 1
+    assert height * width == 1 or hidden.unique().numel() == grid.levels + 1
 
 
 def patterns(count: int) -> Tensor:
@@ -92,10 +92,15 @@ def test_the_largest_sums_are_exact(kernel: Kernel, pattern: int) -> None:
     convs = kernels.view(1, -1, 1, 3, 3).repeat(2, 1, CHANNELS, 1, 1)
     codes = 7 * patterns(4)[pattern].repeat(1, CHANNELS, 1, 1)
     exponents = 9, 9
-    found = run(kernel, convs, codes, 15, exponents)
+    found = run(kernel, convs, codes, hidden_grid(4, unsigned=True), exponents)
     hidden, wanted = direct(convs, codes, 15, exponents)
     assert torch.equal(found, wanted)
     assert hidden.min() == 0 < 5 < hidden.max()
+
+
+def products(chain: Chain) -> list[int]:
+    """Return how each convolution multiplies."""
+    return [int(step[PRODUCTS]) for step in chain._steps if step[KIND] == CONVOLVE]
 
 
 @cache
@@ -120,10 +125,9 @@ def test_rows_choose_by_their_bits_and_equal_layer_by_layer(
     found = engine.run(tiles, rows, dtype=torch.float32)
     assert torch.equal(found, layered.run(tiles, rows, dtype=torch.float32))
     for each in rows.tolist():
-        *_, numbers = engine._program.plan(tuple(each))._layers
         narrow = [NARROW_SIGNED, NARROW_POSITIVE] * WIDE_MODEL["num_blocks"]
         wanted = [kind if width <= 4 else WIDE for kind, width in zip(narrow, each, strict=True)]
-        assert numbers[:, PRODUCTS].tolist() == wanted
+        assert products(engine._program.plan(tuple(each))) == wanted
 
 
 @pytest.mark.parametrize(
@@ -133,10 +137,10 @@ def test_both_inputs_and_weights_must_be_narrow(
     kernel: Kernel, weight_bits: int, bits: int, narrow: bool
 ) -> None:
     model = calibrated("edsr", options=WIDE_MODEL, weight_bits=weight_bits)
-    *_, numbers = compile_model(model)._program.plan((bits,) * model.num_adaptive)._layers
-    assert (numbers[:, PRODUCTS] != WIDE).all() if narrow else (numbers[:, PRODUCTS] == WIDE).all()
+    found = products(compile_model(model)._program.plan((bits,) * model.num_adaptive))
+    assert WIDE not in found if narrow else set(found) == {WIDE}
 
 
-@pytest.mark.parametrize("name", ["direct 512", "direct 256"])
-def test_direct_forms_have_one_way_to_multiply(name: str) -> None:
+@pytest.mark.parametrize("name", ["matrix 512", "direct 512", "direct 256"])
+def test_other_forms_have_one_way_to_multiply(name: str) -> None:
     assert compiled(name).form.narrow_bits == 0

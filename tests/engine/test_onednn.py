@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 
-from cabm.engine import compile_model, onednn, supports
+from cabm.engine import compile_model, fused, onednn, supports
 from cabm.engine.grid import Grid, Storage
 from cabm.errors import InputError
 from cabm.machine import cpu
@@ -19,8 +19,9 @@ from .helpers import calibrated, needs_units
 
 
 @pytest.fixture(autouse=True)
-def forgetful() -> Iterator[None]:
-    """Let every test ask again for the units of this machine."""
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every test ask again for the units of this machine, which compiled layers do not need."""
+    monkeypatch.setattr(fused, "compiled", lambda: None)
     onednn.available.cache_clear()
     yield
     onednn.available.cache_clear()

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.active_tail import ActiveTail
+from cabm.engine.active_tail import active_tail
+from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
+from cabm.engine.fused import Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
+from cabm.engine.layer_numbers import AFTER, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
 from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of, input_storage
-from cabm.models.carn import CARN, Cascade, ResidualBlock
+from cabm.models.carn import CARN, NUM_STEPS, Cascade, ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class _Block:
 class CarnProgram:
     """A trained CARN: residual blocks on bytes; head, fusions and tail in float.
 
+    Blocks and fusions are one compiled call, or run layer by layer.
+
     The fusions are followed by quantizers and stay in float32: a code that is rounded differently would
     change many codes after it.
 
@@ -42,36 +47,79 @@ class CarnProgram:
 
     def __init__(self, model: CARN, float_dtype: torch.dtype) -> None:
         self._model = model
+        self._kernel = kernel = kernel_for(model)
+        packs = packing(kernel)
         self._packed = {
-            block: (PackedConv(block.conv1), PackedConv(block.conv2))
+            block: (PackedConv(block.conv1, **packs), PackedConv(block.conv2, **packs))
             for block in model.modules()
             if isinstance(block, ResidualBlock)
         }
         cascades = [module for module in model.modules() if isinstance(module, Cascade)]
         self._fusions = {
             fusion: FloatConv(fusion.weight, fusion.bias, torch.float32)
+            if kernel is None
+            else kernel.pack_floats(fusion, [fusion.out_channels] * (index + 2))
             for cascade in cascades
-            for fusion in cascade.fusion
+            for index, fusion in enumerate(cascade.fusion)
         }
         self._head = FloatConv(model.head.weight, model.head.bias, torch.float32)
         slopes = [0.0] * len(model.factors)
         convs = [*model.upsample, model.tail]
-        self._tail = ActiveTail(convs, model.factors, slopes, float_dtype, gain=255.0, offset=model.mean)
+        self._tail = active_tail(convs, model.factors, slopes, float_dtype, gain=255.0, offset=model.mean)
 
-    def plan(self, row: Row) -> dict[ResidualBlock, _Block]:
+    def plan(self, row: Row) -> dict[ResidualBlock, _Block] | Chain:
         """Return the residual blocks at the bits of ``row``."""
-        return {
+        blocks = {
             block: _Block(
                 conv1=conv1.at(grid_of(block.act1, row, input_storage(block.act1))),
                 conv2=conv2.at(grid_of(block.act2, row, Storage.POSITIVE)),
             )
             for block, (conv1, conv2) in self._packed.items()
         }
+        return blocks if self._kernel is None else self._chain(self._kernel, list(blocks.values()))
 
-    def run(self, x: Tensor, plan: dict[ResidualBlock, _Block]) -> Tensor:
+    def run(self, x: Tensor, plan: dict[ResidualBlock, _Block] | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         head = self._head(x / 255 - self._model.mean)
-        return self._tail(self._cascade(self._model.body, head, plan), x)
+        return self._tail(
+            plan.run(head) if isinstance(plan, Chain) else self._cascade(self._model.body, head, plan), x
+        )
+
+    def _chain(self, kernel: Kernel, blocks: list[_Block]) -> Chain:
+        """Return the body as a chain. Images of all that a fusion reads replace concatenations."""
+        body = self._model.body
+        n, each = blocks[0].conv1.conv.channels, kernel.padded(blocks[0].conv1.conv.channels)
+        chain = Chain(kernel, n)
+        inner, outer = (chain.floats(*[n] * (NUM_STEPS + 1)) for _ in range(2))
+        between, hidden = chain.floats(n), chain.codes(n, 0)
+        reads = {zero: chain.codes(n, zero) for zero in {block.conv1.grid.zero for block in blocks}}
+        chain.copy(inner)
+        chain.copy(outer)
+        chain.encode(reads[blocks[0].conv1.grid.zero], blocks[0].conv1.grid)
+
+        def fuse(conv: nn.Conv2d, source: int, following: _Block, floats: Place) -> None:
+            grid = following.conv1.grid
+            places = {"target": reads[grid.zero], "floats": floats}
+            chain.pointwise(self._fusions[conv], SINGLE_TO_BOTH, source, own(grid, 0.0), **places)
+
+        for number, block in enumerate(blocks):
+            step, index = divmod(number, NUM_STEPS)
+            following = blocks[(number + 1) % len(blocks)]  # of the last block nothing follows
+            chain.convolve(
+                block.conv1, TO_CODES, reads[block.conv1.grid.zero], own(block.conv2.grid), target=hidden
+            )
+            places = {
+                "floats": Place(inner, (index + 1) * each),
+                "addend": Place(between if index else inner),
+            }
+            chain.convolve(block.conv2, JOIN, hidden, {SLOPE: 1, AFTER: 0}, **places)
+            last = index == NUM_STEPS - 1
+            to = Place(outer, (step + 1) * each) if last else Place(between)
+            fuse(body.blocks[step].fusion[index], inner, following, to)
+            if last:
+                to = Place(chain.result) if following is blocks[0] else Place(inner)
+                fuse(body.fusion[step], outer, following, to)
+        return chain
 
     def _cascade(self, cascade: Cascade, x: Tensor, plan: dict[ResidualBlock, _Block]) -> Tensor:
         collected, hidden = [x], x

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cabm.engine.blocks import Block, Blocks
+from cabm.engine.chains import Chain, residual_chain
 from cabm.engine.float_conv import FloatConv
-from cabm.engine.fused import FusedBlocks, Kernel, fused_kernel
+from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.linear_tail import CollapsedTail
-from cabm.engine.onednn import IntegerConv
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_at, skip_grid
 from cabm.models.edsr import EDSR, ResidualBlock
-
-
-def kernel_for(model: EDSR) -> Kernel | None:
-    """Return the compiled call for the model's blocks, which needs no oneDNN; None if none fits."""
-    return fused_kernel([conv for block in model.body for conv in (block.conv1, block.conv2)])
 
 
 class EdsrProgram:
@@ -34,12 +28,9 @@ class EdsrProgram:
     def __init__(self, model: EDSR, float_dtype: torch.dtype) -> None:
         self._model = model
         self._kernel = kernel_for(model)
-        packing: dict[str, Any] = {"pack": IntegerConv}
-        if self._kernel is not None:
-            packing = {"pack": self._kernel.pack, "narrow_bits": self._kernel.form.narrow_bits}
+        packs = packing(self._kernel)
         self._convs = [
-            tuple(PackedConv(conv, **packing) for conv in (block.conv1, block.conv2))
-            for block in model.body
+            tuple(PackedConv(conv, **packs) for conv in (block.conv1, block.conv2)) for block in model.body
         ]
         self._block = cache(self._make_block)  # hundreds of rows combine a few widths per block
         self._head = FloatConv(model.head.weight, model.head.bias, torch.float32)
@@ -47,19 +38,19 @@ class EdsrProgram:
         tail = [*model.upsample, model.tail]
         self._tail = CollapsedTail(tail, model.factors, float_dtype, replicate=model.replicate_tail)
 
-    def plan(self, row: Row) -> Blocks | FusedBlocks:
+    def plan(self, row: Row) -> Blocks | Chain:
         """Return the blocks at the bits of ``row``."""
         blocks = [
             self._block(index, tuple(bits_of(act, row) for act in _quantizers(block)))
             for index, block in enumerate(self._model.body)
         ]
-        return Blocks(blocks) if self._kernel is None else FusedBlocks(self._kernel, blocks)
+        return Blocks(blocks) if self._kernel is None else residual_chain(self._kernel, blocks)
 
-    def run(self, x: Tensor, plan: Blocks | FusedBlocks) -> Tensor:
+    def run(self, x: Tensor, plan: Blocks | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         x = x - self._model.mean
         head = self._head(x)
-        feature = self._body_end(plan(head)).float()
+        feature = self._body_end(plan.run(head)).float()
         return self._tail(feature.add_(head), x).add_(self._model.mean)
 
     def _make_block(self, index: int, bits: tuple[int, ...]) -> Block:
@@ -67,7 +58,7 @@ class EdsrProgram:
         storages = (Storage.SHIFTED, Storage.POSITIVE, Storage.SIGNED)
         source, hidden, residual = map(grid_at, _quantizers(block), bits, storages)
         skip = skip_grid(block, bits[0])
-        return Block(conv1.at(source), conv2.at(hidden), residual, skip, block.res_scale)
+        return Block(conv1.at(source), conv2.at(hidden), skip, residual, block.res_scale)
 
 
 def _quantizers(block: ResidualBlock) -> tuple[nn.Module, ...]:

@@ -1,0 +1,238 @@
+"""Layers in one compiled call: how a program describes them as steps, and how they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cabm.engine.blocks import Block
+from cabm.engine.elementwise import dense, flat
+from cabm.engine.fused import FloatWeights, Kernel
+from cabm.engine.grid import Grid
+from cabm.engine.layer_numbers import (
+    ADDEND,
+    ADDEND_AT,
+    BIASES,
+    CLEARED,
+    CODED_SUM_TO_CODES,
+    CODED_SUM_TO_FLOATS,
+    CONVOLVE,
+    COPY,
+    ENCODE,
+    EPILOGUE,
+    EPILOGUES,
+    FACTORS,
+    FIELDS,
+    FLOATING,
+    FLOATS,
+    FLOATS_AT,
+    FOLLOWING,
+    GAIN,
+    HIGH,
+    INPUTS,
+    INVERSE,
+    KIND,
+    LEAKY_TO_CODES,
+    LOW,
+    NEXT_HIGH,
+    NEXT_INVERSE,
+    NUMBERS,
+    OUTPUTS,
+    POINTWISE,
+    PRODUCTS,
+    READ_HIGH,
+    READ_INVERSE,
+    RESULT,
+    ROUND,
+    ROUNDING,
+    SKIP_STEP,
+    SLOPE,
+    SOURCE,
+    STARTS,
+    STEP,
+    SUM_TO_CODES,
+    SUM_TO_FLOATS,
+    TARGET,
+    TO_CODES,
+    WEIGHTS,
+    ZERO,
+    Epilogue,
+)
+from cabm.engine.packing import BoundConv
+
+Numbers = Mapping[int, Any]
+
+
+class Place(NamedTuple):
+    """Channels of an image of float32, from channel ``first`` on."""
+
+    image: int
+    first: int = 0
+
+
+NOWHERE = Place(0)
+"""For what an epilogue does not use."""
+
+
+class Chain:
+    """Steps that run in one compiled call; a program adds them in order.
+
+    Args:
+        kernel: the compiled call.
+        channels: of the result, (1,C,h,w) float32.
+
+    Attributes:
+        result: image number of the result.
+    """
+
+    def __init__(self, kernel: Kernel, channels: int) -> None:
+        self._kernel, self._channels = kernel, channels
+        self._steps: list[np.ndarray] = []
+        self._numbers: list[np.ndarray] = []
+        self._images: list[tuple[int, int]] = []
+        self._kept: list[object] = []  # what steps know by address
+        self.result = self._image(channels, RESULT)
+
+    def codes(self, channels: int, zero: int) -> int:
+        """Return a new image of bytes, whose code 0 is byte ``zero``."""
+        return self._image(channels, zero)
+
+    def floats(self, *parts: int) -> int:
+        """Return a new image of float32, of one or several parts of so many channels, each padded."""
+        padded = [self._kernel.padded(part) for part in parts]
+        return self._image(sum(padded), FLOATING if padded == list(parts) else CLEARED)
+
+    def encode(self, target: int, grid: Grid) -> None:
+        """Write the codes of the input to an image."""
+        self._step({KIND: ENCODE, TARGET: target}, own(grid))
+
+    def copy(self, floats: int) -> None:
+        """Write the input to an image of float32."""
+        self._step({KIND: COPY, FLOATS: floats}, {})
+
+    def convolve(
+        self,
+        conv: BoundConv,
+        epilogue: Epilogue,
+        source: int,
+        numbers: Numbers,
+        *,
+        target: int = 0,
+        following: int = 0,
+        floats: Place = NOWHERE,
+        addend: Place = NOWHERE,
+    ) -> None:
+        """Convolve the codes of an image.
+
+        Args:
+            conv: with weights that the kernel packed.
+            epilogue: of `cabm.engine.layer_numbers.EPILOGUES`.
+            source: image to read, on the convolution's grid.
+            numbers: of the epilogue.
+            target, following, floats, addend: images that the epilogue writes and adds.
+        """
+        factors, biases = conv.affine
+        self._kept.append(conv)
+        step = {KIND: CONVOLVE, SOURCE: source, TARGET: target, FOLLOWING: following}
+        step |= {
+            INPUTS: conv.conv.inputs,
+            OUTPUTS: len(conv.conv.starts),
+            EPILOGUE: EPILOGUES.index(epilogue),
+        }
+        step |= {WEIGHTS: conv.conv.address, STARTS: conv.conv.starts.ctypes.data}
+        step |= {PRODUCTS: conv.conv.products}
+        step |= {FACTORS: factors.ctypes.data, BIASES: biases.ctypes.data}
+        step |= {
+            FLOATS: floats.image,
+            FLOATS_AT: floats.first,
+            ADDEND: addend.image,
+            ADDEND_AT: addend.first,
+        }
+        self._step(step, numbers)
+
+    def pointwise(
+        self,
+        weights: FloatWeights,
+        epilogue: Epilogue,
+        source: int,
+        numbers: Numbers,
+        *,
+        target: int = 0,
+        floats: Place = NOWHERE,
+    ) -> None:
+        """Convolve an image of float32 by a 1x1 kernel; arguments as in `convolve`."""
+        self._kept.append(weights)
+        step = {KIND: POINTWISE, SOURCE: source, TARGET: target, EPILOGUE: EPILOGUES.index(epilogue)}
+        step |= {INPUTS: weights.inputs, OUTPUTS: len(weights.biases)}
+        step |= {WEIGHTS: weights.packed.data_ptr(), STARTS: weights.biases.data_ptr()}
+        step |= {FACTORS: weights.biases.data_ptr(), BIASES: weights.biases.data_ptr()}
+        self._step(step | {FLOATS: floats.image, FLOATS_AT: floats.first}, numbers)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Run the steps on (1,C,h,w) float32; the result is float32, too."""
+        x = dense(x)
+        height, width = x.shape[2:]
+        padded = self._images[self.result][0]
+        out = dense(torch.empty(1, padded, height, width))
+        self._kernel.run(*self._tables, height, width, flat(x), flat(out))
+        return out[:, : self._channels]
+
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.stack(self._steps), np.stack(self._numbers), np.array(self._images)
+
+    def _image(self, channels: int, fill: int) -> int:
+        self._images.append((self._kernel.padded(channels), fill))
+        return len(self._images) - 1
+
+    def _step(self, fields: Numbers, numbers: Numbers) -> None:
+        for rows, given, row in (
+            (self._steps, fields, np.zeros(FIELDS, np.int64)),
+            (self._numbers, numbers, np.zeros(NUMBERS, np.float32)),
+        ):
+            row[list(given)] = list(given.values())
+            rows.append(row)
+
+
+def own(grid: Grid, slope: float = 1.0) -> dict[int, Any]:
+    """Return the numbers of an epilogue that writes ``own`` codes on a grid."""
+    return {
+        SLOPE: slope,
+        INVERSE: grid.inverse,
+        LOW: grid.low,
+        HIGH: grid.levels,
+        ROUNDING: ROUND + grid.zero,
+    }
+
+
+def residual_chain(kernel: Kernel, blocks: Sequence[Block]) -> Chain:
+    """Return residual blocks, at least one, as a chain."""
+    channels = blocks[0].conv1.conv.channels
+    chain = Chain(kernel, channels)
+    read, skip = (chain.codes(channels, ZERO) for _ in range(2))
+    hidden = chain.codes(channels, blocks[0].conv2.grid.zero)
+    chain.encode(read, blocks[0].conv1.grid)
+    chain.encode(skip, blocks[0].skip)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        first = TO_CODES if block.slope == 1 else LEAKY_TO_CODES
+        chain.convolve(block.conv1, first, read, own(block.conv2.grid, block.slope), target=hidden)
+        numbers: dict[int, Any] = {SKIP_STEP: block.skip.scale}
+        to_codes, to_floats = SUM_TO_CODES, SUM_TO_FLOATS
+        if block.residual is not None:
+            to_codes, to_floats = CODED_SUM_TO_CODES, CODED_SUM_TO_FLOATS
+            numbers |= own(block.residual) | {GAIN: block.res_scale, STEP: block.residual.scale}
+        # in place: a pixel's sum reads that pixel of the skip connection only
+        if following is None:
+            places = {"target": skip, "floats": Place(chain.result)}
+            chain.convolve(block.conv2, to_floats, hidden, numbers, **places)
+        else:
+            grids = following.conv1.grid, following.skip
+            numbers |= {READ_INVERSE: grids[0].inverse, READ_HIGH: grids[0].levels}
+            numbers |= {NEXT_INVERSE: grids[1].inverse, NEXT_HIGH: grids[1].levels}
+            chain.convolve(block.conv2, to_codes, hidden, numbers, target=skip, following=read)
+    return chain
