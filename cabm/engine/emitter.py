@@ -29,7 +29,7 @@ class Emitter:
 
     Args:
         builder: at the place to emit.
-        lanes: 32-bit numbers per register: 8 in 256 bits, 16 in 512.
+        lanes: 32-bit numbers per register: 4 in 128 bits, 8 in 256, 16 in 512.
 
     Attributes:
         bytes, words, singles: types of ``lanes`` numbers.

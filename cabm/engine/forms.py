@@ -4,6 +4,7 @@
 |---|---|
 | AMX | products of tiles of bytes |
 | AVX512-VNNI, AVX-VNNI | direct sums of byte products, in registers of 512 or 256 bits |
+| NEON with dot products | direct sums of byte products, in registers of 128 bits |
 | AVX-512BW, AVX2 | integer Winograd, in registers of 512 or 256 bits |
 | others | none |
 
@@ -34,6 +35,7 @@ class Form:
         lanes: 32-bit numbers per register.
         granule: images have a multiple of this number of channels.
         most_channels: convolutions have at most this many input channels, or sums could exceed 32 bits.
+        offset: subtracted from the bytes of images before they are multiplied.
         unit: sums are this many times the convolution; a power of two, so that scaling stays exact.
         pack: packs weights (O,I,3,3), given in whole numbers, to multiply them in the given way
             (`cabm.engine.layer_numbers.WIDE` or another); O and I are multiples of the granule.
@@ -46,6 +48,7 @@ class Form:
     lanes: int
     granule: int
     most_channels: int
+    offset: int
     unit: int
     pack: Callable[[Tensor, int], Tensor]
     narrow_bits: int
@@ -58,6 +61,8 @@ def choose_form() -> Form | None:
     Raises:
         ImportError: numba or llvmlite is missing or broken.
     """
+    from cabm.engine import neon_ir
+
     features = compiler_features()
     if features.get("amx-int8") and features.get("avx512bw"):
         from cabm.engine.amx import permitted
@@ -67,6 +72,7 @@ def choose_form() -> Form | None:
     choices = (
         ("avx512vnni", direct, 16),
         ("avxvnni", direct, 8),
+        ("dotprod", direct, neon_ir.LANES),
         ("avx512bw", winograd, 16),
         ("avx2", winograd, 8),
     )
@@ -82,6 +88,7 @@ def matrix() -> Form:
         lanes=amx_ir.LANES,
         granule=amx_ir.LANES,
         most_channels=(2**31 - 1) // (TAPS * LARGEST_PRODUCT),
+        offset=0,
         unit=1,
         pack=lambda codes, _: amx.pack(codes),
         narrow_bits=0,
@@ -90,18 +97,19 @@ def matrix() -> Form:
 
 
 def direct(lanes: int) -> Form:
-    """Return the direct form (VNNI)."""
-    from cabm.engine import steps, vnni, vnni_ir
+    """Return the direct form (VNNI, or NEON with dot products)."""
+    from cabm.engine import neon_ir, steps, vnni, vnni_ir
 
     return Form(
         name=f"direct {32 * lanes}",
         lanes=lanes,
         granule=16,
         most_channels=(2**31 - 1) // (TAPS * LARGEST_PRODUCT),
+        offset=neon_ir.OFFSET if lanes == neon_ir.LANES else 0,
         unit=1,
         pack=lambda codes, _: vnni.pack(codes, lanes),
         narrow_bits=0,
-        loop=lambda: steps.step_loop(vnni.run_layer, lanes, (0, vnni.SCRATCH), (vnni, vnni_ir)),
+        loop=lambda: steps.step_loop(vnni.run_layer, lanes, (0, vnni.SCRATCH), (vnni, vnni_ir, neon_ir)),
     )
 
 
@@ -118,6 +126,7 @@ def winograd(lanes: int) -> Form:
         lanes=lanes,
         granule=winograd_ir.CHUNK,
         most_channels=(2**31 - 1) // (loops.UNIT * TAPS * LARGEST_PRODUCT),
+        offset=0,
         unit=loops.UNIT,
         pack=lambda codes, products: loops.pack(codes, group, products),
         narrow_bits=narrow.BITS,

@@ -62,7 +62,8 @@ class Kernel:
         margins = [(0, self.padded(count) - count) for count in (inputs, outputs)]
         codes = F.pad(codes, (0, 0, 0, 0, *margins[0], *margins[1]))
         products = (NARROW_SIGNED if shifted else NARROW_POSITIVE) if narrow else WIDE
-        shift = self.form.unit * Storage.SHIFTED.value[1] if shifted and not narrow else 0
+        zero = (Storage.SHIFTED if shifted else Storage.POSITIVE).value[1]
+        shift = 0 if narrow else self.form.unit * (zero - self.form.offset)
         starts = (-shift * codes.sum(dim=(1, 2, 3))).to(torch.int32).numpy()
         return CompiledWeights(
             self.form.pack(codes, products), starts, self.form.unit, codes.shape[1], outputs, products

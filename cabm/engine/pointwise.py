@@ -18,7 +18,7 @@ from cabm.engine.finishing import finish
 PIXELS = 6
 """Pixels computed together."""
 
-REGISTERS = {8: 2, 16: 4}
+REGISTERS = {4: 4, 8: 2, 16: 4}
 """Registers of output channels computed together, by lanes."""
 
 

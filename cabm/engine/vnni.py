@@ -1,4 +1,4 @@
-"""The direct form: sums of byte products, for processors with VNNI.
+"""The direct form: sums of byte products, for VNNI and for NEON with dot products.
 
 Numba compiles the loop over pixels below; `cabm.engine.vnni_ir` writes the innermost loop in LLVM's own
 language.

@@ -1,5 +1,7 @@
 """LLVM code for `cabm.engine.vnni`: convolve a few adjacent pixels.
 
+This module has the instructions of x86; `cabm.engine.neon_ir` those of ARM.
+
 The innermost loop keeps all sums in registers: those of several pixels, each with up to four registers of
 output channels. It issues one ``vpdpbusd`` per register, which multiplies unsigned by signed bytes and adds
 each four products to a 32-bit sum: 64 products at once with AVX512-VNNI, 32 with AVX-VNNI.
@@ -11,13 +13,15 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
+from cabm.engine import neon_ir
 from cabm.engine.emitter import SIZE, WORD, Emitter
 
 REGISTERS = 4
 """Registers of output channels computed together."""
 
-PIXELS = {8: 2, 16: 6}
-"""Pixels computed together, by lanes. Sums, weights and input take 13 of 16 or 29 of 32 registers."""
+PIXELS = {4: 5, 8: 2, 16: 6}
+"""Pixels computed together, by lanes. Sums, weights and inputs take 29 of 32 (NEON), 13 of 16 or 29 of 32
+registers."""
 
 
 class Operands(NamedTuple):
@@ -49,8 +53,14 @@ INTEGERS = {"registers", "count", "row", "channels"}
 
 def emit_convolution(emit: Emitter, operands: Operands) -> None:
     """Emit the sums of a 3x3 convolution of ``count`` adjacent pixels to a group of channels."""
+    emit_sums = neon_ir.emit_sums if emit.lanes == neon_ir.LANES else _emit_sums
+
+    def convolve(registers: int, pixels: int) -> None:
+        for i, register in enumerate(emit_sums(emit, operands, registers, pixels)):
+            emit.store(register, emit.at(operands.sums, 4 * emit.lanes * i))
+
     shapes = {
-        16 * registers + pixels: lambda shape=(registers, pixels): _emit_sums(emit, operands, *shape)
+        16 * registers + pixels: lambda shape=(registers, pixels): convolve(*shape)
         for registers in range(1, REGISTERS + 1)
         for pixels in range(1, PIXELS[emit.lanes] + 1)
     }
@@ -58,8 +68,12 @@ def emit_convolution(emit: Emitter, operands: Operands) -> None:
     emit.choose(choice, shapes)
 
 
-def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -> None:
-    """Emit the loop over kernel rows and, inside it, over columns and input channels by fours."""
+def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -> list[ir.Value]:
+    """Emit the loop over kernel rows and, inside it, over columns and input channels by fours.
+
+    Returns:
+        The registers of sums of all pixels.
+    """
     builder = emit.builder
     size = 4 * emit.lanes
     quads = builder.udiv(builder.mul(operands.channels, SIZE(3)), SIZE(4))
@@ -79,9 +93,7 @@ def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -
         _, weights, *sums = emit.loop(quads, (source, weights, *sums), column)
         return emit.at(source, operands.row), weights, *sums
 
-    sums = emit.loop(SIZE(3), (operands.source, operands.weights, *starts), row)[2:]
-    for i, register in enumerate(sums):
-        emit.store(register, emit.at(operands.sums, size * i))
+    return emit.loop(SIZE(3), (operands.source, operands.weights, *starts), row)[2:]
 
 
 def _dot(emit: Emitter, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:

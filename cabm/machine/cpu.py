@@ -58,7 +58,22 @@ def compiler_features() -> dict[str, bool]:
     """
     from llvmlite import binding
 
-    return dict(binding.get_host_cpu_features())
+    features = dict(binding.get_host_cpu_features())
+    if architecture() in ("aarch64", "arm64") and binding.get_host_cpu_name() != "generic":
+        # LLVM does not list what it knows from the name of an ARM CPU
+        features["dotprod"] = features.get("dotprod", False) or _arm_multiplies_bytes()
+    return features
+
+
+def _arm_multiplies_bytes() -> bool:
+    """Return whether an ARM CPU has NEON's dot products of bytes; all of Apple's have."""
+    if platform.system() == "Darwin":
+        return True
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("Features") and "asimddp" in line.split() for line in lines)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
