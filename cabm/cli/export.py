@@ -73,13 +73,19 @@ def export(
         size = sum(file.stat().st_size for file in output.iterdir())
         typer.echo(f"wrote {output}: {size / 1e6:.2f} MB")
         return
+    row = choose_row(loaded.model, loaded.table, score=score, bits=_widths(bits))
+    export_onnx(loaded.model, output, row)
+    mean = PAMS_BITS if row is None else sum(row) / len(row)
+    typer.echo(f"wrote {output}: {output.stat().st_size / 1e6:.2f} MB, {mean:.2f} bits on average")
+
+
+def _widths(bits: str | None) -> list[int] | None:
+    """Return the numbers of ``--bits``."""
+    from cabm.errors import InputError
+
     try:
-        widths = None if bits is None else [int(width) for width in bits.split(",")]
+        return None if bits is None else [int(width) for width in bits.split(",")]
     except ValueError:
         raise InputError(
             f"--bits {bits}: expected one width, or one per layer separated by commas"
         ) from None
-    row = choose_row(loaded.model, loaded.table, score=score, bits=widths)
-    export_onnx(loaded.model, output, row)
-    mean = PAMS_BITS if row is None else sum(row) / len(row)
-    typer.echo(f"wrote {output}: {output.stat().st_size / 1e6:.2f} MB, {mean:.2f} bits on average")
