@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from cabm.cluster.work import Attempts, Item, Outcome, Recipe, Worker, chunks
 from cabm.errors import InputError
@@ -150,7 +150,7 @@ class RayJob:
             **needed,
         )
         for row in outcomes.iter_rows():
-            yield Outcome(**{**row, "notes": tuple(row["notes"])})
+            yield outcome_of_row(row)
 
     def deaths(self) -> dict[str, int]:
         """Return the images that workers died on, each with their number."""
@@ -181,7 +181,7 @@ class _Worker:
         deaths = ray.get(self._attempts.start.remote(address))
         outcome = self._upscale(item, deaths)
         ray.get(self._attempts.finish.remote(address))
-        return _outcome_table(outcome)
+        return outcome_to_table(outcome)
 
 
 def _connect(where: dict[str, Any], attempts: int) -> None:
@@ -239,26 +239,21 @@ def _from_table(table: pa.Table) -> list[Item]:
     return [Item(os.fsdecode(row["source"]), os.fsdecode(row["output"])) for row in rows]
 
 
-def _outcome_table(outcome: Outcome) -> pa.Table:
+def outcome_to_table(outcome: Outcome) -> pa.Table:
+    """Return an outcome as a row, with a column of the right type for each of its fields."""
     import pyarrow as pa
 
-    fields = asdict(outcome)
-    text = {name: _printable(fields[name]) for name in ("source", "reason", "traceback")}
-    notes = [_printable(note) for note in outcome.notes]
-    schema = pa.schema(
-        [
-            ("source", pa.string()),
-            ("reason", pa.string()),
-            ("traceback", pa.string()),
-            ("notes", pa.list_(pa.string())),
-            ("computed", pa.bool_()),
-            ("cpu_seconds", pa.float64()),
-            ("bytes_read", pa.int64()),
-            ("bytes_written", pa.int64()),
-            ("peak_bytes", pa.int64()),
-        ]
-    )
-    return pa.Table.from_pylist([{**fields, **text, "notes": notes}], schema)
+    types: dict[Any, Any] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    types[tuple[str, ...]] = pa.list_(pa.string())
+    columns = [(name, types[hint]) for name, hint in get_type_hints(Outcome).items()]
+    row = asdict(outcome) | {"notes": [_printable(note) for note in outcome.notes]}
+    row |= {name: _printable(value) for name, value in row.items() if isinstance(value, str)}
+    return pa.Table.from_pylist([row], pa.schema(columns))
+
+
+def outcome_of_row(row: dict[str, Any]) -> Outcome:
+    """Return the outcome of a row of `outcome_to_table`."""
+    return Outcome(**row | {"notes": tuple(row["notes"])})
 
 
 def _printable(text: str) -> str:

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from cabm.cluster.local_store import LocalStore
+from cabm.cluster.ray_job import outcome_of_row, outcome_to_table
 from cabm.cluster.work import (
     MAX_DEATHS,
     Attempts,
     Item,
+    Outcome,
     Recipe,
     Worker,
     chunks,
@@ -217,3 +219,11 @@ def test_a_worker_upscales_every_page(tmp_path, recipe):
     assert Worker(recipe(all_frames=True))(Item("a.tif", "a_x2.tif")).computed
     assert Image.open(tmp_path / "out/a_x2.tif").n_frames == 2
     assert files(tmp_path / "out") == ["a_x2.tif"]
+
+
+def test_an_outcome_travels_whole() -> None:
+    sent = Outcome("a.png", "failed", "Traceback", ("a note",), True, True, 1.5, 2, 3, 4)
+    (row,) = outcome_to_table(sent).to_pylist()
+    assert outcome_of_row(row) == sent
+    (row,) = outcome_to_table(Outcome("caf\udce9.png")).to_pylist()
+    assert outcome_of_row(row) == Outcome("caf\\udce9.png"), "a name that is not UTF-8"
