@@ -85,12 +85,7 @@ def training_steps(backbone: str, scale: int, *, rounds: int, steps: int = 3) ->
                 timings[name].append(run())
     units = next(iter(timings.values()))
     return [
-        Row(
-            name,
-            statistics.median(found),
-            median_ratio(found, units),
-        )
-        for name, found in timings.items()
+        Row(name, statistics.median(found), median_ratio(found, units)) for name, found in timings.items()
     ]
 
 

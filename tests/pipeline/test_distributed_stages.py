@@ -55,7 +55,7 @@ def start(project: Path, *prefix: str, script: str = SCRIPT, **variables: str) -
 
 def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Return the exit status, and the lines of output without the progress."""
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1800)
     # the progress of a killed process has no end of line
     said = re.sub(r"[^\r\n]*?(step/s|s/step)[^\]\r\n]*\]", "", errors)
     return process.returncode, [line for line in re.split(r"[\r\n]+", said) if line.strip()]
@@ -267,7 +267,7 @@ def test_dvc_repro_trains_on_two_nodes(tmp_path: Path) -> None:
     )
     try:
         project.dvc("repro", **names)
-        assert follower.wait(timeout=120) == 0
+        assert follower.wait(timeout=1800) == 0
     finally:
         if follower.poll() is None:
             os.killpg(follower.pid, signal.SIGKILL)

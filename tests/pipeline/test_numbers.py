@@ -73,6 +73,15 @@ def plan(steps: int = 4) -> TrainingPlan:
     return TrainingPlan(steps=steps, rates=rates, schedule=Schedule(), checkpoint_seconds=0.0)
 
 
+def resumed(state: Path) -> tuple[Backbone, list[int]]:
+    """Train with a resume state; return the model and the steps that were taken."""
+    seen: list[int] = []
+    model, objective = model_and_objective("float", OneColour(128))
+    note = lambda progress: seen.append(progress.step)  # noqa: E731
+    train(model, objective, OneColour(128), plan(), callbacks=(note,), resume_file=state)
+    return model, seen
+
+
 @pytest.mark.parametrize("kind", ["float", "pams", "cadyq", "cabm"])
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_training_on_one_colour_stays_finite(kind: Kind, level: int) -> None:
@@ -95,16 +104,7 @@ def test_a_weight_that_goes_wrong_does_not_reach_the_resume_state(poison: float,
         train(model, objective, OneColour(128), plan(), callbacks=(spoil,), resume_file=state)
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(state).values())
 
-    seen: list[int] = []
-    model, objective = model_and_objective("float", OneColour(128))
-    train(
-        model,
-        objective,
-        OneColour(128),
-        plan(),
-        callbacks=(lambda progress: seen.append(progress.step),),
-        resume_file=state,
-    )
+    _, seen = resumed(state)
     assert seen == [3, 4], "it resumes before the step that failed"
 
 
@@ -132,16 +132,7 @@ def test_a_resume_state_that_does_not_fit_starts_the_run_over(damage: str, tmp_p
         case _:
             del metadata["step"]
     save_file(tensors, state, metadata)
-    seen: list[int] = []
-    model, objective = model_and_objective("float", OneColour(128))
-    train(
-        model,
-        objective,
-        OneColour(128),
-        plan(),
-        callbacks=(lambda progress: seen.append(progress.step),),
-        resume_file=state,
-    )
+    model, seen = resumed(state)
     assert seen == [1, 2, 3, 4]
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 

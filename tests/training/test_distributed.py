@@ -164,11 +164,10 @@ def work(rank: int, folder: Path) -> None:
 
 def talk(group: Group) -> dict[str, object]:
     """Return the result of each exchange."""
-    everywhere, here_only, nowhere = (nn.Parameter(torch.zeros(2)) for _ in range(3))
-    everywhere.grad = torch.tensor([1.0, 2.0]) * (group.rank + 1)
-    if group.rank == 1:
-        here_only.grad = torch.tensor([4.0, 6.0])
-    group.average_gradients([everywhere, here_only, nowhere])
+    first, unused, second = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    first.grad = torch.tensor([1.0, 2.0]) * (group.rank + 1)
+    second.grad = torch.tensor([4.0, 6.0]) * group.rank
+    group.average_gradients([first, unused, second])
     try:
         group.require_same(f"file {group.rank}", "weights")
         refused = ""
@@ -176,7 +175,7 @@ def talk(group: Group) -> dict[str, object]:
         refused = str(error)
     group.require_same("file", "weights")
     return {
-        "gradients": [everywhere.grad.tolist(), here_only.grad.tolist(), nowhere.grad],
+        "gradients": [first.grad.tolist(), unused.grad, second.grad.tolist()],
         "mean": group.mean({"a": group.rank, "b": 0.1}),
         "spread": math.isnan(group.mean({"l1": math.nan if group.rank == 1 else 1.0})["l1"]),
         "from_leader": group.from_leader(b"abc" if group.leads else b"").decode(),
@@ -249,7 +248,7 @@ def test_resume_state_serves_another_number_of_processes(folder: Path) -> None:
 def test_exchanges(folder: Path) -> None:
     first, second = (json.loads((folder / f"talk.{rank}.json").read_text()) for rank in (0, 1))
     for found in (first, second):
-        assert found["gradients"] == [[1.5, 3.0], [2.0, 3.0], None]
+        assert found["gradients"] == [[1.5, 3.0], None, [2.0, 3.0]]
         assert found["mean"] == {"a": 0.5, "b": 0.1}
         assert found["spread"], "one share's NaN stops all processes"
         assert found["from_leader"] == "abc" and found["nothing"] == ""
