@@ -14,7 +14,7 @@ from tests.reporting.test_page import write_project
 
 COMMANDS = {
     "table.png": "table plot {model} -o {output}",
-    "table.json": "table build {observations} --max-loss-db 0 -o {output}",
+    "table.json": "table build {observations} --strategy lowest --max-loss-db 0 -o {output}",
     "model.onnx": "export {model} --bits 8 -o {output}",
     "packed": "export {model} --to packed -o {output}",
     "page.html": "report --project {project} -o {output}",
