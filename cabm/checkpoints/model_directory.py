@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -26,10 +26,8 @@ TABLE_FILE = "edge_to_bit.json"
 FORMAT = "cabm.model/1"
 
 
-class PrecisionConfig(BaseModel):
+class PrecisionConfig(BaseModel, extra="forbid", strict=True):
     """The ``precision`` part of config.json."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     kind: Literal["float", "pams", "cadyq", "cabm"]
     search_space: list[Annotated[int, Field(ge=2, le=8)]]
@@ -44,10 +42,8 @@ class PrecisionConfig(BaseModel):
         return Precision(**self.model_dump() | {"search_space": tuple(self.search_space)})
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(BaseModel, extra="forbid", strict=True):
     """config.json of a model directory."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     format: Literal["cabm.model/1"]
     backbone: str

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StrictFloat,
@@ -46,8 +45,8 @@ SAMPLE = {
 Part = Literal["train", "validation", "test"]
 
 
-class _Source(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Source(BaseModel, extra="forbid", frozen=True):
+    pass
 
 
 class SampleSource(_Source):

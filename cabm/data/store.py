@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from cabm.errors import InputError, describe
 from cabm.files import atomic_directory, read_json
@@ -35,8 +35,8 @@ Offset = Annotated[int, Field(ge=0)]
 _MAX_NAME = 200  # characters
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class _Strict(BaseModel, extra="forbid", frozen=True, strict=True):
+    pass
 
 
 class _Image(_Strict):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat
+from pydantic import BaseModel, Field, StrictFloat
 
 
-class Schedule(BaseModel):
+class Schedule(BaseModel, extra="forbid", frozen=True):
     """A factor over the optimizer steps, common to all learning rates (weights, alpha, selector)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["constant", "halve", "cosine"] = "cosine"
     """constant, halve (at each of ``halve_at``) or cosine (down to ``final`` after the warm-up)."""

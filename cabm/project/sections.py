@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 from cabm.errors import shown
 from cabm.project.schedule import Schedule
@@ -26,10 +26,8 @@ _OPTIONS = {
 """Constructor arguments of the backbones; written here, as prepare must not depend on `cabm.models`."""
 
 
-class Section(BaseModel):
+class Section(BaseModel, extra="forbid", frozen=True):
     """A section of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSettings(Section):
@@ -180,14 +178,18 @@ class BypassSettings(Section):
     """Side of a part in low-resolution pixels, a multiple of 8; the tile's side: whole tiles."""
 
 
-class EdgeToBitSettings(Section):
-    """Step 4: build the edge-to-bit table."""
+class TiledSettings(Section):
+    """Tiles of a stage that runs the network on whole images."""
 
     tile: Count = 96
     """Side of a tile in low-resolution pixels, 1 or more."""
 
     stride: Count = 94
     """Distance between neighbouring tiles in low-resolution pixels, 1..tile."""
+
+
+class EdgeToBitSettings(TiledSettings):
+    """Step 4: build the edge-to-bit table."""
 
     strategy: Literal["constant", "lowest", "majority", "monotone"] = "constant"
     """How bits are chosen: constant (one row for all tiles, the least measured noise for fab_cap bits), or
@@ -211,14 +213,8 @@ class CabmSettings(QuantizedTrainingSettings):
     """Edge-to-bit table; null: step 4's table."""
 
 
-class EvaluateSettings(Section):
+class EvaluateSettings(TiledSettings):
     """Measurements on the test sets."""
-
-    tile: Count = 96
-    """Side of a tile in low-resolution pixels, 1 or more."""
-
-    stride: Count = 94
-    """Distance between neighbouring tiles in low-resolution pixels, 1..tile."""
 
     whole_image: bool = True
     """Measure every model on whole images, too."""

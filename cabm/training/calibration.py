@@ -1,4 +1,4 @@
-"""Initial clip values of quantizers, from data."""
+"""Initial clip values of the quantizers, measured on training patches."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from cabm.errors import InputError, PeerLost
 class Group:
     """The processes of one training; a single process is a group that exchanges nothing.
 
-    All processes must call each method, in the same order. A method raises `PeerLost` if another process
+    All processes must call the same methods in the same order. Each raises `PeerLost` if another process
     has ended or does not answer.
 
     Attributes:
@@ -55,25 +55,17 @@ class Group:
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average the gradients over the processes, in place.
 
-        A parameter without a gradient in all processes keeps none, so that its optimizer state does not
-        change, as in a single process. In some processes alone, a missing gradient counts as 0.
+        Which parameters have a gradient depends on the model alone, so it is the same in all processes.
         """
         if self.size == 1:
             return
-        reached = [float(parameter.grad is not None) for parameter in parameters]
-        pieces = [
-            torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
-            for parameter in parameters
-        ]
-        flat = torch.cat([pieces[0].new_tensor(reached), *pieces])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         with exchange():
             distributed.all_reduce(flat)
-        counts, *means = (flat / self.size).split([len(pieces), *(len(piece) for piece in pieces)])
-        for parameter, count, mean in zip(parameters, counts.tolist(), means, strict=True):
-            if count:
-                if parameter.grad is None:
-                    parameter.grad = torch.empty_like(parameter)  # has the parameter's memory layout
-                parameter.grad.copy_(mean.view(parameter.shape))
+        means = (flat / self.size).split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view(gradient.shape))
 
     def from_leader(self, content: bytes) -> bytes:
         """Return the bytes of process 0; those of the other processes are ignored."""
@@ -123,7 +115,7 @@ ALONE = Group()
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Raise `PeerLost` for the backends' errors, which are plain RuntimeErrors.
+    """Turn the backends' plain RuntimeErrors into `PeerLost`.
 
     Raises:
         PeerLost: a connection broke, or a process did not answer in time.

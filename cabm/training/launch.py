@@ -1,4 +1,4 @@
-"""The start and the end of the processes of one training."""
+"""Start and end of the processes of one training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cabm.training.group import ALONE, Group, exchange, first_line
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-PARENT_SECONDS = 1.0  # between two checks of a worker that its launcher lives
+PARENT_SECONDS = 1.0  # between a worker's checks that its launcher is alive
 _STORE = "CABM_PROCESS_STORE"  # environment variable: URL of the file in which workers of one machine meet
 _LOOPBACKS = ("lo", "lo0")  # Linux; macOS and BSD
 
@@ -99,7 +99,7 @@ def launch(settings: RuntimeSettings, stage: str) -> None:
     with tempfile.TemporaryDirectory(prefix="cabm-") as folder:
         if _num_nodes() == 1:
             meeting = _meet_in_files(Path(folder))
-        else:  # one id per stage, so that nodes at different stages wait for each other
+        else:  # one id per stage: a node that is ahead waits for the others
             meeting = ["--rdzv-id", f"{os.environ.get('PET_RDZV_ID', 'cabm')}-{stage}"]
         _torchrun(["--nproc-per-node", str(processes), *meeting, *sys.argv])
 
@@ -119,7 +119,7 @@ def _torchrun(arguments: list[str]) -> None:
         where = os.environ.get("PET_RDZV_ENDPOINT", "PET_RDZV_ENDPOINT is not set")
         raise WorkerFailed(f"the nodes did not find each other at {where} ({first_line(error)})") from None
     except distributed.DistError as error:
-        raise WorkerFailed(f"the other nodes do not answer any more ({first_line(error)})") from None
+        raise WorkerFailed(f"the other nodes no longer answer ({first_line(error)})") from None
     except ValueError as error:
         raise InputError(f"torchrun's settings (PET_*): {error}") from None
     except SignalException:
@@ -129,7 +129,7 @@ def _torchrun(arguments: list[str]) -> None:
 def _meet_in_files(folder: Path) -> list[str]:
     """Return torchrun's options for one machine, whose processes find each other through files.
 
-    torchrun's TCP stores, also those of ``--standalone``, listen on all network interfaces. Here only the
+    torchrun's TCP stores listen on all network interfaces, even with ``--standalone``. Here only the
     backends open sockets, on the loopback.
     """
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -152,7 +152,7 @@ def _num_nodes() -> int:
 
 
 def _cause(failures: Mapping[int, ProcessFailure]) -> str:
-    """Return the first cause: a killed process makes the others fail, but never the other way round."""
+    """Return the failure behind the others: a killed process makes the others fail, never the reverse."""
 
     def order(failure: ProcessFailure) -> tuple[int, int]:
         # torchrun itself ends the other processes with SIGTERM

@@ -88,8 +88,8 @@ def train(
 ) -> Backbone:
     """Train ``model`` in place and return it, with the averaged weights if averaging is on.
 
-    An interrupted training ends with the same bits as an uninterrupted one, on one machine with the same
-    number of processes.
+    A resumed training ends with the same bits as an uninterrupted one on the same machine and number of
+    processes.
 
     Args:
         model: trained in place.

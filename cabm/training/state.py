@@ -85,7 +85,7 @@ def write(state: TrainingState, path: Path) -> None:
 def read(path: Path, state: TrainingState) -> bytes | None:
     """Return the bytes of a resume state that fits ``state``, or None if there is none.
 
-    A file that is damaged, or is of another model, is deleted and logged: the training starts over.
+    A file that is damaged or belongs to another model is deleted with a warning: the training starts over.
     """
     try:
         content = path.read_bytes()
@@ -155,7 +155,7 @@ def _unpack(content: bytes) -> tuple[int, list[dict[str, Any]], dict[str, Tensor
     """Return step, history and tensors of a resume state.
 
     Raises:
-        ValueError: the checksum does not match, or is missing; a file without one has the old format.
+        ValueError: the checksum does not match, or is missing from a file of the present format.
         SafetensorError, KeyError, TypeError, RecursionError: this is not a resume state.
     """
     tensors = load_tensors(content)
@@ -190,7 +190,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_fit(tensors: Mapping[str, Tensor], state: TrainingState) -> None:
-    """Raise ValueError if tensors are not the whole state of this model and its optimizer."""
+    """Raise ValueError unless the tensors are the whole state of this model and its optimizer."""
     parameters = state.parameters()
     weights = {name: (tensor.shape, tensor.dtype) for name, tensor in state.model.state_dict().items()}
     expected = {f"model.{name}": kind for name, kind in weights.items()}
@@ -207,6 +207,6 @@ def _check_fit(tensors: Mapping[str, Tensor], state: TrainingState) -> None:
     }
     expected = {name: kind for name, kind in expected.items() if name.rsplit(".", 1)[0] not in unused}
     if found != expected:
-        raise ValueError("it is of another model")
+        raise ValueError("it belongs to another model")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError("it has values that are not finite")
