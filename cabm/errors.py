@@ -22,6 +22,7 @@ EXTRAS = {
     "heic": ("pillow_heif",),
     "onnx": ("onnx", "onnxruntime"),
     "ray": ("pyarrow", "ray"),
+    "web": ("fastapi", "gradio", "uvicorn"),
     "bench": ("ncnn", "nncf", "openvino", "pnnx"),
 }
 """The modules of each extra that the package uses. A module is looked up in the first extra that has it."""

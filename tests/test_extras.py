@@ -27,7 +27,7 @@ MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "scikit
 BROUGHT_ALONG = {"click": "typer", "llvmlite": "numba", "markupsafe": "jinja2", "pyarrow": "ray"}
 # The packages that may import an extra's modules as they are imported themselves. All others import such
 # modules inside functions, so that the base install can do everything else.
-AT_IMPORT = {"reporting": {"plots", "pipeline"}}
+AT_IMPORT = {"reporting": {"plots", "pipeline"}, "web": {"plots", "web"}}
 AT_IMPORT_FILES = {
     "cabm/engine/onnx_graph.py": {"onnx"},
     "cabm/engine/onnx_models.py": {"onnx"},

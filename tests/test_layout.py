@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 # From the top. A package imports from the rows below its own, and from nothing on its own row.
 LAYERS = (
     ("cli", "stages"),
-    ("bench", "pipeline"),
+    ("bench", "pipeline", "web"),
     ("reporting", "training"),
     ("cluster", "evaluation", "tracking"),
     ("upscaling",),

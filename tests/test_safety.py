@@ -215,7 +215,8 @@ def test_nothing_is_told_to_listen_to_the_network() -> None:
     texts = [*CODE, REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "dvc.yaml"]
     for path in texts:
         for line in path.read_text().splitlines():
-            assert "0.0.0.0" not in line, f"{path}: {line}"
+            # only the page says how to serve it to others, by an option that has to be given
+            assert "0.0.0.0" not in line or path.name == "web.md", f"{path}: {line}"
             if "mlflow server" in line or "mlflow ui" in line:
                 assert "--host" not in line or "--host 127.0.0.1" in line, f"{path}: {line}"
 

@@ -10,12 +10,12 @@ from cabm.cli.outputs import check_figure_name, check_new_file, save_figure
 from cabm.errors import PLOTS, InputError, require
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cabm.imaging.source import ReadOptions
     from cabm.upscaling.jobs import Survey
     from cabm.upscaling.tasks import Task
     from cabm.upscaling.upscaler import Report, Upscaler
+
+_SHOWN_SIDE = 1600  # pixels of the image under the bits
 
 
 def check_bit_map(
@@ -43,22 +43,9 @@ def check_bit_map(
 
 def draw_bit_map(task: Task, report: Report, path: Path, options: ReadOptions) -> None:
     """Draw the bits of an image's tiles over it, which is read with these options."""
+    from cabm.imaging.preview import thumbnail
     from cabm.reporting.overlays import bit_map_overlay
 
     assert report.bits is not None
-    fab = report.bits.mean(axis=1)
-    save_figure(bit_map_overlay(_thumbnail(task.source, options), report.plan, fab, report.parts), path)
-
-
-def _thumbnail(path: Path, options: ReadOptions, side: int = 1600) -> np.ndarray:
-    """Return every n-th pixel of an image, (h,w,3) uint8, of at most about ``side`` pixels a side."""
-    import numpy as np
-
-    from cabm.imaging.pixels import network_input
-    from cabm.imaging.reader import open_raster
-
-    raster = open_raster(path, options=options)
-    stride = -(-max(raster.height, raster.width) // side)
-    rows = [block[::stride, ::stride] for block in raster.blocks(stride * max(1, 64 // stride))]
-    planes = network_input(np.concatenate(rows)).numpy()
-    return planes.transpose(1, 2, 0).astype(np.uint8)
+    shown = thumbnail(task.source, _SHOWN_SIDE, options=options)
+    save_figure(bit_map_overlay(shown, report.plan, report.bits.mean(axis=1), report.parts), path)

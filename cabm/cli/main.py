@@ -22,6 +22,7 @@ from cabm.cli.relocate_runs import relocate_runs
 from cabm.cli.report import report
 from cabm.cli.table import build_table, plot_table, show_table
 from cabm.cli.upscale import upscale
+from cabm.cli.web import web
 from cabm.errors import InputError, TrainingDiverged, debugging, error_line, missing_extra
 
 _OBJECTS_PER_COLLECTION = 50_000
@@ -44,6 +45,7 @@ tables = typer.Typer(no_args_is_help=True, help="Describe, draw and build edge-t
 _USE, _TRAIN = "Use models", "Train models"
 
 app.command(rich_help_panel=_USE)(upscale)
+app.command(rich_help_panel=_USE)(web)
 app.add_typer(clusters, name="cluster", rich_help_panel=_USE)
 clusters.command("upscale")(upscale_on_cluster)
 app.add_typer(models, name="model", rich_help_panel=_USE)

@@ -76,6 +76,12 @@ class FileRaster(Raster):
         if self.source.lacks_end and not lost:
             self._note("the end marker of the JPEG is missing; the picture is complete")
 
+    def picture(self) -> Any:
+        """Return the picture as a libvips image of the same pixels, which decodes when they are read."""
+        return _standard(
+            self.source, self.source.upright("none" if self.source.options.damaged else "error")
+        )[0]
+
     def _next_level(self, error: Exception, fail_on: str) -> tuple[str, bool]:
         """Return how to go on after an error, and whether pixels are lost.
 

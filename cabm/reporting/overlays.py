@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from cabm.evaluation.quality import psnr_y
-from cabm.reporting.style import HATCH, INK, WIDEST, bit_colormap
+from cabm.reporting.style import HATCH, INK, bit_colormap, bit_scale
 from cabm.tiling.edges import edges_of_image
-from cabm.tiling.parts import Box, TileParts
+from cabm.tiling.parts import Box, TileParts, in_image
 from cabm.tiling.plan import TilePlan, plan
 
 _BOX_COLORS = ("#e4572e", "#2f9ec4", "#7fb800", "#f2a900")
@@ -47,7 +46,7 @@ def bit_map_overlay(
     # in gray, so that no colour of the image looks like bits, and pale, so that dark areas show them
     gray = 255 - 0.62 * (255 - (shown.mean(axis=2) if shown.ndim == 3 else shown))
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    scale = Normalize(min(4.0, computed.min(initial=4.0)), WIDEST)
+    scale = bit_scale(computed)
     colormap = bit_colormap(scale)
     cores = [[region.core for region in regions] for regions in parts.regions]
     owner, drawn = _rectangles(tile_plan, cores)
@@ -72,24 +71,10 @@ def bit_map_overlay(
     return figure
 
 
-def _rectangles(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[list[int], list[Rectangle]]:
-    """Turn boxes of tiles into rectangles of the image, clipped to the pixels that belong to their tile.
-
-    Returns:
-        The tile of each rectangle, and the rectangles.
-    """
-    tiles, rectangles = [], []
-    owned = tile_plan.owned(2) / 2
-    for tile, of_tile in enumerate(boxes):
-        top, left = tile_plan.boxes[tile, :2]
-        y0, x0, y1, x1 = owned[tile]
-        for box in of_tile:
-            first_y, end_y = max(y0, top + box.y0), min(y1, top + box.y1)
-            first_x, end_x = max(x0, left + box.x0), min(x1, left + box.x1)
-            if first_y < end_y and first_x < end_x:
-                tiles.append(tile)
-                rectangles.append(Rectangle((first_x, first_y), end_x - first_x, end_y - first_y))
-    return tiles, rectangles
+def _rectangles(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[np.ndarray, list[Rectangle]]:
+    """Turn boxes of tiles into rectangles of the image; return the tile of each rectangle, too."""
+    tiles, placed = in_image(tile_plan, boxes)
+    return tiles, [Rectangle((x0, y0), x1 - x0, y1 - y0) for y0, x0, y1, x1 in placed.tolist()]
 
 
 def crops_side_by_side(

@@ -36,6 +36,11 @@ def bit_colormap(scale: Normalize) -> ListedColormap:
     return ListedColormap(np.stack(channels, axis=1))
 
 
+def bit_scale(fab_per_tile: np.ndarray) -> Normalize:
+    """Return the range of colours for mean bits of tiles: (n,), those that entered the network."""
+    return Normalize(min(4.0, fab_per_tile.min(initial=4.0)), WIDEST)
+
+
 def plain(axes: Axes) -> None:
     """Remove the frame at the top and right, and put the grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)

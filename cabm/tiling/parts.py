@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cabm.tiling.plan import TilePlan
+
 MARGIN = 3
 """Input pixels computed around a rectangle, as far as its tile reaches.
 
@@ -152,6 +154,22 @@ class TileParts:
                 if sum(_work(region.outer) for region in regions) < _work(tile):
                     whole[number] = regions
         return whole
+
+
+def in_image(tile_plan: TilePlan, boxes: list[list[Box]]) -> tuple[np.ndarray, np.ndarray]:
+    """Move boxes of tiles into the image, clipped to the pixels that belong to their tile.
+
+    Returns:
+        (n,) the tile of each box that is not empty, and (n, 4) its y0, x0, y1, x1 in input pixels; a limit
+        between two tiles may be half a pixel.
+    """
+    tiles = np.repeat(np.arange(len(boxes)), [len(of_tile) for of_tile in boxes])
+    inside = np.array([box for of_tile in boxes for box in of_tile], dtype=np.float64).reshape(-1, 4)
+    moved = inside + np.tile(tile_plan.boxes[tiles, :2], 2)
+    owned = tile_plan.owned(2)[tiles] / 2
+    clipped = np.hstack([np.maximum(moved[:, :2], owned[:, :2]), np.minimum(moved[:, 2:], owned[:, 2:])])
+    kept = (clipped[:, :2] < clipped[:, 2:]).all(axis=1)
+    return tiles[kept], clipped[kept]
 
 
 def paste(tile: np.ndarray, piece: np.ndarray, region: Region, scale: int) -> None:

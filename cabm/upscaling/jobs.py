@@ -108,16 +108,19 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
     return Survey(tuple(todo), tuple(kept), tuple(failures))
 
 
-def run_task(upscaler: Upscaler, task: Task, request: UpscaleRequest) -> Report | Failure:
+def run_task(
+    upscaler: Upscaler, task: Task, request: UpscaleRequest, *, progress: Progress | None = None
+) -> Report | Failure:
     """Upscale one file. An error is returned.
 
     Args:
         upscaler: the model.
         task: the file.
         request: its quality and limit on pixels.
+        progress: called with the number of tiles that were finished.
     """
     try:
-        return _start(upscaler, task, request, None).finish()
+        return _start(upscaler, task, request, progress).finish()
     except Exception as error:
         return Failure.of(error, task.source)
 

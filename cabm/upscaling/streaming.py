@@ -58,7 +58,7 @@ def upscale(
     """
     trace = Trace() if trace is None else trace
     if table is not None:
-        edges = edges_of_raster(raster, tile_plan, table.part, trace)
+        edges = edges_of_raster(raster, tile_plan, table.part, trace, progress)
         with trace.clock("look up"):
             trace.bits, trace.parts = table.assign(edges, tile_plan)
         trace.scores = edges.scores.numpy()
@@ -101,8 +101,13 @@ def _upscaled_alpha(
     return (part[..., 0] for part in rows)
 
 
-def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace: Trace) -> TileEdges:
-    """Measure the edges of every tile in one pass; see `cabm.tiling.edges.edges_of_image`."""
+def edges_of_raster(
+    raster: Raster, tile_plan: TilePlan, part: int | None, trace: Trace, progress: Progress | None = None
+) -> TileEdges:
+    """Measure the edges of every tile in one pass; see `cabm.tiling.edges.edges_of_image`.
+
+    ``progress`` is called with 0 after each row of tiles, so that it can stop this pass, too.
+    """
     window = RowWindow(raster, trace)
     found = []
     for band in bands(tile_plan):
@@ -110,6 +115,8 @@ def edges_of_raster(raster: Raster, tile_plan: TilePlan, part: int | None, trace
         with trace.clock("score"):
             found.append(edges_of_image(_inner(strip), band.plan, part))
         window.release(band.image_rows.start - RowWindow.MARGIN)
+        if progress is not None:
+            progress(0)
     peaks = None if part is None else torch.cat([edges.peaks for edges in found])
     return TileEdges(torch.cat([edges.scores for edges in found]), peaks)
 

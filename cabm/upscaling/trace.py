@@ -12,7 +12,7 @@ import numpy as np
 from cabm.tiling.parts import TileParts
 
 Progress = Callable[[int], object]
-"""Called with the number of tiles that were finished since the last call."""
+"""Called with the number of tiles that were finished since the last call; 0 while they are scored."""
 
 
 def seconds_by_bits(

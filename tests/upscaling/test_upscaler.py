@@ -198,14 +198,24 @@ def test_a_progress_that_fails_stops_all_threads(models):
 
     def stop(tiles):
         calls.append(tiles)
-        raise ValueError("stop")
+        if tiles:
+            raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop") as error:
         loaded(photo(300, 300), progress=stop)
     assert error.tb is not None  # the traceback keeps the frames and the generators in them alive
-    assert calls == [1]
+    assert calls.count(1) == 1 and calls[-1] == 1
     assert threading.active_count() == threads
     assert torch.get_num_threads() == number
+
+
+def test_a_progress_can_stop_the_scoring(models):
+    def stop(tiles):
+        assert tiles == 0
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        upscaler(models)(photo(300, 300), progress=stop)
 
 
 def test_a_bypassed_image_equals_bicubic_upscaling_of_the_whole_image(models):
