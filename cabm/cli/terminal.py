@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,25 @@ def echo(text: str, err: bool = False) -> None:
 
     lines = map(printable, text.split("\n"))
     tqdm.write("\n".join(lines), file=sys.stderr if err else sys.stdout)
+
+
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(f"cabm: {record.getMessage()}", err=True)
+
+
+@contextmanager
+def compiling_shown(show: bool) -> Iterator[None]:
+    """Print a line when loops are compiled, which takes seconds, if ``show``; also one if it fails."""
+    logger, handler = logging.getLogger("cabm.machine"), _OneLine()
+    before = logger.level
+    logger.setLevel(logging.INFO if show else logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import typer
 from cabm.cli import upscale_options as options
 from cabm.cli.outputs import check_no_url
 from cabm.cli.pipes import piped
-from cabm.cli.terminal import echo, fail, interrupted, sigterm_interrupts
+from cabm.cli.terminal import compiling_shown, echo, fail, interrupted, sigterm_interrupts
 from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
 
@@ -135,7 +135,7 @@ def upscale(
       curl -s https://example.org/a.jpg | cabm upscale - --format jpeg > big.jpg
     """
     request = options.upscale_request(context, tuple(inputs), output)
-    with piped(request) as pipes:
+    with piped(request) as pipes, compiling_shown(not quiet):
         run(pipes.request, Messages(report, bit_map, verbose, quiet), pipes.named)
 
 

@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Loop = Callable[..., None]
 T = TypeVar("T")
@@ -45,8 +45,8 @@ def jit(loop: Loop, *, cache: bool = True, **options: object) -> Loop:
 
     Args:
         loop: Python code in numba's subset.
-        cache: keep the compiled code on disk for other processes. The key is the loop and the machine, not
-            the options.
+        cache: keep the compiled code on disk for other processes, see `cabm.machine.code_cache`. The key is
+            the loop and the machine, not the options.
         options: of ``numba.njit``.
 
     Raises:
@@ -56,10 +56,22 @@ def jit(loop: Loop, *, cache: bool = True, **options: object) -> Loop:
 
     if numba.config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
+    compiled = numba.njit(nogil=True, **options)(loop)
+    if cache:
+        _keep(compiled)
+    return compiled
+
+
+def _keep(compiled: Any) -> None:
+    """Let numba keep a loop's code in the user's cache folder."""
     try:
-        return numba.njit(nogil=True, cache=cache, **options)(loop)
-    except RuntimeError:  # neither the package nor the home directory can hold the cache
-        return numba.njit(nogil=True, **options)(loop)
+        from cabm.machine.code_cache import CompiledCode
+
+        compiled._cache = CompiledCode(compiled.py_func)
+    except RuntimeError:  # no folder can be written: NUMBA_CACHE_DIR, or the user's
+        log.info("compiling for this CPU at every start: no folder for the code (set NUMBA_CACHE_DIR)")
+    except (ImportError, AttributeError, TypeError):  # a numba whose cache has another structure
+        compiled.enable_caching()
 
 
 def compiles_for_this_cpu() -> bool:

@@ -12,7 +12,7 @@ from cabm.engine import elementwise
 from cabm.engine import fused as fused_blocks
 from cabm.imaging import bicubic
 from cabm.machine import compiled
-from cabm.machine.compiled import compiles_for_this_cpu, jit, none_if_numba_fails
+from cabm.machine.compiled import compiles_for_this_cpu, none_if_numba_fails
 from cabm.quant import fused
 
 USERS = [bicubic._loop, elementwise.compiled, fused._loops]
@@ -52,18 +52,6 @@ def test_the_warning_is_one_line_whatever_is_raised(caplog: pytest.LogCaptureFix
     assert prepare() is None
     assert "(SystemError: initialization of _internal failed);" in caplog.text
     assert "more" not in caplog.text
-
-
-def test_a_folder_that_cannot_hold_the_cache_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = numba.njit
-
-    def njit(**options: object) -> object:
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return right(**options)
-
-    monkeypatch.setattr(numba, "njit", njit)
-    assert jit(lambda x: x + 1)(1) == 2
 
 
 @pytest.mark.parametrize(("name", "expected"), [(None, True), ("host", True), ("generic", False)])

@@ -1,0 +1,155 @@
+"""Compiled loops kept on disk, in the user's cache folder.
+
+numba's own cache writes beside the package, and trusts what it reads. This one puts a checksum on every
+file and a lock on every loop. A process that finds another one compiling waits for its code. numba keeps
+code by its version, the CPU, the loop's source and the types of arguments; other code is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    IndexDataCacheFile,
+    UserProvidedCacheLocator,
+    UserWideCacheLocator,
+)
+
+log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 1.0
+"""Shorter compilations are not reported."""
+
+PATIENCE_SECONDS = 120.0
+"""After this time, a process compiles what another one seems to be compiling."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled code: in XDG_CACHE_HOME, by default ~/.cache.
+
+    It is not used where NUMBA_CACHE_DIR names another.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "cabm" / "compiled"
+
+
+class CompiledCode(FunctionCache):
+    """The kept code of one function.
+
+    Args:
+        function: to compile.
+
+    Raises:
+        RuntimeError: no folder can be written.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._impl_class = _InUserFolder
+        super().__init__(function)
+        locator = self._impl.locator
+        name = self._impl.filename_base
+        self._cache_file = _CheckedFiles(self.cache_path, name, locator.get_source_stamp())
+        self._lock = FileLock(Path(self.cache_path) / f"{name}.lock")
+        self._report: threading.Timer | None = None
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the code for a signature; None, with the lock held, if the caller must compile it."""
+        found = self._load(sig, target_context)
+        if found is not None:
+            return found
+        try:
+            self._lock.acquire(timeout=PATIENCE_SECONDS)
+        except (Timeout, OSError):  # a stuck process, or a disk that knows no locks
+            return self._begin()
+        found = self._load(sig, target_context)  # another process has compiled it
+        if found is not None:
+            self._lock.release(force=True)
+            return found
+        return self._begin()
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code; a full disk does not matter."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            log.info("compiled code cannot be kept in %s (%s)", self.cache_path, error)
+        finally:
+            self._end()
+
+    def _load(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # such as a module that the code needs and that has moved
+            log.info("compiled code cannot be loaded from %s (%s)", self.cache_path, error)
+            return None
+
+    def _begin(self) -> None:
+        self._report = threading.Timer(QUIET_SECONDS, _report, [Path(self.cache_path).parent])
+        self._report.daemon = True
+        self._report.start()
+
+    def _end(self) -> None:
+        if self._report is not None:
+            self._report.cancel()
+        self._lock.release(force=True)
+
+
+@cache
+def _report(folder: Path) -> None:
+    """Log that loops are compiled; cached, so only the first one is reported."""
+    log.info("compiling for this CPU, once: takes seconds, kept in %s", folder)
+
+
+class _UserFolder(UserWideCacheLocator):
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        super().__init__(py_func, py_file)
+        self._cache_path = str(cache_folder() / self.get_suitable_cache_subpath(py_file))
+
+
+class _InUserFolder(CompileResultCacheImpl):
+    _locator_classes = (UserProvidedCacheLocator, _UserFolder)
+
+
+class _CheckedFiles(IndexDataCacheFile):
+    """Files that end in a checksum, which numba's reader ignores. Damaged files count as missing."""
+
+    def _load_index(self) -> dict:
+        return super()._load_index() if _intact(self._index_path) else {}
+
+    def _load_data(self, name: str) -> Any:
+        path = self._data_path(name)
+        if not _intact(path):
+            raise FileNotFoundError(path)
+        return super()._load_data(name)
+
+    @contextmanager
+    def _open_for_write(self, filepath: str) -> Iterator[BinaryIO]:
+        with super()._open_for_write(filepath) as file:
+            content = io.BytesIO()
+            yield content
+            file.write(content.getvalue() + _checksum(content.getvalue()))
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _intact(path: str) -> bool:
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return content[-size:] == _checksum(content[:-size])
