@@ -268,10 +268,14 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     weight_bits = PAMS_BITS
     per_channel = False
 
+    def codes(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Return the weight's codes and scale at a width; see `weight_codes`."""
+        return weight_codes(self.weight, bits)
+
     def forward(self, x: Tensor | Quantized, output_size: list[int] | None = None) -> Tensor:
         """Convolve (B,C,H,W); the result is a float tensor of height and width ``output_size``."""
         quantized = isinstance(x, Quantized)
-        codes, scale = weight_codes(self.weight, self.weight_bits)
+        codes, scale = self.codes(self.weight_bits)
         read = x.codes if quantized else x
         extra = self._output_padding(
             read, output_size, list(self.stride), list(self.padding), list(self.kernel_size), 2

@@ -10,7 +10,7 @@ import torch
 from cabm.engine import compile_model, supports
 from cabm.errors import InputError
 from cabm.models.base import Backbone
-from cabm.upscaling.runners import ModelRunner, TileRunner
+from cabm.upscaling.runners import HalfRunner, ModelRunner, TileRunner
 
 Engine = Literal["auto", "int8", "float"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -45,7 +45,7 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
     """Choose what runs a model: the integer engine on a CPU that has the instructions, otherwise floats.
 
     Args:
-        model: the backbone, on the CPU; it is moved to the chosen device.
+        model: the backbone, on the CPU; it is copied or moved to the chosen device.
         engine: ``int8`` requires the integer engine, ``float`` the simulated model; ``auto`` decides.
         device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one, unless ``engine`` is ``int8``.
 
@@ -56,10 +56,11 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
         raise InputError(f"engine {engine!r} is not one of {', '.join(get_args(Engine))}")
     if device not in get_args(Device):
         raise InputError(f"device {device!r} is not one of {', '.join(get_args(Device))}")
-    if device == "cuda" and not torch.cuda.is_available():
+    card = gpu()
+    if device == "cuda" and card is None:
         raise InputError("device cuda: PyTorch sees no GPU here; use --device cpu")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() and engine != "int8" else "cpu"
+        device = "cuda" if card is not None and engine != "int8" else "cpu"
     if device == "cuda" and engine == "int8":
         raise InputError("engine int8 runs on the CPU; use --device cpu, or --engine float on the GPU")
     reason = "" if engine == "float" else _why_not_integers(model, device)
@@ -67,7 +68,15 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
         raise InputError(f"engine int8: {reason}; use engine float or auto")
     if engine != "float" and not reason:
         return ChosenRunner(compile_model(model), "int8", "cpu")
-    return ChosenRunner(ModelRunner(model.to(device), collapse_tail=True), "float", device, reason)
+    if device == "cuda" and HalfRunner.takes(model):
+        return ChosenRunner(HalfRunner(model, card), "float", device, reason)
+    place = card if device == "cuda" else torch.device("cpu")
+    return ChosenRunner(ModelRunner(model.to(place), collapse_tail=True), "float", device, reason)
+
+
+def gpu() -> torch.device | None:
+    """Return the GPU that PyTorch sees, or None."""
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def _why_not_integers(model: Backbone, device: str) -> str:

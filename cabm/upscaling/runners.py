@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cabm.models.base import Backbone
+from cabm.quant.folded import fold, foldable, in_half
 
 
 class TileRunner(Protocol):
@@ -73,3 +74,34 @@ class ModelRunner(TileRunner):
         with torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
             output = self.model(x, None if bits is None else bits.to(device), collapse_tail=collapse)
         return output.sr.float(), output.bits
+
+
+class HalfRunner(TileRunner):
+    """Runs a backbone on a GPU in half precision, channels last, on the values of its quantizers.
+
+    Beside the float network in half precision, a quantizer adds one or two elementwise operations. The
+    weights are quantized once.
+
+    Args:
+        model: a backbone on the CPU, which is copied.
+        device: where to run it.
+    """
+
+    def __init__(self, model: Backbone, device: torch.device) -> None:
+        self.scale = model.scale
+        self.splits_border = bool(model.tail_border)
+        self._collapse_tail = model.tail_border is not None
+        self._device = device
+        self._model = in_half(fold(model)).to(device).eval()
+
+    takes = staticmethod(foldable)
+
+    @torch.inference_mode()
+    def __call__(
+        self, tiles: Tensor, bits: Tensor | None, *, inside: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Upscale a batch; see `TileRunner`."""
+        x = tiles.to(self._device, torch.float16).contiguous(memory_format=torch.channels_last)
+        collapse = self._collapse_tail and (inside or not self.splits_border)
+        there = None if bits is None else bits.to(self._device)
+        return self._model(x, there, collapse_tail=collapse).sr.float(), bits

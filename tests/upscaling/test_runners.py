@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from cabm.upscaling.runners import ModelRunner
+from cabm.upscaling import engine_choice
+from cabm.upscaling.runners import HalfRunner, ModelRunner
 from cabm.upscaling.tiles import super_resolve
+from cabm.upscaling.upscaler import Upscaler
 from tests.models.helpers import BACKBONES, small_model
-from tests.upscaling.helpers import photo
+from tests.upscaling.helpers import photo, tiny_model
 
 
 @pytest.mark.parametrize("options", [{}, {"replicate_tail": True}])
@@ -35,3 +38,25 @@ def test_tiles_that_overlap_by_the_receptive_field_equal_the_whole_image(backbon
     assert len(tiled.plan) > 1
     whole = super_resolve(runner, image, tile=None, **arguments)
     assert np.abs(tiled.image.astype(int) - whole.image).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["float", "pams", "cabm"])
+def test_the_code_for_gpus_gives_the_image_of_the_cpu(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(engine_choice, "gpu", lambda: torch.device("cpu"))  # the same code on the CPU
+    directory = tiny_model(tmp_path / "m", kind, bypass=3.0, part=8)
+    on_gpu = Upscaler.load(directory, device="cuda")
+    assert isinstance(on_gpu._chosen.runner, HalfRunner)
+    image = photo(70, 90)
+    image[:30, :30] = 128  # bypassed, where a table says so
+    off = on_gpu(image).astype(int) - Upscaler.load(directory, device="cpu", engine="float")(image)
+    assert np.abs(off).mean() < 0.25
+    if kind == "cabm":
+        assert (off[:40, :40] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["cadyq"])
+def test_models_that_select_widths_are_simulated_on_gpus(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(engine_choice, "gpu", lambda: torch.device("cpu"))
+    assert isinstance(
+        Upscaler.load(tiny_model(tmp_path / "m", kind), device="cuda")._chosen.runner, ModelRunner
+    )
