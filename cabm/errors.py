@@ -18,7 +18,7 @@ PIPELINE = (*PLOTS, "jinja2", "kornia", "scipy", "skimage", "yaml")
 """Modules that the stages and the report cannot do without."""
 EXTRAS = {
     "plots": PLOTS,
-    "pipeline": (*PIPELINE, "dvc", "filelock", "mlflow", "pandas", "sklearn"),
+    "pipeline": (*PIPELINE, "dvc", "mlflow", "pandas", "sklearn"),
     "heic": ("pillow_heif",),
     "onnx": ("onnx", "onnxruntime"),
     "ray": ("pyarrow", "ray"),
