@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-from cabm.cli.terminal import echo
+from cabm.cli.terminal import echo, sigterm_interrupts
 from cabm.errors import EXTRAS, require
 
 
@@ -69,4 +70,6 @@ def web(
             webbrowser.open(url)
 
     limits = Limits(max_pixels, max_upload, max_waiting, threads)
-    serve(Models(model or ()), limits, host=host, port=port, on_ready=on_ready)
+    # either signal is the usual end, and both leave no temporary file
+    with suppress(KeyboardInterrupt), sigterm_interrupts():
+        serve(Models(model or ()), limits, host=host, port=port, on_ready=on_ready)

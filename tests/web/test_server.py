@@ -80,7 +80,7 @@ def test_the_page_is_for_this_machine_and_talks_to_nobody(model, tmp_path):
         for address in ("proxy=http://example.org/a", "file=http://example.org/a", "file=/etc/passwd"):
             assert fetched(f"{url}/gradio_api/{address}")[0] in (403, 404), address
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in (0, -signal.SIGTERM)
+        assert process.wait(60) == 0
     # asyncio wakes itself through a pair of sockets, which have no address
     (listening,) = {line for line in (tmp_path / "events.txt").read_text().splitlines() if "''" not in line}
     assert listening.startswith("socket.bind ('127.0.0.1', ")
