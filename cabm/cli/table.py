@@ -109,10 +109,11 @@ def echo_table(table: EdgeToBitTable, max_rows: int) -> None:
     rows = summary["by_score"]
     most = "at most" if table.strategy == "constant" else "below"
     cap = "" if table.fab_cap is None else f", FAB {most} {table.fab_cap}"
+    by_score = f"{len(rows)} by edge score" if len(rows) > 1 else "1 for all tiles"
     echo_facts(
         {
             "tiles": f"{table.tile} x {table.tile}, stride {table.stride}",
-            "rows": f"{len(rows)} by edge score, strategy {table.strategy}{cap}",
+            "rows": f"{by_score}, strategy {table.strategy}{cap}",
             "FAB": f"{summary['fab_lowest']:.2f} .. {summary['fab_highest']:.2f}",
         }
     )
