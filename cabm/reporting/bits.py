@@ -79,7 +79,9 @@ def trade_off_rows(set_name: str, methods: Mapping[str, Mapping[str, Any]]) -> l
 
 
 def table_picture(table: EdgeToBitTable) -> Figure:
-    """Draw the bits of every layer against the edge score, and the FAB of each score above."""
+    """Draw the bits of every layer by edge score, with the FAB above; as bars if the table has one row."""
+    if len(table.rows) == 1:
+        return _row_picture(table)
     num_layers, widths = len(table.layers), table.search_space
     end = max(table.thresholds[-1] * 1.08, table.thresholds[-1] + 1)
     starts = np.concatenate([[0.0], table.thresholds[1:]])
@@ -113,6 +115,24 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     if table.bypass is not None:
         title += f"; bypass below an edge peak of {table.bypass.threshold:g}"
     figure.suptitle(title, color=INK, fontsize=11)
+    return figure
+
+
+def _row_picture(table: EdgeToBitTable) -> Figure:
+    """Draw the bits that every tile has, one bar per layer."""
+    row, places = table.rows[0], np.arange(len(table.layers))
+    figure = Figure(figsize=(8.5, 1.0 + 0.19 * max(len(places), 8)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(places, row, color=[bit_color(width) for width in row], height=0.8)
+    axes.set_yticks(places, table.layers, fontsize=7)
+    axes.set_ylim(len(places) - 0.4, -0.6)
+    axes.set_xticks(range(9))
+    axes.set_xlabel("bits")
+    plain(axes)
+    axes.tick_params(axis="y", length=0)
+    bypass = "" if table.bypass is None else f"; bypass below an edge peak of {table.bypass.threshold:g}"
+    title = f"{table.backbone} x{table.scale}: one row for all tiles, FAB {row.mean():.2f}{bypass}"
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
     return figure
 
 
