@@ -70,7 +70,6 @@ def test_trade_off_of_bicubic_alone():
     [
         (table(), ["4 bits", "6 bits", "8 bits"]),
         (table(bypass=Bypass(part=16, threshold=1.5)), ["bypass below an edge peak of 1.5", "4 bits"]),
-        (table(thresholds=[0.0], rows=[[8, 8]]), ["8 bits"]),
     ],
 )
 def test_table_picture(picture, legend):
@@ -78,6 +77,14 @@ def test_table_picture(picture, legend):
     for expected in [*legend, "body.0.b", "edge score", "monotone"]:
         assert expected in text
     assert ("bypass" in text) == (picture.bypass is not None)
+
+
+def test_one_row_is_drawn_as_bars_without_edge_scores():
+    figure = table_picture(table(strategy="constant", thresholds=[0.0], rows=[[4, 8]]))
+    text = drawn(figure)
+    assert "one row for all tiles, FAB 6.00" in text and "edge score" not in text
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    assert bars == [4, 8]
 
 
 @pytest.mark.parametrize("size", [(60, 90), (1, 1), (5, 300)])
