@@ -177,8 +177,9 @@ def test_the_base_install_upscales_and_everything_else_names_its_extra(tmp_path:
     for command, extra in NEEDS.items():
         status, _, err = results[command]
         assert status == 1, (command, results[command])
-        assert err.count("\n") == 1, (command, err)
-        assert err.endswith(f'pip install "cabm[{extra}]"\n'), (command, err)
+        lines = [line for line in err.splitlines() if "compiling for this CPU" not in line]
+        assert len(lines) == 1, (command, err)
+        assert lines[0].endswith(f'pip install "cabm[{extra}]"'), (command, err)
     for command in NEED_NOTHING:
         assert results[command][0] == 0, (command, results[command])
     assert {file.name for file in tmp_path.iterdir()} == {"photo.png", "photo_x4.png", "selectors"}

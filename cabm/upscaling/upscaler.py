@@ -125,7 +125,8 @@ class Upscaler:
         scale: scale factor.
         engine: ``int8`` or ``float``.
         engine_reason: why ``auto`` did not choose the integer engine; otherwise empty.
-        tile, stride: side and distance of the tiles in input pixels.
+        tile: side of the tiles in input pixels.
+        stride: distance of the tiles in input pixels.
 
     Raises:
         InputError: the tile does not fit the overlap or the network.
