@@ -203,8 +203,9 @@ def test_a_bad_file_is_one_clear_line(page, tmp_path):
     assert line.startswith("notes.jpg: not an image that can be read") and "\n" not in line
     page.shoot("bad-file")
     page.tab.locator("#go").click()
+    page.tab.locator("#cancel").wait_for()
     page.tab.locator("#status .error").wait_for()
-    assert not page.tab.locator("#cancel").is_visible()
+    page.tab.locator("#cancel").wait_for(state="hidden")
 
 
 def test_a_large_image_is_shown_smaller_and_downloaded_whole(page, server, tmp_path):
