@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from cabm.checkpoints.released import import_released
     from cabm.models.registry import build_model
     from cabm.tables.table import EdgeToBitTable
+    from cabm.upscaling.size import OutputSize
     from cabm.upscaling.upscaler import Upscaler
 
 __version__ = "0.1.0"
-__all__ = ["EdgeToBitTable", "Upscaler", "build_model", "import_released", "load_model"]
+__all__ = ["EdgeToBitTable", "OutputSize", "Upscaler", "build_model", "import_released", "load_model"]
 
 _MODULES = {
     "EdgeToBitTable": "cabm.tables.table",
+    "OutputSize": "cabm.upscaling.size",
     "Upscaler": "cabm.upscaling.upscaler",
     "build_model": "cabm.models.registry",
     "import_released": "cabm.checkpoints.released",

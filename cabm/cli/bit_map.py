@@ -12,8 +12,9 @@ from cabm.errors import PLOTS, InputError, require
 if TYPE_CHECKING:
     from cabm.imaging.source import ReadOptions
     from cabm.upscaling.jobs import Survey
+    from cabm.upscaling.report import Report
     from cabm.upscaling.tasks import Task
-    from cabm.upscaling.upscaler import Report, Upscaler
+    from cabm.upscaling.upscaler import Upscaler
 
 _SHOWN_SIDE = 1600  # pixels of the image under the bits
 
@@ -24,8 +25,8 @@ def check_bit_map(
     """Check that there is a bit map to draw, and where, before anything is computed.
 
     Raises:
-        InputError: several inputs, an input whose result is kept, a model without bits per tile, a file
-            name of no figure format, or a file that must not be replaced.
+        InputError: several inputs, an input whose result is kept or needs no network, a model without bits
+            per tile, a file name of no figure format, or a file that must not be replaced.
     """
     require(f"--bit-map {path}", *PLOTS)
     if len(tasks) != 1:
@@ -39,6 +40,8 @@ def check_bit_map(
         raise InputError(
             f"--bit-map {path}: not drawn, because {tasks[0].output} exists and is kept; add --overwrite"
         )
+    if any(num_tiles == 0 for _, num_tiles in found.todo):
+        raise InputError(f"--bit-map {path}: a result that is not larger than its image has no tiles")
 
 
 def draw_bit_map(task: Task, report: Report, path: Path, options: ReadOptions) -> None:

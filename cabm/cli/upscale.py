@@ -19,9 +19,10 @@ from cabm.imaging.formats import DEFAULT_QUALITY
 
 if TYPE_CHECKING:
     from cabm.upscaling.jobs import Survey
+    from cabm.upscaling.report import Report
     from cabm.upscaling.request import UpscaleRequest
     from cabm.upscaling.tasks import Task
-    from cabm.upscaling.upscaler import Report, Upscaler
+    from cabm.upscaling.upscaler import Upscaler
 
 InputsArgument = Annotated[
     list[str],
@@ -95,6 +96,12 @@ def upscale(
     output: OutputOption = None,
     model: options.Model = "edsr_x4",
     scale: options.Scale = None,
+    size: options.Size = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    factor: options.Factor = None,
+    max_side: options.MaxSide = None,
+    passes: options.Passes = 1,
     file_format: options.Format = None,
     quality: options.Quality = DEFAULT_QUALITY,
     overwrite: options.Overwrite = False,
@@ -129,6 +136,10 @@ def upscale(
       cabm upscale photo.jpg
 
       cabm upscale scans/ -o upscaled/ --format tiff
+
+      cabm upscale photo.jpg --size 3840x2160
+
+      cabm upscale photos/ -o web/ --max-side 2048 --format jpeg
 
       cabm upscale a.png -o big.webp --quality 90 --report --bit-map bits.png
 
@@ -165,6 +176,7 @@ def run(
         inputs,
         output,
         scale=upscaler.scale,
+        size=request.size,
         file_format=request.file_format,
         all_frames=request.all_frames,
         note=note,
@@ -215,14 +227,16 @@ def describe(task: Task, report: Report) -> str:
     """Return what an image took, as several lines."""
     from cabm.upscaling.trace import seconds_by_bits
 
-    plan, seconds = report.plan, dict(report.seconds)
+    target, seconds = report.target, dict(report.seconds)
     total = seconds.pop("total")
-    lines = [f"{task.source} -> {task.output}"]
-    tiles = (
-        f"{len(plan)} of {plan.tile_width} x {plan.tile_height}, overlap {plan.tile - plan.stride} pixels"
-    )
-    bicubic = f"; {report.bypassed:.0%} bicubic" if report.bypassed else ""
-    lines.append(f"  tiles    {tiles}{bicubic}")
+    lines = [f"{task.source} -> {task.output}", f"  size     {target.width} x {target.height} pixels"]
+    if target.is_reduced:
+        lines[-1] += f", reduced from {target.computed[1]} x {target.computed[0]}"
+    tiles = [f"{len(plan)} of {plan.tile_width} x {plan.tile_height}" for plan in report.plans]
+    if tiles:
+        overlap = f"overlap {report.plan.tile - report.plan.stride} pixels"
+        bicubic = f"; {report.bypassed:.0%} bicubic" if report.bypassed else ""
+        lines.append(f"  tiles    {', then '.join(tiles)}, {overlap}{bicubic}")
     if report.fab is not None:
         lines.append(f"  FAB      {f'{report.fab:.2f}' if report.fab else 'no tile entered the network'}")
         lines.append(f"  BitOPs   {report.bitops_saved:.1%} saved against the float network")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cabm.errors import InputError
 from cabm.imaging.formats import OUTPUT_FORMATS
 
 if TYPE_CHECKING:
     from cabm.upscaling.request import UpscaleRequest
+    from cabm.upscaling.size import OutputSize
 
+SIZE = "Size of the result (default: as the model makes it)"
 TILES = "Tiles and computation"
 MESSAGES = "Messages"
 
@@ -30,6 +34,43 @@ Model = Annotated[
 Scale = Annotated[
     int | None,
     typer.Option(metavar="N", help="Stop if the model has another scale factor."),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="WxH", help="Exact size in pixels, such as 3840x2160.", rich_help_panel=SIZE
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Width; the height follows.", rich_help_panel=SIZE),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Height; the width follows.", rich_help_panel=SIZE),
+]
+Factor = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="Factor for both sides, such as 2.5.", rich_help_panel=SIZE),
+]
+MaxSide = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Limit on the longer side: as large as the model makes it, or this.",
+        rich_help_panel=SIZE,
+    ),
+]
+Passes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=2,
+        metavar="N",
+        help="2: run the model a second time, on its own result, where the size needs that.",
+        rich_help_panel=SIZE,
+    ),
 ]
 Format = Annotated[
     FormatName | None,
@@ -132,9 +173,28 @@ def upscale_request(context: typer.Context, inputs: tuple[str, ...], output: str
     from cabm.upscaling.request import UpscaleRequest
 
     names = {field.name for field in fields(UpscaleRequest)} & context.params.keys()
-    given = {name: context.params[name] for name in names - {"inputs", "output"}}
+    given = {name: context.params[name] for name in names - {"inputs", "output", "size"}}
     # plain texts: workers of a cluster unpickle the request
     given |= {name: value.value for name, value in given.items() if isinstance(value, StrEnum)}
     if given["overlap"].isdecimal():
         given["overlap"] = int(given["overlap"])
-    return UpscaleRequest(inputs, output, **given)
+    return UpscaleRequest(inputs, output, size=_output_size(context.params), **given)
+
+
+def _output_size(params: dict[str, Any]) -> OutputSize:
+    """Return the size that a command's options describe.
+
+    Raises:
+        InputError: they contradict each other, or ``--size`` is not a width and a height.
+    """
+    from cabm.upscaling.size import OutputSize
+
+    given = {name: params[name] for name in ("width", "height", "factor", "max_side", "passes")}
+    if params["size"] is not None:
+        match = re.fullmatch(r"(\d+)[xX×](\d+)", params["size"].strip())
+        if match is None:
+            raise InputError(f"--size {params['size']}: give width and height, such as --size 3840x2160")
+        if given["width"] is not None or given["height"] is not None:
+            raise InputError("--size gives width and height; leave out --width and --height")
+        given |= {"width": int(match[1]), "height": int(match[2])}
+    return OutputSize(**given)

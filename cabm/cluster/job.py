@@ -144,6 +144,7 @@ class ClusterJob:
             recipe.source,
             recipe.output,
             scale=self._scale,
+            size=request.size,
             file_format=request.file_format,
             on_unsupported=self.unsupported.extend,
         )

@@ -22,6 +22,7 @@ from cabm.imaging.search import is_left_out, is_unsupported
 from cabm.machine.memory import peak_memory
 from cabm.upscaling.jobs import Failure, run_task
 from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.size import AS_COMPUTED, OutputSize
 from cabm.upscaling.tasks import Task, result_name
 
 MAX_DEATHS = 3
@@ -97,6 +98,7 @@ def find_items(
     output: Store,
     *,
     scale: int,
+    size: OutputSize = AS_COMPUTED,
     file_format: str | None = None,
     on_unsupported: Callable[[list[str]], object] | None = None,
 ) -> Iterator[tuple[Item, bool]]:
@@ -108,14 +110,14 @@ def find_items(
     Args:
         source: store of the images.
         output: store of the results; if it is inside ``source``, it is not searched.
-        scale, file_format: see `cabm.upscaling.tasks.plan_tasks`.
+        scale, size, file_format: see `cabm.upscaling.tasks.plan_tasks`.
         on_unsupported: called with the names of images in a folder that are not supported.
 
     Raises:
         InputError: the results of two images would get one name.
         OSError: a folder cannot be listed.
     """
-    skipped = output.within(source)
+    skipped, ending = output.within(source), size.name(scale)
     waiting = [""]
     while waiting:
         folder = waiting.pop()
@@ -128,7 +130,7 @@ def find_items(
         ]
         images = sorted(path for path in map(Path, found.files) if is_image(path))
         if skipped == "":
-            images = _without_results(images, source, folder, scale, file_format)
+            images = _without_results(images, source, folder, ending, file_format)
         if on_unsupported is not None:
             on_unsupported([name for name in found.files if is_unsupported(name)])
         if not images:
@@ -138,9 +140,9 @@ def find_items(
         inputs = {path.name for path in images} if skipped == "" else set()
         taken: set[str] = set()
         for path in images:
-            name = result_name(path, scale, file_format, alone=stems[path.stem] == 1)
+            name = result_name(path, ending, file_format, alone=stems[path.stem] == 1)
             if name in inputs:  # a photograph that only looks like a result
-                name = result_name(path, scale, file_format, alone=False)
+                name = result_name(path, ending, file_format, alone=False)
             if name in taken:
                 where = output.address(_join(folder, name))
                 raise InputError(f"{where}: the results of two inputs get this name; rename one of them")
@@ -149,14 +151,14 @@ def find_items(
 
 
 def _without_results(
-    images: list[Path], source: Store, folder: str, scale: int, file_format: str | None
+    images: list[Path], source: Store, folder: str, ending: str, file_format: str | None
 ) -> list[Path]:
     """Leave out the results beside their originals: files that have the name of a result, and the mark.
 
     Workers find all other results, when they read them.
     """
     names = {
-        result_name(path, scale, file_format, alone=alone) for path in images for alone in (True, False)
+        result_name(path, ending, file_format, alone=alone) for path in images for alone in (True, False)
     }
     suspects = [path.name for path in images if path.name in names]
 

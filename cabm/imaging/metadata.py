@@ -78,9 +78,9 @@ class Metadata:
         kept = _HOLDS[file_format]
         return tuple(title for name, title in _TITLES.items() if getattr(self, name) and name not in kept)
 
-    def scaled(self, scale: int) -> Metadata:
-        """Return the metadata of the image upscaled by a factor: GeoTIFF pixels become smaller."""
-        return replace(self, geo=self.geo and _scaled_geo(self.geo, scale))
+    def scaled(self, x: float, y: float) -> Metadata:
+        """Return the metadata of the image resized by factors: GeoTIFF pixels become smaller or larger."""
+        return replace(self, geo=self.geo and _scaled_geo(self.geo, (x, y)))
 
 
 def metadata_of(image: Any, page: Directory | None, text: Text = ()) -> tuple[Metadata, tuple[str, ...]]:
@@ -192,8 +192,8 @@ def photoshop_block(iptc: bytes) -> bytes:
     return _PHOTOSHOP + head + iptc + bytes(len(iptc) % 2)
 
 
-def _scaled_geo(geo: Directory, scale: int) -> Directory:
-    """Scale pixels and tie points (OGC GeoTIFF 1.1, sections 7.1 and 7.4).
+def _scaled_geo(geo: Directory, scales: tuple[float, float]) -> Directory:
+    """Scale pixels and tie points in x and y (OGC GeoTIFF 1.1, sections 7.1 and 7.4).
 
     Where coordinates mean centres of pixels, those of an input pixel lie between upscaled pixels.
     """
@@ -201,21 +201,23 @@ def _scaled_geo(geo: Directory, scale: int) -> Directory:
     is_point = any(
         keys[at] == _POINT_KEY and keys[at + 3] == _PIXEL_IS_POINT for at in range(4, len(keys) - 3, 4)
     )
-    shift = (scale - 1) / 2 if is_point else 0.0
+    shifts = [(scale - 1) / 2 if is_point else 0.0 for scale in scales]
     new: dict[int, Entry] = {}
     if _PIXEL_SCALE in geo:
         x, y, *rest = geo[_PIXEL_SCALE].numbers
-        new[_PIXEL_SCALE] = entry(_DOUBLE, x / scale, y / scale, *rest)
+        new[_PIXEL_SCALE] = entry(_DOUBLE, x / scales[0], y / scales[1], *rest)
     if _TIE_POINTS in geo:
         points = list(geo[_TIE_POINTS].numbers)
         for at in range(0, len(points) - 5, 6):
-            points[at : at + 2] = [value * scale + shift for value in points[at : at + 2]]
+            for axis in (0, 1):
+                points[at + axis] = points[at + axis] * scales[axis] + shifts[axis]
         new[_TIE_POINTS] = entry(_DOUBLE, *points)
     if _TRANSFORMATION in geo:
         matrix = list(geo[_TRANSFORMATION].numbers)
         for row in range(0, len(matrix) - 3, 4):
-            matrix[row : row + 2] = [value / scale for value in matrix[row : row + 2]]
-            if row < 12:
-                matrix[row + 3] -= shift * (matrix[row] + matrix[row + 1])
+            for axis in (0, 1):
+                matrix[row + axis] /= scales[axis]
+                if row < 12:
+                    matrix[row + 3] -= shifts[axis] * matrix[row + axis]
         new[_TRANSFORMATION] = entry(_DOUBLE, *matrix)
     return geo | new

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from cabm.imaging.metadata import Metadata, photoshop_block, tiff_tags_of_exif, 
 from cabm.imaging.png_stream import PngStream
 from cabm.imaging.png_text import append_png_text
 from cabm.imaging.raster import rounded_to_8_bits
+from cabm.imaging.reduce import reduced
+from cabm.imaging.row_stream import RowShape, RowsNotTaken, row_stream
 from cabm.imaging.tiff_tags import add_tags
 
 # Plain TIFF has 32-bit offsets; deflate may enlarge noise a little.
@@ -54,6 +56,8 @@ class OutputSpec:
         animation: of frames that are written one below the other; None: a single picture.
         file_bytes: of all pages of a TIFF file that this is the first part of, without compression.
         strip: store nothing besides the pixels and the mark of a result.
+        computed: (height, width) of the rows that are written, which are reduced to the size of the file;
+            None: that of the file.
     """
 
     height: int
@@ -66,6 +70,12 @@ class OutputSpec:
     strip: bool = False
     animation: Animation | None = None
     file_bytes: int = 0
+    computed: tuple[int, int] | None = None
+
+    @property
+    def rows_size(self) -> tuple[int, int]:
+        """Height and width of the rows that are written."""
+        return self.computed or (self.num_rows, self.width)
 
     @property
     def stored_bits(self) -> int:
@@ -160,48 +170,24 @@ def image_writer(path: Path, spec: OutputSpec) -> Iterator[RowWriter]:
         InputError: the format cannot store the image, or the file cannot be written.
     """
     spec.check(path)
-    with atomic_write(path) as temporary:
-        stream = PngStream(spec.num_rows, spec.width, spec.channels, 16 if spec.stored_bits > 8 else 8)
-        encoder = threading.Thread(
-            target=_encode, args=(stream, temporary, spec), name="encode", daemon=True
-        )
-        try:
-            encoder.start()
-            yield RowWriter(stream, spec)
-            stream.close()
-            stream.wait_for_reader()  # an interrupted join() would take the thread for finished
-        except BaseException:
-            stream.abort()
-            raise
-        finally:
-            # The encoder must not create the file after it is removed. If an interrupt came before the
-            # thread started, the thread finds the stream aborted.
-            if encoder.is_alive():
-                encoder.join()
-            if stream.failure is not None:
-                detail = " ".join(stream.failure.split())[-160:]
-                raise InputError(f"{path}: cannot be written ({detail})") from None
-
-
-def _encode(stream: PngStream, path: Path, spec: OutputSpec) -> None:
-    """Read the stream and write the file; runs in the encoding thread."""
-    failure = None
+    rows = RowShape(*spec.rows_size, spec.channels, 16 if spec.stored_bits > 8 else 8)
     try:
-        import pyvips
+        with atomic_write(path) as temporary, row_stream(rows, partial(_save, temporary, spec)) as stream:
+            yield RowWriter(stream, spec)
+    except RowsNotTaken as error:
+        detail = " ".join(str(error).split())[-160:]
+        raise InputError(f"{path}: cannot be written ({detail})") from None
 
-        source = pyvips.SourceCustom()
-        source.on_read(stream.read)
-        image = pyvips.Image.pngload_source(source, access="sequential", unlimited=True, fail_on="error")
-        save, options = _saver(spec)
-        getattr(_with_metadata(image, spec), save)(os.fsencode(path), **options)
-        if spec.format == "tiff" and not spec.strip:
-            _add_tiff_tags(path, spec)
-        if spec.format == "png" and spec.metadata.text and not spec.strip:
-            append_png_text(path, spec.metadata.text)
-    except BaseException as error:
-        failure = str(error) or type(error).__name__
-    finally:
-        stream.end_reading(failure)
+
+def _save(path: Path, spec: OutputSpec, rows: Any) -> None:
+    """Write the rows, a sequential libvips image, to a file; runs in the encoding thread."""
+    save, options = _saver(spec)
+    image = _with_metadata(reduced(rows, spec.num_rows, spec.width), spec)
+    getattr(image, save)(os.fsencode(path), **options)
+    if spec.format == "tiff" and not spec.strip:
+        _add_tiff_tags(path, spec)
+    if spec.format == "png" and spec.metadata.text and not spec.strip:
+        append_png_text(path, spec.metadata.text)
 
 
 def _with_metadata(image: Any, spec: OutputSpec) -> Any:

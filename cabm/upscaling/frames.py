@@ -14,10 +14,11 @@ from cabm.imaging.metadata import Metadata
 from cabm.imaging.pixels import as_rgba
 from cabm.imaging.reader import open_raster
 from cabm.imaging.writer import image_writer
+from cabm.upscaling.report import Report
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.tasks import Task
 from cabm.upscaling.trace import Progress
-from cabm.upscaling.upscaler import Report, Upscaler
+from cabm.upscaling.upscaler import Upscaler
 
 
 def upscale_frames(
@@ -94,7 +95,8 @@ def _animate(
     """Write an animation, for which each frame is upscaled into a file first; return notes about it."""
     frame = one.output.with_suffix(".png")
     _, spec = request.open(upscaler, one.source, "webp", 0)
-    spec = replace(spec, channels=4, bits=8, animation=frames.animation)
+    # the frames that are read for it have its size
+    spec = replace(spec, channels=4, bits=8, animation=frames.animation, computed=None)
     with image_writer(output, spec) as write:
         for number in range(frames.number):
             raster, lossless = request.open(upscaler, one.source, "png", number)

@@ -19,11 +19,15 @@ from pathlib import Path
 from cabm.errors import InputError, error_line
 from cabm.files import remove_leftovers
 from cabm.imaging.frames import Frames, frames_of
+from cabm.imaging.raster import Raster
+from cabm.imaging.writer import OutputSpec
 from cabm.upscaling.frames import upscale_frames
+from cabm.upscaling.report import Report
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.tasks import Task
 from cabm.upscaling.trace import Progress
-from cabm.upscaling.upscaler import Report, UnfinishedFile, Upscaler
+from cabm.upscaling.unfinished import UnfinishedFile
+from cabm.upscaling.upscaler import Upscaler
 
 STALE_SECONDS = 3600.0
 """Age after which a temporary file has no living writer; a living one writes to it all the time."""
@@ -80,6 +84,7 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
     kept: list[Task] = []
     failures: list[Failure] = []
     needed: Counter[Path] = Counter()
+    scratch: Counter[Path] = Counter()
     for task in tasks:
         try:
             if not task.source.exists():
@@ -95,16 +100,17 @@ def survey(upscaler: Upscaler, tasks: Iterable[Task], request: UpscaleRequest) -
             spec.check(task.output)
             number = _frames(task, request).number
             folder = existing_folder(task.output.parent)
-            num_tiles = number * len(upscaler.plan(raster.height, raster.width))
+            num_tiles = number * sum(map(len, upscaler.plans(raster.height, raster.width, request.size)))
         except Exception as error:  # one bad file must not stop the others
             failures.append(Failure.of(error, task.source))
             continue
         needed[folder] += number * spec.estimated_bytes
+        scratch[folder] = max(scratch[folder], _scratch_bytes(raster, spec, upscaler.scale))
         todo.append((task, num_tiles))
     reasons = {failure.reason for failure in failures}
     if not todo and not kept and len(failures) > 1 and len(reasons) == 1:
         raise InputError(*reasons)  # once instead of for every file
-    _check_room(needed)
+    _check_room(needed + scratch)
     return Survey(tuple(todo), tuple(kept), tuple(failures))
 
 
@@ -116,7 +122,7 @@ def run_task(
     Args:
         upscaler: the model.
         task: the file.
-        request: its quality and limit on pixels.
+        request: its quality, size and limit on pixels.
         progress: called with the number of tiles that were finished.
     """
     try:
@@ -238,6 +244,12 @@ def _frames(task: Task, request: UpscaleRequest) -> Frames:
     frames = frames_of(task.source) if request.all_frames else Frames(1)
     frames.check_output(task.output, task.format)
     return frames
+
+
+def _scratch_bytes(raster: Raster, spec: OutputSpec, scale: int) -> int:
+    """Return the size of the temporary file with the result of the first of two passes."""
+    height, width = raster.height * scale, raster.width * scale
+    return height * width * raster.channels * raster.dtype.itemsize if spec.rows_size[0] > height else 0
 
 
 def existing_folder(folder: Path) -> Path:

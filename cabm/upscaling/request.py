@@ -11,6 +11,7 @@ from cabm.imaging.formats import DEFAULT_QUALITY
 from cabm.imaging.reader import FileRaster, open_raster
 from cabm.imaging.source import ReadOptions
 from cabm.imaging.writer import OutputSpec
+from cabm.upscaling.size import AS_COMPUTED, OutputSize
 from cabm.upscaling.upscaler import DEFAULT_ALPHA, DEFAULT_OVERLAP, Upscaler
 
 
@@ -24,6 +25,7 @@ class UpscaleRequest:
             folder or URL.
         model: a model directory, or the name of a packaged model.
         scale: scale factor that the model must have; None: any.
+        size: of the results.
         file_format: png, tiff, webp or jpeg; None: by the suffix of ``output``, otherwise png.
         quality: JPEG/WebP quality, 1..100; a WebP of 100 is lossless.
         overwrite: replace existing outputs instead of keeping them.
@@ -39,6 +41,7 @@ class UpscaleRequest:
     output: str | None = None
     model: str | Path = DEFAULT_MODEL
     scale: int | None = None
+    size: OutputSize = AS_COMPUTED
     file_format: str | None = None
     quality: int = DEFAULT_QUALITY
     overwrite: bool = False
@@ -78,16 +81,21 @@ class UpscaleRequest:
             frame: which picture of a file with several, from 0; None: the first, with a note.
 
         Raises:
-            InputError: the image cannot be read.
+            InputError: the image cannot be read, or the model does not reach the size.
         """
         raster = open_raster(source, options=replace(self.read_options, frame=frame))
-        return raster, upscaler.output_spec(raster, file_format, self.quality, strip=self.strip)
+        try:
+            return raster, upscaler.output_spec(
+                raster, file_format, self.quality, strip=self.strip, size=self.size
+            )
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     def load(self) -> Upscaler:
         """Load the model.
 
         Raises:
-            InputError: as `Upscaler.load`; or the model has another scale.
+            InputError: as `Upscaler.load`; or the model has another scale, or does not reach the size.
         """
         upscaler = Upscaler.load(
             self.model,
@@ -103,4 +111,5 @@ class UpscaleRequest:
                 f"{upscaler.directory} upscales x{upscaler.scale}, not x{self.scale};"
                 " name a model of that scale (--model)"
             )
+        self.size.check(upscaler.scale)
         return upscaler

@@ -14,8 +14,9 @@ from cabm.imaging.formats import OUTPUT_FORMATS, READABLE, SUFFIXES, ImageFormat
 from cabm.imaging.frames import frames_of
 from cabm.imaging.mark import is_result
 from cabm.imaging.search import find_images, left_out
+from cabm.upscaling.size import AS_COMPUTED, SIZE_NAME, OutputSize
 
-_RESULT = re.compile(r"(.+)_x[2-9]", re.DOTALL)
+_RESULT = re.compile(rf"(.+)_({SIZE_NAME})", re.DOTALL)
 _FILE_SUFFIX = re.compile(r"\.[a-z][a-z0-9]*")
 
 
@@ -37,6 +38,7 @@ def plan_tasks(
     output: Path | None,
     *,
     scale: int,
+    size: OutputSize = AS_COMPUTED,
     file_format: str | None = None,
     all_frames: bool = False,
     note: Callable[[str], object] = lambda line: None,
@@ -44,14 +46,14 @@ def plan_tasks(
 ) -> list[Task]:
     """Decide which files to upscale and what to call the results.
 
-    ``photo.jpg`` becomes ``photo_x4.png``, in its own folder or in the folder ``output``. Folders are
-    searched recursively and keep their structure. Results of earlier runs are not upscaled again, and no
-    result gets the name of an input.
+    ``photo.jpg`` becomes ``photo_x4.png``, or ``photo_3840x2160.png`` where that size is asked for, in its
+    own folder or in the folder ``output``. Folders are searched recursively and keep their structure.
+    Results of earlier runs are not upscaled again, and no result gets the name of an input.
 
     Args:
         inputs: files and folders.
         output: a folder or, for a single file, the file to write. None: the folder of each input.
-        scale: upscaling factor, for the names.
+        scale, size: upscaling factor of the model and size of the results, for the names.
         file_format: png, tiff, webp or jpeg. None: by the suffix of ``output``, otherwise png.
         all_frames: name files with several pictures by a format that holds them: TIFF pages, or WebP.
         note: called with a line for each kind of file in the folders that is left out.
@@ -75,12 +77,12 @@ def plan_tasks(
     files = _sources(inputs, output, note, problem)
     stems = Counter((folder, source.stem) for source, folder in files)
     taken = {os.path.realpath(source) for source, _ in files}
-    tasks = []
+    ending, tasks = size.name(scale), []
     for source, folder in files:
         chosen = _frames_format(source) if all_frames and file_format is None else file_format
-        name = result_name(source, scale, chosen, alone=stems[folder, source.stem] == 1)
+        name = result_name(source, ending, chosen, alone=stems[folder, source.stem] == 1)
         if os.path.realpath(folder / name) in taken:  # a photograph that only looks like a result
-            name = result_name(source, scale, chosen, alone=False)
+            name = result_name(source, ending, chosen, alone=False)
         tasks.append(Task(source, folder / name))
     names = Counter(os.path.realpath(task.output) for task in tasks)
     twice = [task.output for task in tasks if names[os.path.realpath(task.output)] > 1]
@@ -113,18 +115,18 @@ def _named_format(output: Path, single: bool) -> ImageFormat | None:
     return output_format(output)
 
 
-def result_name(source: Path, scale: int, file_format: str | None, *, alone: bool) -> str:
+def result_name(source: Path, ending: str, file_format: str | None, *, alone: bool) -> str:
     """Return the file name of a result, such as ``photo_x4.png``.
 
     Args:
         source: the image.
-        scale: scale factor.
+        ending: size of the result, from `OutputSize.name`.
         file_format: png, tiff, webp or jpeg; None: png.
         alone: no other image with this stem goes to the same folder. Otherwise the name keeps the suffix:
             ``photo_jpg_x4.png``.
     """
     stem = source.stem if alone else source.name.replace(".", "_")
-    return f"{stem}_x{scale}{OUTPUT_FORMATS[file_format or 'png'].suffix}"
+    return f"{stem}_{ending}{OUTPUT_FORMATS[file_format or 'png'].suffix}"
 
 
 def _sources(

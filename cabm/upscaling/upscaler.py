@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,18 @@ from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.errors import InputError, require
 from cabm.imaging.metadata import Metadata
 from cabm.imaging.raster import Raster, array_raster, image_array, in_memory
-from cabm.imaging.writer import OutputSpec, RowWriter, image_writer
+from cabm.imaging.row_stream import RowShape, reduced_rows
+from cabm.imaging.stored import stored_rows
+from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import torch_threads
-from cabm.quant.functional import PAMS_BITS
-from cabm.tables.cost import bitops, fab
 from cabm.tiling.blending import MAX_FADE
-from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan, plan
 from cabm.upscaling.engine_choice import ChosenRunner, choose_runner
+from cabm.upscaling.report import Report, report_on
+from cabm.upscaling.size import AS_COMPUTED, MAX_PASSES, OutputSize, Target
 from cabm.upscaling.streaming import upscale
 from cabm.upscaling.trace import Progress, Trace
+from cabm.upscaling.unfinished import UnfinishedFile
 
 TILE, STRIDE = 96, 94
 """Tiles of models without a table, in input pixels. Other models have the tiles of their table."""
@@ -49,67 +50,11 @@ _IN_MEMORY_BYTES = 64 << 20  # smaller images are decoded once instead of twice
 _AUTO_TILE_MULTIPLE = 16
 
 
-@dataclass(frozen=True)
-class Report:
-    """What upscaling one image took.
-
-    Attributes:
-        plan: its tiles.
-        bits: (N,L) bits of each tile, zeros for tiles that bypassed the network; None for models without
-            bits.
-        fab: mean bits of the tiles that entered the network; None for models without bits.
-        bypassed: share of the tiles' pixels that bypassed the network, 0..1.
-        bitops_saved: share of the bit operations saved against the same network in float, 0..1.
-        seconds: by phase: decode, score, look up, network, merge, encode (waiting for the encoder), total.
-        engine: engine and device, such as ``int8 on cpu``.
-        notes: conversions of the pixels that the user should know of.
-        parts: which parts of the tiles bypassed the network; None for models without a table.
-        scores: (N,) edge score of each tile; None for models without a table.
-        tile_seconds: (N,) time of each tile; see `Trace`.
-    """
-
-    plan: TilePlan
-    bits: np.ndarray | None
-    fab: float | None
-    bypassed: float
-    bitops_saved: float
-    seconds: dict[str, float]
-    engine: str
-    notes: tuple[str, ...] = ()
-    parts: TileParts | None = None
-    scores: np.ndarray | None = None
-    tile_seconds: np.ndarray | None = None
-
-
-class UnfinishedFile:
-    """A file whose rows are all computed; the last ones are being encoded in another thread.
-
-    Made by `Upscaler.start_file`. The file appears under its name in `finish`.
-    """
-
-    def __init__(self, rows: RowWriter, writing: ExitStack, trace: Trace, report: Report) -> None:
-        self._rows, self._writing, self._trace, self._report = rows, writing, trace, report
-
-    @property
-    def encoded(self) -> bool:
-        """Whether `finish` need not wait."""
-        return self._rows.encoded
-
-    def finish(self) -> Report:
-        """Wait for the encoder, and give the file its name.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        with self._trace.clock("total"), self._trace.clock("encode"):
-            self._writing.close()
-        return self._report
-
-
 class Upscaler:
     """Upscales images with a trained model, tile by tile.
 
-    Use `load` to make one. Call it with an array, or use `upscale_file` for files.
+    Use `load` to make one. Call it with an array, or use `upscale_file` for files. Both take an
+    `OutputSize`.
 
     Args:
         loaded: the model and its table.
@@ -182,45 +127,79 @@ class Upscaler:
         chosen = choose_runner(loaded.model, engine=engine, device=device)
         return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads, alpha=alpha)
 
-    def __call__(self, image: ArrayLike, *, progress: Progress | None = None) -> np.ndarray:
+    def __call__(
+        self, image: ArrayLike, *, size: OutputSize = AS_COMPUTED, progress: Progress | None = None
+    ) -> np.ndarray:
         """Upscale an image in memory.
 
         Args:
             image: an image of Pillow, or an array: (H, W) or (H, W, C), uint8 in 0..255 or uint16 in
                 0..65535. C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha (not premultiplied).
+            size: of the result, such as ``OutputSize(factor=2.5)``.
             progress: called with the number of tiles that were finished.
 
         Returns:
-            (H * scale, W * scale[, C]) of the same type.
+            (H * scale, W * scale[, C]) of the same type, or of the size that was asked for.
 
         Raises:
-            InputError: the image has another shape or type of pixels.
+            InputError: the image has another shape or type of pixels, or the model does not reach the size.
             TypeError: it is no image.
         """
         image = image_array(image)
-        raster = array_raster(image[..., None] if image.ndim == 2 else image)
+        raster: Raster = array_raster(image[..., None] if image.ndim == 2 else image)
+        target = size.target(raster.height, raster.width, self.scale)
         with torch_threads(self._threads):
-            rows = list(self._rows(raster, self.plan(raster.height, raster.width), Trace(), progress))
-        upscaled = np.concatenate(rows)
+            for _ in range(target.passes - 1):
+                raster = array_raster(np.concatenate(list(self._rows(raster, Trace(), progress))))
+            rows = self._rows(raster, Trace(), progress) if target.passes else raster.blocks()
+            shape = RowShape(*target.computed, raster.channels, 8 * raster.dtype.itemsize)
+            upscaled = reduced_rows(rows, shape, target.height, target.width)
         return upscaled[..., 0] if image.ndim == 2 else upscaled
 
     def plan(self, height: int, width: int) -> TilePlan:
         """Return the tiles of an image of this size."""
         return plan(height, width, self.tile, self.stride, size_multiple=self.model.size_multiple)
 
+    def plans(self, height: int, width: int, size: OutputSize = AS_COMPUTED) -> list[TilePlan]:
+        """Return the tiles of each pass of the model over an image; none if the model does not run.
+
+        Raises:
+            InputError: the model does not reach the size.
+        """
+        return self._plans(height, width, size.target(height, width, self.scale).passes)
+
     def output_spec(
-        self, raster: Raster, file_format: str, quality: int, *, strip: bool = False
+        self,
+        raster: Raster,
+        file_format: str,
+        quality: int,
+        *,
+        strip: bool = False,
+        size: OutputSize = AS_COMPUTED,
     ) -> OutputSpec:
-        """Describe the output file for a raster; ``strip`` leaves its metadata out."""
+        """Describe the output file for a raster.
+
+        Args:
+            raster: the image.
+            file_format, quality: see `OutputSpec`.
+            strip: leave its metadata out.
+            size: of the result.
+
+        Raises:
+            InputError: the model does not reach the size.
+        """
+        target = size.target(raster.height, raster.width, self.scale)
+        scales = target.width / raster.width, target.height / raster.height
         return OutputSpec(
-            height=raster.height * self.scale,
-            width=raster.width * self.scale,
+            height=target.height,
+            width=target.width,
             channels=raster.channels,
             bits=8 * raster.dtype.itemsize,
             format=file_format,
             quality=quality,
-            metadata=Metadata() if strip else raster.metadata.scaled(self.scale),
+            metadata=Metadata() if strip else raster.metadata.scaled(*scales),
             strip=strip,
+            computed=target.computed,
         )
 
     def upscale_file(
@@ -231,7 +210,7 @@ class Upscaler:
         Args:
             raster: the image, from `cabm.imaging.reader.open_raster`.
             path: the file to write or replace; it appears when it is complete.
-            spec: from `output_spec`.
+            spec: from `output_spec`, which chooses the size.
             progress: called with the number of tiles that were finished.
 
         Raises:
@@ -243,25 +222,48 @@ class Upscaler:
         self, raster: Raster, path: Path, spec: OutputSpec, *, progress: Progress | None = None
     ) -> UnfinishedFile:
         """Upscale an image, and return while its last rows are still being encoded; see `upscale_file`."""
-        trace = Trace()
-        with ExitStack() as writing, torch_threads(self._threads), trace.clock("total"):
+        heights = [raster.height * self.scale**number for number in range(MAX_PASSES + 1)]
+        passes = heights.index(spec.rows_size[0])
+        target, clock = Target(spec.height, spec.width, passes, spec.rows_size), Trace()
+        plans = self._plans(raster.height, raster.width, passes)
+        traces = [Trace(seconds=clock.seconds) for _ in plans]
+        with (
+            ExitStack() as writing,
+            ExitStack() as first_pass,
+            torch_threads(self._threads),
+            clock.clock("total"),
+        ):
             if raster.height * raster.width * raster.channels * raster.dtype.itemsize <= _IN_MEMORY_BYTES:
-                with trace.clock("decode"):
+                with clock.clock("decode"):
                     raster = in_memory(raster)
-            tile_plan = self.plan(raster.height, raster.width)
+            source: Raster = raster
+            for trace in traces[:-1]:
+                source = first_pass.enter_context(stored_rows(self._rows(source, trace, progress), path))
             write = writing.enter_context(image_writer(path, spec))
-            for rows in self._rows(raster, tile_plan, trace, progress):
-                with trace.clock("encode"):
+            for rows in self._rows(source, traces[-1], progress) if passes else source.blocks():
+                with clock.clock("encode"):
                     write(rows)
                 del rows
-            with trace.clock("encode"):
+            with clock.clock("encode"):
                 write.end()
-            report = self._report(tile_plan, trace, raster.all_notes + spec.notes)
-            return UnfinishedFile(write, writing.pop_all(), trace, report)
+            report = report_on(
+                self.model,
+                target,
+                plans,
+                traces,
+                seconds=clock.seconds,
+                engine=f"{self.engine} on {self._chosen.device}",
+                notes=raster.all_notes + spec.notes + target.notes,
+            )
+            return UnfinishedFile(write, writing.pop_all(), clock, report)
 
-    def _rows(
-        self, raster: Raster, tile_plan: TilePlan, trace: Trace, progress: Progress | None
-    ) -> Iterator[np.ndarray]:
+    def _plans(self, height: int, width: int, passes: int) -> list[TilePlan]:
+        return [
+            self.plan(height * self.scale**number, width * self.scale**number) for number in range(passes)
+        ]
+
+    def _rows(self, raster: Raster, trace: Trace, progress: Progress | None) -> Iterator[np.ndarray]:
+        tile_plan = self.plan(raster.height, raster.width)
         return upscale(
             raster,
             self._chosen.runner,
@@ -271,30 +273,6 @@ class Upscaler:
             batch_size=self._chosen.batch_size(tile_plan.tile_height * tile_plan.tile_width),
             progress=progress,
             trace=trace,
-        )
-
-    def _report(self, tile_plan: TilePlan, trace: Trace, notes: tuple[str, ...]) -> Report:
-        bits = trace.bits
-        kind, weight_bits = self.model.precision.kind, self.model.precision.weight_bits
-        counted = np.full(self.model.num_adaptive, PAMS_BITS) if kind == "pams" else bits
-        costs = {"convention": "tile", "weight_bits": weight_bits}
-        parts = trace.parts
-        bypassed = np.zeros(len(tile_plan)) if parts is None else parts.share
-        work = np.ones(len(tile_plan)) if parts is None else parts.work
-        used = bitops(self.model.layers, counted, tile_plan, **costs, computed=work)
-        full = bitops(self.model.layers, None, tile_plan, **costs)
-        return Report(
-            plan=tile_plan,
-            bits=bits,
-            fab=None if counted is None else fab(counted),
-            bypassed=float(bypassed.mean()),
-            bitops_saved=1 - used / full,
-            seconds=trace.seconds,
-            engine=f"{self.engine} on {self._chosen.device}",
-            notes=notes,
-            parts=parts,
-            scores=trace.scores,
-            tile_seconds=trace.tile_seconds,
         )
 
     def _tiles(self, overlap: str | int, tile: int | None) -> tuple[int, int]:

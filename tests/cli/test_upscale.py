@@ -115,6 +115,42 @@ def test_the_bits_are_drawn(cabm, tmp_path, model):
     assert Image.open(tmp_path / "bits.png").size[0] > 500
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name", "size"),
+    [
+        (["--size", "83x61"], "a_83x61.png", (83, 61)),
+        (["--width", "83"], "a_w83.png", (83, 66)),
+        (["--height", "61"], "a_h61.png", (76, 61)),
+        (["--width", "60", "--height", "80"], "a_60x80.png", (60, 80)),
+        (["--factor", "1.5"], "a_x1.5.png", (75, 60)),
+        (["--max-side", "70"], "a_max70.png", (70, 56)),
+        (["--max-side", "700"], "a_max700.png", (100, 80)),
+        (["--passes", "2"], "a_x4.png", (200, 160)),
+        (["--factor", "3", "--passes", "2"], "a_x3.png", (150, 120)),
+    ],
+)
+def test_the_size_that_is_asked_for(cabm, tmp_path, model, arguments, name, size):
+    source = save(tmp_path / "a.png")
+    code, out, err = cabm("upscale", source, "-m", model, *arguments)
+    assert (code, out) == (0, f"wrote {tmp_path / name}\n")
+    assert Image.open(tmp_path / name).size == size
+    assert err == (f"{source}: the network ran twice\n" if "--passes" in arguments else "")
+    assert cabm("upscale", source, "-m", model, *arguments)[1].startswith(f"kept {tmp_path / name}")
+
+
+def test_the_report_tells_the_size_and_the_passes(cabm, tmp_path, model):
+    source = save(tmp_path / "a.png")
+    arguments = ("--factor", "3", "--passes", "2", "--report", "--bit-map", tmp_path / "bits.png")
+    code, out, _ = cabm("upscale", source, "-m", model, *arguments)
+    assert code == 0
+    assert "  size     150 x 120 pixels, reduced from 200 x 160\n" in out
+    assert " of 24 x 24, then " in out and "  note     the network ran twice\n" in out
+    assert Image.open(tmp_path / "bits.png").size[0] > 500
+    code, out, _ = cabm("upscale", source, "-m", model, "--max-side", 20, "--report")
+    assert "  size     20 x 16 pixels, reduced from 50 x 40\n" in out
+    assert "not larger than the image: reduced without the network" in out and "tiles" not in out
+
+
 def test_conversions_of_pixels_are_printed(cabm, tmp_path, model):
     Image.fromarray(photo(20, 20)).convert("CMYK").save(tmp_path / "a.jpg")
     code, _, err = cabm("upscale", tmp_path / "a.jpg", "-m", model)
@@ -155,6 +191,18 @@ def test_formats_are_listed(cabm):
         (["{tmp}/text.png"], "not an image"),
         (["{tmp}/a.png", "--max-pixels", "10"], "--max-pixels 2000"),
         (["{tmp}/a.png", "--scale", "4"], "upscales x2, not x4; name a model of that scale"),
+        (["{tmp}/a.png", "--size", "4k"], "--size 4k: give width and height, such as --size 3840x2160"),
+        (["{tmp}/a.png", "--size", "0x9"], "width 0: give at least 1 pixel"),
+        (["{tmp}/a.png", "--size", "9x9", "--width", "9"], "leave out --width and --height"),
+        (["{tmp}/a.png", "--size", "9x9", "--factor", "2"], "given by width and height and by factor"),
+        (["{tmp}/a.png", "--factor", "-1"], "factor -1.0: give a number above 0"),
+        (
+            ["{tmp}/a.png", "--factor", "2.5"],
+            "the model upscales x2; --passes 2 runs the model twice",
+        ),
+        (["{tmp}/a.png", "--size", "999x9"], "999 x 9 pixels are more than x2 of its 50 x 40; --passes 2"),
+        (["{tmp}/a.png", "--size", "999x9", "--passes", "2"], "x4 of its 50 x 40; choose a smaller size"),
+        (["{tmp}/a.png", "--width", "9", "--bit-map", "{tmp}/bits.png"], "has no tiles"),
         (["{tmp}/a.png", "-m", "{tmp}"], "config.json: no such file"),
         (["{tmp}/a.png", "-m", "nowhere"], "nowhere: no such model directory"),
         (["{tmp}/a.png", "-o", "{tmp}/b.gif"], "cannot write gif"),
@@ -183,7 +231,7 @@ def test_a_bad_request_is_one_clear_line(cabm, tmp_path, model, arguments, messa
     if "-m" not in given:
         given += ["-m", str(model)]
     check_refusal(cabm("upscale", *given), message.format(tmp=tmp_path))
-    assert not list(tmp_path.glob("*_x2*"))
+    assert not list(tmp_path.glob("*_*"))
 
 
 @pytest.mark.parametrize("asked", [["-v"], []])

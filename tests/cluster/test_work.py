@@ -23,6 +23,7 @@ from cabm.cluster.work import (
 from cabm.errors import InputError
 from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.size import OutputSize
 from cabm.upscaling.tasks import plan_tasks
 from cabm.upscaling.upscaler import Upscaler
 from tests.upscaling.helpers import photo, tiny_model
@@ -96,6 +97,27 @@ def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
         save_result(task.output)
     again = find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)
     assert [(item, True) for item in found] == list(again)
+
+
+def test_results_of_a_size_are_named_computed_and_kept_as_on_one_machine(tmp_path, model, recipe):
+    save(tmp_path / "in/a.png", 20, 30)
+    save(tmp_path / "in/b.png")
+    size = OutputSize(width=50)
+    cluster = recipe(size=size)
+    stores = (cluster.source, cluster.output)
+    found = [item for item, _ in find_items(*stores, scale=2, size=size)]
+    assert [item.output for item in found] == ["a_w50.png", "b_w50.png"]
+    done, refused = map(Worker(cluster), found)
+    assert "50 x 40 pixels are more than x2 of its 15 x 12; --passes 2" in refused.reason
+    assert files(tmp_path / "out") == ["a_w50.png"]
+    one = Upscaler.load(model, engine="float", device="cpu")
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out/a_w50.png")), one(photo(20, 30), size=size)
+    )
+    assert done.computed and [exists for _, exists in find_items(*stores, scale=2, size=size)] == [
+        True,
+        False,
+    ]
 
 
 def test_two_images_cannot_have_one_result(tmp_path):

@@ -67,7 +67,7 @@ def upscaled(source, path, scale: int = 2, *, strip: bool = False) -> OutputSpec
     raster = open_raster(source, options=ReadOptions(to_srgb=strip))
     array = in_memory(raster).array.repeat(scale, axis=0).repeat(scale, axis=1)
     file_format = next(name for name, entry in OUTPUT_FORMATS.items() if path.suffix in entry.suffixes)
-    kept = Metadata() if strip else raster.metadata.scaled(scale)
+    kept = Metadata() if strip else raster.metadata.scaled(scale, scale)
     spec = OutputSpec(*array.shape, bits=8 * array.itemsize, format=file_format, metadata=kept, strip=strip)
     with image_writer(path, spec) as write:
         write(array)
@@ -172,7 +172,7 @@ def test_a_geotiff_transformation_keeps_the_corner():
     matrix = [10.0, 1.0, 0.0, 100.0, 2.0, -20.0, 0.0, 200.0, *[0.0] * 7, 1.0]
     entry = metadata_module.entry
     keys = entry(3, 1, 1, 0, 1, 1025, 0, 1, 2)
-    scaled = Metadata(geo={34264: entry(12, *matrix), 34735: keys}).scaled(2).geo[34264].numbers
+    scaled = Metadata(geo={34264: entry(12, *matrix), 34735: keys}).scaled(2, 2).geo[34264].numbers
     corner = [matrix[row] * -0.5 + matrix[row + 1] * -0.5 + matrix[row + 3] for row in (0, 4)]
     assert [scaled[row] * -0.5 + scaled[row + 1] * -0.5 + scaled[row + 3] for row in (0, 4)] == corner
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
+import tifffile
 from PIL import Image
 
 from cabm.errors import InputError
 from cabm.imaging.mark import is_result
 from cabm.upscaling.jobs import Failure, run_job, survey
 from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.size import OutputSize
 from cabm.upscaling.tasks import Task, plan_tasks
 from cabm.upscaling.upscaler import Upscaler
 from tests.upscaling.helpers import photo, tiny_model
@@ -266,6 +268,69 @@ def test_an_interrupted_job_resumes(tmp_path, upscaler):
     assert now == done | {"c_x2.png": now["c_x2.png"]}
 
 
+SIZES = {
+    "a_x1.5.png": OutputSize(factor=1.5),
+    "a_20x17.png": OutputSize(width=20, height=17),
+    "a_w22.png": OutputSize(width=22),
+    "a_h9.png": OutputSize(height=9),
+    "a_max25.png": OutputSize(max_side=25),
+    "a_x4.png": OutputSize(passes=2),
+}
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_results_of_every_size_are_named_kept_and_left_out(tmp_path, upscaler, strip):
+    save(tmp_path / "a.png")
+    for number, (name, size) in enumerate(SIZES.items()):
+        lines: list[str] = []
+        for _ in range(2):
+            (task,) = plan_tasks([tmp_path], None, scale=2, size=size, note=lines.append)
+            assert (task.source.name, task.output.name) == ("a.png", name)
+            assert do(upscaler, [task], size=size, strip=strip) == ()
+        target = size.target(12, 15, 2)
+        assert Image.open(tmp_path / name).size == (target.width, target.height)
+        assert is_result(tmp_path / name)
+        assert lines[-1].startswith(f"left out {number + 1} result")
+    found = survey(upscaler, [task], UpscaleRequest(size=size))
+    assert (found.todo, found.kept) == ((), (task,))
+    every = plan_tasks(sorted(tmp_path.iterdir()), None, scale=2)  # a pattern of the shell
+    assert [task.source.name for task in every] == ["a.png"]
+
+
+def test_a_genuine_image_that_is_named_by_a_size_is_upscaled(tmp_path, upscaler):
+    save(tmp_path / "beach.jpg")
+    genuine = save(tmp_path / "beach_30x20.png", 20, 30)
+    before = genuine.read_bytes()
+    tasks = plan_tasks([tmp_path], None, scale=2, size=OutputSize(width=30, height=20))
+    assert outputs(tasks, tmp_path) == ["beach_30x20_30x20.png", "beach_jpg_30x20.png"]
+    assert do(upscaler, tasks, size=OutputSize(width=30, height=20)) == ()
+    assert genuine.read_bytes() == before
+
+
+def test_images_too_small_for_a_size_do_not_stop_the_others(tmp_path, upscaler):
+    save(tmp_path / "large.png", 24, 30)
+    save(tmp_path / "small.png")
+    size = OutputSize(width=60, height=48)
+    (failure,) = do(upscaler, plan_tasks([tmp_path], None, scale=2, size=size), size=size)
+    where = f"{tmp_path / 'small.png'}: 60 x 48 pixels are more than x2 of its 15 x 12"
+    assert failure.reason == f"{where}; --passes 2 runs the model twice, up to x4"
+    size = OutputSize(width=60, height=48, passes=2)
+    tasks = plan_tasks([tmp_path], None, scale=2, size=size)
+    assert do(upscaler, tasks, size=size) == ()
+    assert {Image.open(task.output).size for task in tasks} == {(60, 48)}
+
+
+def test_pixels_of_geotiffs_scale_by_each_side(tmp_path, upscaler):
+    tags = [(33550, "d", 3, (10.0, 20.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 5.0, 6.0, 0.0), True)]
+    tifffile.imwrite(tmp_path / "a.tif", photo(16, 24), photometric="rgb", extratags=tags)
+    size = OutputSize(width=40, height=20)
+    assert do(upscaler, [Task(tmp_path / "a.tif", tmp_path / "b.tif")], size=size) == ()
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        found = {tag.code: tag.value for tag in file.pages[0].tags}
+    assert found[33550] == pytest.approx((10.0 * 24 / 40, 20.0 * 16 / 20, 0.0))
+    assert found[33922][3:5] == (5.0, 6.0)
+
+
 def test_an_interrupt_within_an_image_leaves_no_partial_file(tmp_path, upscaler):
     tasks = plan_tasks([save(tmp_path / "a.png", 70, 60)], tmp_path / "out", scale=2)
 
@@ -362,6 +427,18 @@ def test_a_disk_that_states_no_size_is_used(tmp_path, upscaler, monkeypatch):
     assert do(upscaler, plan_tasks([source], None, scale=2)) == ()
 
 
+def test_the_room_for_a_size_is_that_of_the_result_and_of_the_first_pass(tmp_path, upscaler, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1, 1))
+    tasks = plan_tasks([save(tmp_path / "a.png", 20, 10), save(tmp_path / "b.png", 10, 10)], None, scale=2)
+    for size, needed in [
+        (OutputSize(width=10, height=20), "600 bytes"),  # two results, half their raw size
+        (OutputSize(width=30, height=30, passes=2), "5.10 kB"),  # and one first pass of 20x40
+    ]:
+        with pytest.raises(InputError, match=f"the results need about {needed}"):
+            survey(upscaler, tasks, UpscaleRequest(size=size))
+
+
 def test_a_folder_that_is_not_writable_is_reported_before_anything_is_computed(
     tmp_path, upscaler, monkeypatch
 ):
@@ -387,12 +464,13 @@ def test_inputs_with_too_many_pixels_are_failures(tmp_path, upscaler):
     assert "--max-pixels 180" in failure.reason
 
 
-def test_files_equal_what_the_upscaler_returns(tmp_path, upscaler):
+@pytest.mark.parametrize("size", [OutputSize(), OutputSize(factor=1.7), OutputSize(passes=2)])
+def test_files_equal_what_the_upscaler_returns(tmp_path, upscaler, size):
     source = save(tmp_path / "a.png", 70, 81)
     for suffix in (".png", ".tif"):
-        assert do(upscaler, plan_tasks([source], tmp_path / f"b{suffix}", scale=2)) == ()
+        assert do(upscaler, [Task(source, tmp_path / f"b{suffix}")], size=size) == ()
         written = np.asarray(Image.open(tmp_path / f"b{suffix}"))
-        np.testing.assert_array_equal(written, upscaler(photo(70, 81)))
+        np.testing.assert_array_equal(written, upscaler(photo(70, 81), size=size))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN, TileParts
 from cabm.upscaling import streaming
 from cabm.upscaling.runners import TileRunner
+from cabm.upscaling.size import OutputSize
 from cabm.upscaling.tiles import TileRun
 from cabm.upscaling.upscaler import DEFAULT_OVERLAP, Upscaler
 from tests.upscaling.helpers import STRIDE, TILE, photo, tiny_model
@@ -62,6 +64,91 @@ def test_images_of_every_size_and_kind_are_upscaled_by_the_scale(
     scale = 3 if name == "x3" else 2
     assert upscaled.shape == (height * scale, width * scale, *image.shape[2:])
     assert upscaled.dtype == dtype
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from([None, 1, 2, 3, 4]),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    factors=st.tuples(st.floats(0.2, 3.9), st.floats(0.2, 3.9)),
+)
+def test_results_have_the_size_that_is_asked_for(models, height, width, channels, dtype, factors):
+    image = photo(height, width, channels or 1, dtype)
+    image = image[..., 0] if channels is None else image
+    high, wide = (
+        max(1, round(side * factor)) for side, factor in zip((height, width), factors, strict=True)
+    )
+    upscaled = upscaler(models)(image, size=OutputSize(width=wide, height=high, passes=2))
+    assert upscaled.shape == (high, wide, *image.shape[2:])
+    assert upscaled.dtype == dtype
+
+
+def test_a_size_is_what_lanczos_makes_of_the_upscaled_image(models):
+    image = photo(50, 64)
+    loaded = upscaler(models)
+    whole = pyvips.Image.new_from_array(loaded(image)).cast("double")
+    expected = whole.resize(96 / 128, vscale=70 / 100, kernel="lanczos3", gap=0).numpy()
+    found = loaded(image, size=OutputSize(width=96, height=70))
+    assert np.abs(found - np.clip(expected, 0, 255)).max() <= 1
+
+
+def test_the_second_pass_runs_on_the_result_of_the_first(models, tmp_path):
+    loaded, image = upscaler(models), photo(30, 41, 4)
+    expected = loaded(loaded(image))
+    np.testing.assert_array_equal(loaded(image, size=OutputSize(passes=2)), expected)
+    raster, counts = array_raster(image), []
+    spec = loaded.output_spec(raster, "png", 90, size=OutputSize(passes=2))
+    report = loaded.upscale_file(raster, tmp_path / "out" / "a.png", spec, progress=counts.append)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), expected)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert report.plans == tuple(loaded.plans(30, 41, OutputSize(passes=2)))
+    assert report.plans == (loaded.plan(30, 41), loaded.plan(60, 82)) and report.target.passes == 2
+    assert (
+        sum(counts)
+        == sum(map(len, report.plans))
+        == sum(map(len, loaded.plans(30, 41, OutputSize(passes=2))))
+    )
+    assert len(report.bits) == len(report.plan) and report.notes == ("the network ran twice",)
+
+
+def test_costs_cover_both_passes(models, tmp_path):
+    loaded, raster = upscaler(models, "bypass"), array_raster(photo(60, 82))
+    once, again = (
+        loaded.upscale_file(image, tmp_path / "a.png", loaded.output_spec(image, "png", 90))
+        for image in (raster, array_raster(loaded(raster.array)))
+    )
+    spec = loaded.output_spec(raster, "png", 90, size=OutputSize(passes=2))
+    twice = loaded.upscale_file(raster, tmp_path / "b.png", spec)
+    bits = np.concatenate([once.bits, again.bits])
+    assert twice.fab == pytest.approx(bits[bits > 0].mean())
+    tiles = len(once.plan), len(again.plan)
+    assert twice.bypassed == pytest.approx(np.average([once.bypassed, again.bypassed], weights=tiles))
+    areas = [
+        report.plan.tile_height * report.plan.tile_width * len(report.plan) for report in (once, again)
+    ]
+    saved = np.average([once.bitops_saved, again.bitops_saved], weights=areas)
+    assert twice.bitops_saved == pytest.approx(saved)
+
+
+@pytest.mark.parametrize("size", [OutputSize(factor=0.4), OutputSize(factor=1), OutputSize(width=20)])
+def test_a_size_that_is_not_larger_needs_no_network(models, tmp_path, size, monkeypatch):
+    loaded, raster = upscaler(models), array_raster(photo(40, 50, 4))
+    monkeypatch.delattr(type(loaded), "_rows")  # what runs the network
+    spec = loaded.output_spec(raster, "png", 90, size=size)
+    report = loaded.upscale_file(raster, tmp_path / "a.png", spec)
+    written = np.asarray(Image.open(tmp_path / "a.png"))
+    np.testing.assert_array_equal(written, loaded(raster.array, size=size))
+    assert written.shape == (spec.height, spec.width, 4)
+    assert (report.plans, report.bits, report.fab) == ((), None, None)
+    assert report.notes == ("not larger than the image: reduced without the network",)
+    assert loaded.plans(40, 50, size) == []
+
+
+def test_a_size_beyond_the_model_is_refused(models):
+    with pytest.raises(InputError, match=r"300 x 210 pixels are more than x2 of its 64 x 50; --passes 2"):
+        upscaler(models)(photo(50, 64), size=OutputSize(width=300, height=210))
 
 
 def test_images_of_pillow_and_arrays_of_others_are_taken(models):
@@ -117,7 +204,7 @@ def test_smooth_parts_of_tiles_are_bicubic_in_either_engine(models):
     for engine in ("float", "auto"):
         loaded = upscaler(models, "parts", engine=engine, tile=96)
         trace = streaming.Trace()
-        rows = np.concatenate(list(loaded._rows(array_raster(image), loaded.plan(150, 300), trace, None)))
+        rows = np.concatenate(list(loaded._rows(array_raster(image), trace, None)))
         parts.append(trace.parts)
         smooth = slice(0, 2 * (48 - MARGIN + 1))
         assert np.abs(rows[:, smooth] - bicubic[:, smooth]).max() <= 0.5 + 1e-3
@@ -170,7 +257,7 @@ def test_a_report_of_a_model_without_a_table_has_times_but_no_scores(models, tmp
 def test_bits_are_those_of_the_table_for_each_tile(models):
     loaded = upscaler(models)
     raster, trace = array_raster(photo(101, 130)), streaming.Trace()
-    list(loaded._rows(raster, loaded.plan(101, 130), trace, None))
+    list(loaded._rows(raster, trace, None))
     scores = edges_of_image(photo(101, 130), loaded.plan(101, 130)).scores
     np.testing.assert_array_equal(trace.bits, loaded.table.lookup(scores))
     assert len(np.unique(trace.bits)) > 1
@@ -179,7 +266,7 @@ def test_bits_are_those_of_the_table_for_each_tile(models):
 def test_cadyq_models_report_the_bits_they_chose(models):
     loaded = upscaler(models, "cadyq")
     trace = streaming.Trace()
-    list(loaded._rows(array_raster(photo(50, 200)), loaded.plan(50, 200), trace, None))
+    list(loaded._rows(array_raster(photo(50, 200)), trace, None))
     assert trace.bits.shape == (len(loaded.plan(50, 200)), loaded.model.num_adaptive)
     assert set(np.unique(trace.bits)) <= {4, 6, 8}
 
@@ -235,7 +322,7 @@ def test_no_seam_shows_between_bypassed_and_computed_tiles(models, overlap, star
     image[:, noise_from:] = np.random.default_rng(0).integers(0, 256, (60, 90 - noise_from, 3))
     loaded = upscaler(models, "bypass", overlap=overlap)
     trace, tile_plan = streaming.Trace(), loaded.plan(60, 90)
-    upscaled = np.concatenate(list(loaded._rows(array_raster(image), tile_plan, trace, None))).astype(float)
+    upscaled = np.concatenate(list(loaded._rows(array_raster(image), trace, None))).astype(float)
     column = tile_plan.column_starts.index(start)
     assert trace.bits.any(axis=1)[column - 1 : column + 1].tolist() == [False, True]
 
