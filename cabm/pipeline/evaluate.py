@@ -45,6 +45,7 @@ def evaluate(stage: Stage) -> None:
     save_crops(shown, stage.results / "crops")
     for name, figure in figures.items():
         stage.tracker.figure(name, figure)
+    stage.tracker.pipeline_figure("psnr_against_fab", figures["psnr_against_fab"])
     _write_headline(stage, headline(summary["tiles"]))
     write_json(stage.timing / "evaluate.json", {"seconds": round(time.perf_counter() - started, 2)})
     write_report(Path(), stage.results)
@@ -102,7 +103,10 @@ def _write_headline(stage: Stage, rows: dict[str, dict[str, float]]) -> None:
     protocol = f"Y, shave {stage.params.model.scale}, LR tiles of {settings.tile}, stride {settings.stride}"
     write_json(stage.metrics / "quality.json", {"protocol": protocol} | rows)
     stage.tracker.pipeline_metrics(
-        {f"{set_name}/{name}": value for set_name, row in rows.items() for name, value in row.items()}
+        {f"{set_name}/{name}": value for set_name, row in rows.items() for name, value in row.items()},
+        shown=[
+            f"{set_name}/{name}" for set_name in rows for name in ("float_psnr", "cabm_psnr", "cabm_fab")
+        ],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cabm.tracking.experiment import describe_experiment
 from cabm.tracking.provenance import clone_id
 from cabm.tracking.relocation import ARTIFACTS, relocate
 from cabm.tracking.store import database_path, lock_database
@@ -83,6 +85,13 @@ class Session:
             parent = str(target.parent)
             self.client.log_artifact(self.run_id, str(file), None if parent == "." else parent)
 
+    def log_image(self, name: str, content: bytes) -> None:
+        """Store a PNG file as an image that MLflow's pages show beside those of other runs."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(content)) as image:
+            self.client.log_image(self.run_id, image.convert("RGB"), key=name, step=0, synchronous=True)
+
     def mark_table(self, path: str) -> None:
         """Mark the artifact at ``path`` as a table."""
         # MLflow's pages show what this tag lists. MlflowClient.log_table would append the rows again
@@ -121,6 +130,7 @@ def connect(
             relocate(database)
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, experiment, location)
+        describe_experiment(client, experiment_id)
         # other clones may run the same params on the same server at the same time
         mine = {"pipeline.key": key, "clone": clone_id()}
         parent_id = _get_or_create_run(client, experiment_id, name, mine | {"stage": "pipeline"}, keep=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cabm.project.params import flat_texts
+from cabm.tracking.experiment import show_metrics
 from cabm.tracking.outbox import RECORD_BYTES, Outbox
 from cabm.tracking.session import Metric, Session, clean_name
 
@@ -34,15 +35,36 @@ class Tracker:
         if self._outbox:
             self._outbox.put_records(_points(values, step))
 
-    def pipeline_metrics(self, values: Mapping[str, float]) -> None:
-        """Record numbers on the pipeline's run, to compare pipelines by."""
-        points = _points(values, 0)
+    def pipeline_metrics(self, values: Mapping[str, float], *, shown: Sequence[str] = ()) -> None:
+        """Record numbers on the pipeline's run, to compare pipelines by.
+
+        Args:
+            values: the numbers.
+            shown: names of those that MLflow's view of all pipelines has as columns.
+        """
+        points, columns = _points(values, 0), [clean_name(name) for name in shown]
+
+        def send(session: Session) -> None:
+            if session.pipeline is None:
+                return
+            session.pipeline.log_metrics(points)
+            if columns:
+                experiment = session.client.get_run(session.run_id).info.experiment_id
+                show_metrics(session.client, experiment, columns)
+
+        self._put(send)
+
+    def pipeline_figure(self, name: str, figure: Figure) -> None:
+        """Show a matplotlib figure on the pipeline's run, and beside those of other pipelines."""
+        if self._outbox is None:
+            return
+        content = _rendered(figure)
 
         def send(session: Session) -> None:
             if session.pipeline is not None:
-                session.pipeline.log_metrics(points)
+                session.pipeline.log_image(name, content)
 
-        self._put(send)
+        self._put(send, len(content))
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record nested params under dotted names; a param keeps its first value."""
@@ -69,13 +91,8 @@ class Tracker:
     def figure(self, name: str, figure: Figure) -> None:
         """Store a matplotlib figure as the artifact ``name`` (``.png`` unless it has a suffix)."""
 
-        def render() -> bytes:  # at once, because the caller may change the figure
-            buffer = io.BytesIO()
-            suffix = PurePosixPath(name).suffix.removeprefix(".") or "png"
-            figure.savefig(buffer, format=suffix, bbox_inches="tight")
-            return buffer.getvalue()
-
-        self._artifact(name, ".png", render)
+        suffix = PurePosixPath(name).suffix.removeprefix(".") or "png"
+        self._artifact(name, ".png", lambda: _rendered(figure, suffix))
 
     def call(
         self, function: Callable[[Any, str], T], wait_s: float, patience_s: float = math.inf
@@ -127,6 +144,13 @@ class NullTracker(Tracker):
 def _points(values: Mapping[str, float], step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [(clean_name(name), float(value), now, int(step)) for name, value in values.items()]
+
+
+def _rendered(figure: Figure, suffix: str = "png") -> bytes:
+    """Return a figure as a file; at once, because the caller may change it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from mlflow.entities import Experiment, Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -208,6 +209,39 @@ def test_pipelines_are_compared_by_their_own_params_and_metrics(
     assert pipeline.data.params == {"model.name": "edsr", "cadyq.w_bit": "0.0001"}
     assert pipeline.data.metrics == {"cadyq/psnr": 26.5, "evaluate/psnr": 26.5}
     assert only(stage_runs(client, "cadyq")).data.metrics == {"loss": 1.0}
+
+
+def test_the_pages_of_an_experiment_are_those_of_model_training(
+    settings: TrackingSettings, client: MlflowClient
+) -> None:
+    with open_stage(settings, "evaluate") as run:
+        run.pipeline_metrics({"zoo/cabm_psnr": 26.5, "zoo/cabm_fab": 5.5}, shown=["zoo/cabm_psnr"])
+        run.pipeline_figure("psnr", Figure())
+    (pipeline,) = stage_runs(client, "pipeline")
+    tags = client.get_experiment(pipeline.info.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.pipelines"])
+    assert view["selectedColumns"] == ["metrics.`zoo/cabm_psnr`"]
+    shown = client.search_runs([pipeline.info.experiment_id], view["searchFilter"])
+    assert [run.info.run_id for run in shown] == [pipeline.info.run_id]
+    link = f"#/experiments/{pipeline.info.experiment_id}/runs?viewStateShareKey=pipelines"
+    assert link in tags["mlflow.note.content"]
+    images = [file.path for file in client.list_artifacts(pipeline.info.run_id, "images")]
+    assert any(path.endswith(".png") for path in images) and all("psnr" in path for path in images)
+
+
+def test_kind_and_description_of_an_experiment_stay_as_the_user_set_them(
+    settings: TrackingSettings, client: MlflowClient
+) -> None:
+    with open_stage(settings, "pams"):
+        pass
+    experiment = only(stage_runs(client, "pams")).info.experiment_id
+    kept = {"mlflow.experimentKind": "genai_development", "mlflow.note.content": "mine"}
+    for name, value in kept.items():
+        client.set_experiment_tag(experiment, name, value)
+    with open_stage(settings, "cadyq"):
+        pass
+    assert kept.items() <= client.get_experiment(experiment).tags.items()
 
 
 def test_a_dvc_experiment_gives_its_name(
