@@ -14,9 +14,10 @@ from cabm.imaging.formats import DEFAULT_QUALITY
 from cabm.upscaling.request import UpscaleRequest
 from cabm.web import panels
 from cabm.web.bit_map import bit_map
+from cabm.web.controls import size_controls, upload
 from cabm.web.jobs import Phase
 from cabm.web.pictures import Pictures, Shown
-from cabm.web.site import Site
+from cabm.web.site import Site, output_size
 
 FORMATS = [("PNG", "png"), ("JPEG", "jpeg"), ("WebP", "webp"), ("TIFF", "tiff")]
 ENGINES = [("Automatic", "auto"), ("Integer (int8)", "int8"), ("Float", "float")]
@@ -28,24 +29,6 @@ _KEEP_SECONDS = 6 * 3600  # uploads of pages that stay open
 def asset(name: str) -> str:
     """Return a file of ``assets``."""
     return (files("cabm.web") / "assets" / name).read_text(encoding="utf-8")
-
-
-def upload(**options: Any) -> gr.File:
-    """Return a component for one file that a visitor uploads.
-
-    Unlike Gradio's own, it downloads nothing when it is sent a URL instead. (No subclass: Gradio writes a
-    file beside the module of each subclass.)
-    """
-    component = gr.File(**options)
-    keep = component.async_move_resource_to_block_cache
-
-    async def only_files(path: str | Path | None) -> str | None:
-        if path is not None and not Path(path).is_file():
-            raise gr.Error("upload a file")
-        return await keep(path)
-
-    component.async_move_resource_to_block_cache = only_files
-    return component
 
 
 class Page:
@@ -80,6 +63,7 @@ class Page:
                 self.image = upload(label="Image", elem_id="image", height=130)
                 self.model = gr.Dropdown(names, value=names[0], label="Model", filterable=False)
                 self.engine = gr.Dropdown(ENGINES, value="auto", label="Engine", filterable=False)
+                self.size = size_controls()
                 with gr.Row():
                     self.format = gr.Dropdown(
                         FORMATS, value="png", label="Download as", filterable=False, min_width=110
@@ -140,7 +124,7 @@ class Page:
 
     def _connect(self) -> None:
         private = {"api_visibility": "private"}
-        inputs = [self.image, self.model, self.engine, self.format, self.quality]
+        inputs = [self.image, self.model, self.engine, self.format, self.quality, *self.size]
         self.panel = [
             self.status,
             self.go,
@@ -198,6 +182,10 @@ class Page:
         engine: str,
         file_format: str,
         quality: float,
+        size: str,
+        first: float | None,
+        second: float | None,
+        twice: bool,
         request: gr.Request,
     ) -> Iterator[dict]:
         """Upscale, and say how far it is several times a second."""
@@ -205,10 +193,14 @@ class Page:
             yield self._now(panels.failed("no image yet: drop one, paste one or choose a file"))
             return
         visit = self.site.visits[request.session_hash or ""]
-        wanted = UpscaleRequest(
-            model=model, engine=engine, file_format=file_format, quality=int(quality or 0)
-        )
         try:
+            wanted = UpscaleRequest(
+                model=model,
+                engine=engine,
+                file_format=file_format,
+                quality=int(quality or DEFAULT_QUALITY),
+                size=output_size(size, first, second, twice=twice),
+            )
             self.site.opened(Path(path))
             job = self.site.start(visit, Path(path), wanted)
         except InputError as error:
@@ -260,7 +252,7 @@ class Page:
         return panels.results(shown.upscaled, pictures, FILES), {
             self.slider: gr.update(value=_pair(pictures)),
             self.shown_as: panels.shown_as(pictures),
-            self.bits: bit_map(report, shown.under),
+            self.bits: bit_map(report, shown.under) if report.plans else "",
         }
 
     def _now(self, status: str, result: dict | None = None, *, running: bool = False) -> dict:

@@ -92,7 +92,7 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
         facts.append(("BitOPs saved", f"{report.bitops_saved:.1%}"))
     if report.parts is not None:
         facts.append(("bypassed", f"{report.bypassed:.0%}"))
-    facts.append(("tiles", f"{len(report.plan):,}"))
+    facts.append(("tiles", f"{sum(map(len, report.plans)):,}"))
     facts.append(("engine", report.engine.replace(" on ", ", ")))
     facts.append(("in all", duration(report.seconds["total"])))
     return facts

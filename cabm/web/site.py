@@ -13,6 +13,7 @@ from cabm.errors import InputError
 from cabm.files import atomic_write
 from cabm.imaging.reader import FileRaster, open_raster
 from cabm.upscaling.request import UpscaleRequest
+from cabm.upscaling.size import OutputSize
 from cabm.upscaling.tasks import Task, result_name
 from cabm.web import model_card
 from cabm.web.jobs import Job, Upscaled
@@ -36,6 +37,29 @@ class Limits:
     max_upload_mb: int = 1000
     max_waiting: int = 20
     threads: int | None = None
+
+
+def output_size(kind: str, first: float | None, second: float | None, *, twice: bool) -> OutputSize:
+    """Return the size that a page asks for.
+
+    Args:
+        kind: ``scale`` (of the model), ``factor``, ``max_side``, ``width``, ``height``, or ``both`` sides.
+        first: the number; of ``both`` the width.
+        second: the height of ``both``.
+        twice: whether the model may run twice.
+
+    Raises:
+        InputError: a number is missing or out of range.
+    """
+    passes = 2 if twice else 1
+    if kind == "scale":
+        return OutputSize(passes=passes)
+    if first is None or (kind == "both" and second is None):
+        raise InputError("output size: give a number")
+    if kind == "factor":
+        return OutputSize(factor=first, passes=passes)
+    sides = {"width": int(first), "height": int(second or 0)} if kind == "both" else {kind: int(first)}
+    return OutputSize(**sides, passes=passes)
 
 
 @dataclass
@@ -81,7 +105,7 @@ class Site:
             InputError: the model is not offered.
         """
         name = str(request.model)
-        scale = read_config(self.models.path(name)).scale
+        ending = request.size.name(read_config(self.models.path(name)).scale)
         request = replace(
             request,
             model=self.models.path(name),
@@ -90,7 +114,7 @@ class Site:
             threads=self.limits.threads,
         )
         folder = visit.new_folder(self.visits.root)
-        task = Task(path, folder / result_name(path, scale, request.file_format, alone=True))
+        task = Task(path, folder / result_name(path, ending, request.file_format, alone=True))
 
         def show(upscaled: Upscaled) -> Shown:
             pictures = draw(path, task.output, folder, request.read_options)
@@ -104,13 +128,13 @@ class Site:
         Raises:
             InputError: the files are gone, or there is no such tile.
         """
-        task, plan = shown.upscaled.task, shown.upscaled.report.plan
+        task, plans = shown.upscaled.task, shown.upscaled.report.plans
         if not task.source.exists() or not task.output.exists():
             raise InputError("these files have expired on the server; upscale the image again")
-        if not 0 <= tile < len(plan):
-            raise InputError(f"tile {tile}: the image has {len(plan)} tiles")
+        if not plans or not 0 <= tile < len(plans[0]):
+            raise InputError(f"tile {tile}: the image has {len(plans[0]) if plans else 0} tiles")
         options = UpscaleRequest(max_pixels=self.limits.max_pixels).read_options
-        return draw_detail(task.source, task.output, task.output.parent, options, plan, tile)
+        return draw_detail(task.source, task.output, task.output.parent, options, plans[0], tile)
 
     def describe(self, name: str) -> tuple[str, Path | None, Path | None]:
         """Describe a model: Markdown, and files with its table as a picture and PSNR against FAB.

@@ -20,7 +20,7 @@ from cabm.web.bit_map import bit_map
 from cabm.web.jobs import Phase, Progress
 from cabm.web.model_card import card, trade_off_figure
 from cabm.web.models import Models
-from cabm.web.site import Limits, Site
+from cabm.web.site import Limits, Site, output_size
 from tests.conftest import REPOSITORY
 from tests.upscaling.helpers import photo, tiny_model
 from tests.web.conftest import save_photo
@@ -99,6 +99,33 @@ def test_a_job_of_a_page_that_is_gone_does_not_run(site, picture):
     site.visits.close("one")
     job = site.start(visit, picture, UpscaleRequest(model=next(iter(site.models.paths))))
     assert job.wait().phase is Phase.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "name"),
+    [
+        (("scale", None, None), (202, 260), "x2"),
+        (("factor", 1.5, None), (152, 195), "x1.5"),
+        (("width", 200.0, None), (155, 200), "w200"),
+        (("both", 150.0, 90.0), (90, 150), "150x90"),
+        (("max_side", 100.0, None), (78, 100), "max100"),
+    ],
+)
+def test_a_result_has_the_size_that_was_asked_for(site, picture, asked, size, name):
+    shown = upscaled(site, picture, size=output_size(*asked, twice=False))
+    assert shown.pictures.size == size == Image.open(shown.pictures.after).size[::-1]
+    assert shown.upscaled.task.output.name == f"a photo_{name}.png"
+    if asked[0] == "max_side":  # smaller than the image: the network does not run
+        with pytest.raises(InputError, match="0 tiles"):
+            site.detail(shown, 0)
+    else:
+        assert site.detail(shown, 0).size == size
+
+
+@pytest.mark.parametrize("asked", [("factor", None, None), ("both", 10.0, None), ("width", 0.0, None)])
+def test_a_size_without_numbers_is_one_line(asked):
+    with pytest.raises(InputError, match="give"):
+        output_size(*asked, twice=False)
 
 
 def test_pictures_have_every_pixel_of_a_small_result(site, picture):
