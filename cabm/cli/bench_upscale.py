@@ -51,23 +51,15 @@ def bench_upscale(
 
     cabm bench upscale photo.jpg --rounds 1
     """
+    if image is not None:
+        _bench_tiling(image, model, rounds, threads, as_json=as_json)
+        return
     import json
 
-    from cabm.checkpoints.find import DEFAULT_MODEL, find_model
-    from cabm.errors import InputError
-
-    if image is not None:
-        from dataclasses import asdict
-
-        from cabm.bench.tiling import bench_tiling, format_tiling
-        from cabm.machine.threads import torch_threads
-
-        with torch_threads(threads or None):
-            measured = bench_tiling(image, model or DEFAULT_MODEL, rounds=rounds)
-        typer.echo(json.dumps(asdict(measured), indent=2) if as_json else format_tiling(measured))
-        return
     from cabm.bench.upscale import UpscaleBench, format_report
     from cabm.bench.upscale import bench_upscale as run
+    from cabm.checkpoints.find import find_model
+    from cabm.errors import InputError
 
     if weight_bits not in ("same", *map(str, range(2, 9))):
         raise InputError(f"--weight-bits {weight_bits}: give 2 to 8, or same")
@@ -85,3 +77,17 @@ def bench_upscale(
     )
     result = run(options)
     typer.echo(json.dumps(result, indent=2) if as_json else format_report(result))
+
+
+def _bench_tiling(image: Path, model: str | None, rounds: int, threads: int, *, as_json: bool) -> None:
+    """Time tiling on an image and print the times."""
+    import json
+    from dataclasses import asdict
+
+    from cabm.bench.tiling import bench_tiling, format_tiling
+    from cabm.checkpoints.find import DEFAULT_MODEL
+    from cabm.machine.threads import torch_threads
+
+    with torch_threads(threads or None):
+        measured = bench_tiling(image, model or DEFAULT_MODEL, rounds=rounds)
+    typer.echo(json.dumps(asdict(measured), indent=2) if as_json else format_tiling(measured))
