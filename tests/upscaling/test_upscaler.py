@@ -362,7 +362,7 @@ def test_flat_alpha_stays_flat_and_costs_nothing(models, value):
     image[..., 3] = value
     trace = streaming.Trace()
     loaded = upscaler(models)
-    rows = list(loaded._rows(array_raster(image), loaded.plan(60, 80), trace, None))
+    rows = list(loaded._rows(array_raster(image), trace, None))
     assert (np.concatenate(rows)[..., 3] == value).all()
     assert "alpha" not in trace.seconds
 
