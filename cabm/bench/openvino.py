@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import numpy as np
 import torch
@@ -32,7 +34,9 @@ def int8_runner(
         converted = ov.convert_model(
             OutputOnly(model), example_input=calibration[:1], input=[1, *calibration.shape[1:]]
         )
-    quantized = nncf.quantize(converted, nncf.Dataset([tile[None].numpy() for tile in calibration]))
+    samples = nncf.Dataset([tile[None].numpy() for tile in calibration])
+    with redirect_stdout(sys.stderr):  # NNCF draws progress bars, and --json prints to stdout
+        quantized = nncf.quantize(converted, samples)
     options = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     compiled = ov.compile_model(quantized, "CPU", options)
     queue = ov.AsyncInferQueue(compiled)
