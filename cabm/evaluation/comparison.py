@@ -22,7 +22,7 @@ from cabm.tables.controls import CONTROLS, constant, shuffled
 from cabm.tables.cost import Convention, bitops
 from cabm.tables.observations import Observations
 from cabm.tiling.plan import plan
-from cabm.upscaling.engine_choice import ChosenRunner, Device, Engine, choose_runner
+from cabm.upscaling.engine_choice import ChosenRunner, Engine, choose_runner
 from cabm.upscaling.tiles import TiledResult, super_resolve
 
 TRAINING_STAGES = ("full_precision", "pams", "cadyq", "cabm")
@@ -57,17 +57,17 @@ class Method:
         )
 
 
-def load_methods(models: Path, engine: Engine = "auto", device: Device = "auto") -> list[Method]:
-    """Return bicubic and the model of every training stage.
+def load_methods(models: Path, engine: Engine = "auto") -> list[Method]:
+    """Return bicubic and the model of every training stage, on the CPU: GPUs run them in half precision.
 
     Args:
         models: folder of the models.
-        engine, device: see `cabm.upscaling.engine_choice.choose_runner`.
+        engine: see `cabm.upscaling.engine_choice.choose_runner`.
     """
     methods = [Method("bicubic")]
     for name in TRAINING_STAGES:
         loaded = load_model(models / name)
-        methods.append(Method(name, loaded, choose_runner(loaded.model, engine=engine, device=device)))
+        methods.append(Method(name, loaded, choose_runner(loaded.model, engine=engine, device="cpu")))
     return methods
 
 

@@ -53,8 +53,8 @@ def evaluate(stage: Stage) -> None:
 
 def _methods(stage: Stage, observations: Observations) -> dict[str, Method]:
     """Return bicubic, every step's model and the controls that params ask for, by name."""
-    settings, device = stage.params.evaluate, stage.params.runtime.device
-    methods = {method.name: method for method in load_methods(stage.models, settings.engine, device)}
+    settings = stage.params.evaluate
+    methods = {method.name: method for method in load_methods(stage.models, settings.engine)}
     table = methods["cabm"].loaded.table
     if settings.controls and len(table.rows) > 1:  # one row has no others to compare with
         methods |= {method.name: method for method in control_methods(methods["cabm"], observations)}
