@@ -24,11 +24,7 @@ def environment(threads: int) -> dict[str, str]:
 
 def processor_name() -> str:
     """Return the name of the processor, or its architecture if the system does not tell the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return next((name for name in names if name), platform.processor() or platform.machine())
 
 
@@ -69,11 +65,15 @@ def _arm_multiplies_bytes() -> bool:
     """Return whether an ARM CPU has NEON's dot products of bytes; all of Apple's have."""
     if platform.system() == "Darwin":
         return True
+    return any(line.startswith("Features") and "asimddp" in line.split() for line in _cpuinfo())
+
+
+def _cpuinfo() -> list[str]:
+    """Return what Linux tells of the CPU, as lines; none on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    return any(line.startswith("Features") and "asimddp" in line.split() for line in lines)
+        return []
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -110,10 +110,7 @@ def table_picture(table: EdgeToBitTable) -> Figure:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
     )
-    rows = f"{len(table.rows)} row{'s' if len(table.rows) != 1 else ''}"
-    title = f"{table.backbone} x{table.scale}: {rows}, strategy {table.strategy}"
-    if table.bypass is not None:
-        title += f"; bypass below an edge peak of {table.bypass.threshold:g}"
+    title = _table_title(table, f"{len(table.rows)} rows, strategy {table.strategy}")
     figure.suptitle(title, color=INK, fontsize=11)
     return figure
 
@@ -130,10 +127,14 @@ def _row_picture(table: EdgeToBitTable) -> Figure:
     axes.set_xlabel("bits")
     plain(axes)
     axes.tick_params(axis="y", length=0)
-    bypass = "" if table.bypass is None else f"; bypass below an edge peak of {table.bypass.threshold:g}"
-    title = f"{table.backbone} x{table.scale}: one row for all tiles, FAB {row.mean():.2f}{bypass}"
+    title = _table_title(table, f"one row for all tiles, FAB {row.mean():.2f}")
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     return figure
+
+
+def _table_title(table: EdgeToBitTable, rows: str) -> str:
+    bypass = "" if table.bypass is None else f"; bypass below an edge peak of {table.bypass.threshold:g}"
+    return f"{table.backbone} x{table.scale}: {rows}{bypass}"
 
 
 def edge_hypothesis(scores: ArrayLike, bits: ArrayLike, layers: Sequence[str]) -> Figure:
