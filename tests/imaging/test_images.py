@@ -272,7 +272,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(self, file, *args, **kwargs):
-        Path(getattr(file, "name", file)).write_bytes(b"half")
+        Path(file).write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
