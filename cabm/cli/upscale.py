@@ -189,10 +189,7 @@ def run(
 
     def on_done(task: Task, report: Report) -> None:
         done.append(task)
-        if messages.report:
-            echo(named(describe(task, report)))
-        elif not messages.quiet and report.notes:
-            echo(named(f"{task.source}: {'; '.join(report.notes)}"), err=True)
+        _tell(task, report, messages, named)
         if messages.bit_map is not None:
             draw_bit_map(task, report, messages.bit_map, request.read_options)
 
@@ -211,6 +208,13 @@ def run(
         fail(failures, len(tasks), verbose=messages.verbose)
     if unreadable:
         raise typer.Exit(1)
+
+
+def _tell(task: Task, report: Report, messages: Messages, named: Callable[[str], str]) -> None:
+    if messages.report:
+        echo(named(describe(task, report)))
+    elif not messages.quiet and report.notes:
+        echo(named(f"{task.source}: {'; '.join(report.notes)}"), err=True)
 
 
 def describe_model(upscaler: Upscaler) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -62,14 +63,16 @@ def web(
     from cabm.web.server import serve
     from cabm.web.site import Limits
 
-    def on_ready(url: str) -> None:
-        echo(f"cabm: the page is at {url} (Ctrl-C stops)", err=True)
-        if open_browser:
-            import webbrowser
-
-            webbrowser.open(url)
-
     limits = Limits(max_pixels, max_upload, max_waiting, threads)
+    on_ready = partial(_announce, open_browser=open_browser)
     # either signal is the usual end, and both leave no temporary file
     with suppress(KeyboardInterrupt), sigterm_interrupts():
         serve(Models(model or ()), limits, host=host, port=port, on_ready=on_ready)
+
+
+def _announce(url: str, *, open_browser: bool) -> None:
+    echo(f"cabm: the page is at {url} (Ctrl-C stops)", err=True)
+    if open_browser:
+        import webbrowser
+
+        webbrowser.open(url)
