@@ -107,9 +107,9 @@ def upscale_on_cluster(
     """
     from cabm.cluster.job import ClusterRequest
 
-    if all_frames and file_format not in ("tiff", "webp"):
+    if all_frames and file_format not in ("tiff", "webp", "png"):
         raise InputError(
-            "--all-frames: add --format tiff or webp; results are named before images are read"
+            "--all-frames: add --format tiff, webp or png; results are named before images are read"
         )
     upscale = options.upscale_request(context, (source,), output)
     request = ClusterRequest(upscale, address, workers, max_failures)

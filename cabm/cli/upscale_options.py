@@ -103,7 +103,7 @@ AllFrames = Annotated[
     typer.Option(
         "--all-frames",
         help="Upscale all pages of a TIFF, into a TIFF, and all frames of a GIF, PNG or WebP animation,"
-        " into a WebP. Default: the first.",
+        " into a WebP, PNG or TIFF. Default: the first.",
     ),
 ]
 

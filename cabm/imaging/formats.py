@@ -145,7 +145,10 @@ def output_format(path: Path) -> ImageFormat | None:
     suffix = path.suffix.lower()
     found = SUFFIXES.get(suffix)
     if suffix in (*OTHER_IMAGES, ".pdf", ".svg") or (found is not None and not found.written):
-        raise InputError(f"{path}: cannot write {suffix[1:]}; use one of {', '.join(OUTPUT_FORMATS)}")
+        advice = f"use one of {', '.join(OUTPUT_FORMATS)}"
+        if suffix == ".gif":  # its 256 colours would undo much of what the network adds
+            advice += "; with --all-frames webp, png (.apng) and tiff hold all frames"
+        raise InputError(f"{path}: cannot write {suffix[1:]}; {advice}")
     return found
 
 

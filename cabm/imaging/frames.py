@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyvips
 
 from cabm.errors import InputError
 from cabm.files import atomic_write
+from cabm.imaging.apng import read_apng
+from cabm.imaging.colour import standard
 from cabm.imaging.formats import damaged, format_of
-from cabm.imaging.headers import read_apng
-from cabm.imaging.source import decoding, field
+from cabm.imaging.pillow_files import libvips_image, open_with_pillow
+from cabm.imaging.raster import Raster, array_raster, rounded_to_8_bits
+from cabm.imaging.reader import open_raster
+from cabm.imaging.source import ReadOptions, decoding, field
 from cabm.imaging.tiff_pages import num_pictures
 from cabm.imaging.tiff_tags import append_page
 from cabm.imaging.writer import Animation
@@ -48,12 +53,11 @@ class Frames:
         Raises:
             InputError: it cannot.
         """
-        fits = ("tiff",) if self.animation is None else ("webp", "tiff")
+        fits = ("tiff",) if self.animation is None else ("webp", "png", "tiff")
         if self.number > 1 and file_format not in fits:
-            kind = "pages" if self.animation is None else "frames"
+            kind, advice = ("pages", "tiff") if self.animation is None else ("frames", "webp, png or tiff")
             raise InputError(
-                f"{path}: {file_format} cannot hold {self.number} {kind} (--all-frames);"
-                f" use {' or '.join(fits)}"
+                f"{path}: {file_format} cannot hold {self.number} {kind} (--all-frames); use {advice}"
             )
 
 
@@ -72,8 +76,8 @@ def frames_of(path: Path) -> Frames:
         durations = tuple(field(image, "delay") or ())[:number]
         loop = field(image, "loop") or 0
     elif found.name == "png":
-        durations, loop = read_apng(path)
-        number = len(durations) or 1
+        animation = read_apng(path)
+        durations, loop, number = animation.durations, animation.loop, len(animation.durations) or 1
     else:
         try:
             return Frames(num_pictures(path) if found.name == "tiff" else 1)
@@ -81,6 +85,40 @@ def frames_of(path: Path) -> Frames:
             raise damaged(path, error) from None
     durations += (_USUAL_DURATION,) * (number - len(durations))
     return Frames(number, Animation(durations, loop) if number > 1 else None)
+
+
+def pictures(path: Path, frames: Frames, options: ReadOptions) -> Iterator[Raster]:
+    """Yield the pictures of a file one after another.
+
+    Args:
+        path: the file.
+        frames: from `frames_of`.
+        options: how to read it.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    if frames.animation is not None:
+        yield from _frames(path, frames.number, options)
+        return
+    for number in range(frames.number):
+        yield open_raster(path, options=replace(options, frame=number))
+
+
+def _frames(path: Path, number: int, options: ReadOptions) -> Iterator[Raster]:
+    """Yield complete frames. They are decoded once: each is stored as its difference to the one before."""
+    first = open_raster(path, options=replace(options, frame=0))
+    notes = first.notes
+    if first.dtype == np.uint16:
+        notes += ("frames of 16 bits are read with 8",)
+    with open_with_pillow(path) as file, decoding(path):
+        # the still picture for old programs is no frame of the animation
+        still = int(getattr(file, "default_image", False))
+        for at in range(number):
+            file.seek(still + at)
+            frame = standard(path, libvips_image(file), to_srgb=options.to_srgb)[0].numpy()
+            pixels = rounded_to_8_bits(frame) if frame.dtype == np.uint16 else frame
+            yield array_raster(np.atleast_3d(pixels), first.metadata, notes)
 
 
 def join_pages(pages: Iterable[Path], path: Path) -> None:

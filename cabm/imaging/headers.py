@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import os
 import re
 import struct
-from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cabm.errors import InputError
+from cabm.imaging.png_chunks import png_chunks
 
 _END_OF_IMAGE = b"\xff\xd9"
 _MARKER = re.compile(
@@ -19,7 +18,6 @@ _MARKER = re.compile(
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DECODED_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 _START_OF_SCAN, _APP2 = 0xDA, 0xE2
-_MOST_CHUNKS = 100_000
 _HEADER_CHUNKS = (b"IHDR", b"acTL", b"cICP", b"gAMA", b"cHRM")
 _CICP_SRGB = (1, 13, 0, 1)  # primaries, transfer, matrix, range (ITU-T H.273)
 _SRGB_GAMMA, _SRGB_PRIMARIES = 45455, (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
@@ -104,20 +102,6 @@ class PngHeader:
     colours: tuple[str, ...]
 
 
-def png_chunks(path: Path, wanted: Container[bytes], most_bytes: int = 64) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and data of each chunk of a PNG file; no data of unwanted and of larger chunks."""
-    with path.open("rb") as file:
-        file.seek(8)
-        for _ in range(_MOST_CHUNKS):
-            head = file.read(8)
-            if len(head) < 8:
-                return
-            length, kind = struct.unpack(">I4s", head)
-            data = file.read(length) if kind in wanted and length <= most_bytes else b""
-            file.seek(length - len(data) + 4, os.SEEK_CUR)
-            yield kind, data
-
-
 def read_png_header(path: Path) -> PngHeader | None:
     """Read the chunks of a PNG file before its pixels; None if they are damaged."""
     found: dict[bytes, bytes] = {}
@@ -131,21 +115,6 @@ def read_png_header(path: Path) -> PngHeader | None:
     animation = found.get(b"acTL", b"")
     frames = struct.unpack_from(">I", animation)[0] if len(animation) >= 4 else 1
     return PngHeader(width, height, frames, _other_colours(found))
-
-
-def read_apng(path: Path) -> tuple[tuple[int, ...], int]:
-    """Return the durations of the frames of a PNG animation in milliseconds, and how often it is shown.
-
-    No durations: it is no animation. (PNG, third edition, 11.3.6)
-    """
-    durations, loop = [], 0
-    for kind, data in png_chunks(path, (b"acTL", b"fcTL")):
-        if kind == b"acTL" and len(data) == 8:
-            (loop,) = struct.unpack_from(">I", data, 4)
-        if kind == b"fcTL" and len(data) == 26:
-            count, per_second = struct.unpack_from(">HH", data, 20)
-            durations.append(round(1000 * count / (per_second or 100)))
-    return tuple(durations), loop
 
 
 def _other_colours(chunks: dict[bytes, bytes]) -> tuple[str, ...]:

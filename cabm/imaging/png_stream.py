@@ -13,6 +13,8 @@ import zlib
 
 import numpy as np
 
+from cabm.imaging.png_chunks import SIGNATURE, chunk
+
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # by number of channels; PNG, table 11.1
 _PIECE_BYTES = 4 << 20
 _PIECES = 4  # in the queue, besides the end
@@ -42,7 +44,7 @@ class PngStream:
         self._compressor = zlib.compressobj(0)
         self._num_rows = 0
         header = struct.pack(">IIBBBBB", width, height, bits, _COLOUR_TYPE[channels], 0, 0, 0)
-        self._put(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
+        self._put(SIGNATURE + chunk(b"IHDR", header))
 
     def write(self, rows: np.ndarray) -> None:
         """Append (n, width, channels) rows; waits while the reader is behind."""
@@ -53,7 +55,7 @@ class PngStream:
             part = np.ascontiguousarray(rows[top : top + piece], self._dtype)
             scanlines = np.zeros((len(part), 1 + row_bytes), np.uint8)  # the first byte is the filter: none
             scanlines[:, 1:] = part.reshape(len(part), -1).view(np.uint8)
-            self._put(_chunk(b"IDAT", self._compressor.compress(scanlines)))
+            self._put(chunk(b"IDAT", self._compressor.compress(scanlines)))
         self._num_rows += len(rows)
 
     def close(self) -> None:
@@ -62,7 +64,7 @@ class PngStream:
             return
         self._closed = True
         assert self._num_rows == self._height, f"{self._num_rows} of {self._height} rows were written"
-        self._queue.put(_chunk(b"IDAT", self._compressor.flush()) + _chunk(b"IEND", b""))
+        self._queue.put(chunk(b"IDAT", self._compressor.flush()) + chunk(b"IEND", b""))
         self._queue.put(None)
 
     def abort(self) -> None:
@@ -108,8 +110,3 @@ class PngStream:
                 return
         if self._failure is not None:
             raise RuntimeError(self._failure)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    checksum = zlib.crc32(data, zlib.crc32(kind))
-    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))

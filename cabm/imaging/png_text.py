@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from pathlib import Path
 
-from cabm.imaging.headers import png_chunks
+from cabm.imaging.png_chunks import chunk, png_chunks
 
 Text = tuple[tuple[str, str], ...]
 """Names and values."""
@@ -15,7 +14,7 @@ Text = tuple[tuple[str, str], ...]
 _CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _MOST_BYTES = 1 << 20
 _NO_TEXT = ("Raw profile type", "XML:com.adobe.xmp")
-_END = b"\0\0\0\0IEND\xaeB`\x82"
+_END = chunk(b"IEND", b"")
 
 
 def read_png_text(path: Path) -> Text:
@@ -32,7 +31,7 @@ def append_png_text(path: Path, text: Text) -> None:
         assert file.read() == _END, "not the end of a PNG file"
         file.seek(-len(_END), os.SEEK_END)
         for name, value in text:
-            file.write(_chunk(name, value))
+            file.write(_text_chunk(name, value))
         file.write(_END)
 
 
@@ -56,11 +55,10 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompressobj().decompress(data, _MOST_BYTES)
 
 
-def _chunk(name: str, value: str) -> bytes:
+def _text_chunk(name: str, value: str) -> bytes:
     keyword = name.encode("latin-1", "replace")[:79] + b"\0"
     try:
         kind, data = b"tEXt", keyword + value.encode("latin-1")
     except UnicodeEncodeError:
         kind, data = b"iTXt", keyword + b"\0\0\0\0" + value.encode()
-    checksum = zlib.crc32(kind + data)
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    return chunk(kind, data)

@@ -117,9 +117,10 @@ def image_array(image: Any) -> np.ndarray:
     """
     mode = getattr(image, "mode", None)
     if isinstance(mode, str) and hasattr(image, "convert"):
-        if mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
-            transparent = mode in ("PA", "La", "RGBa") or "transparency" in image.info
-            image = image.convert("RGBA" if transparent else "L" if mode == "1" else "RGB")
+        if "transparency" in image.info and mode in ("1", "L", "P", "RGB"):
+            image = image.convert("LA" if mode in ("1", "L") else "RGBA")
+        elif mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
+            image = image.convert("L" if mode == "1" else "RGBA" if mode in ("PA", "La", "RGBa") else "RGB")
     elif not hasattr(image, "__array__"):
         raise TypeError(
             f"an image of type {type(image).__name__}; give a NumPy array or an image of Pillow"

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyvips
 
 from cabm.errors import InputError
 from cabm.imaging.formats import ImageFormat, damaged, format_of, missing_operation
 from cabm.imaging.headers import read_jpeg_header, read_png_header
-from cabm.imaging.pillow_files import open_with_pillow
+from cabm.imaging.pillow_files import libvips_image, open_with_pillow
 from cabm.imaging.png_text import Text, read_png_text
 from cabm.imaging.tiff_pages import TiffPage, find_picture
 
@@ -26,7 +25,6 @@ WHOLE_MAX_PIXELS = 1 << 27
 """Default limit for images that are decoded whole: 400 MB of RGB."""
 
 _UPRIGHT = 1  # EXIF orientation
-_PILLOW_FIELDS = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class ReadOptions:
             that cannot be decoded row by row.
         to_srgb: convert colours by the embedded profile.
         damaged: read what is left of a picture that lost data.
-        frame: which picture of a file with several, from 0; None: the first, with a note.
+        frame: which page of a TIFF, from 0; None: the first, with a note. Of an animation always the first,
+            with a note if this is None.
         limit_option, damaged_option, frames_option: what messages call the options that raise the limit,
             set ``damaged`` and take all frames; empty if the user has none.
     """
@@ -93,17 +92,13 @@ class Source:
             InputError: as Pillow decodes BMP and 8-bit CIELab.
         """
         pyvips.cache_set_max(0)  # the cache would return old contents of a changed file
-        frame = self.options.frame
-        frame_of_png = self.format.name == "png" and frame is not None
-        if not self.format.operation or (self.tiff is not None and self.tiff.lab8) or frame_of_png:
+        if not self.format.operation or (self.tiff is not None and self.tiff.lab8):
             return self._with_pillow()
         options: dict[str, Any] = {"access": access, "fail_on": fail_on}
         if self.format.name in ("png", "jpeg", "avif"):
             options["unlimited"] = True  # the limit of this module is checked instead
         if self.tiff is not None:
             options["page"] = self.tiff.number
-        elif frame is not None and self.format.name in ("gif", "webp"):
-            options["page"] = frame
         loader = f"{self.format.operation}load"
         if self.lacks_end:
             data = self.path.read_bytes() + b"\xff\xd9"
@@ -142,28 +137,7 @@ class Source:
             self.check_size(*image.size, whole=True)
             if self.tiff is not None:
                 image.seek(self.tiff.number)
-            elif self.options.frame is not None:
-                # the still picture for old programs is no frame of the animation
-                image.seek(self.options.frame + getattr(image, "default_image", False))
-            image.load()
-            info = dict(image.info)
-            density = info.get("dpi")
-            if image.mode == "LAB":
-                array = np.asarray(image).astype(np.float32)
-                # a and b are signed bytes
-                array[..., 1:] -= 256 * (array[..., 1:] > 127)
-                array[..., 0] *= 100 / 255
-                interpretation = "lab"
-            else:
-                gray = image.mode in ("1", "L")
-                alpha = image.mode in ("RGBA", "LA", "PA")
-                array = np.atleast_3d(np.array(image.convert("L" if gray else "RGBA" if alpha else "RGB")))
-                interpretation = "b-w" if gray else "srgb"
-        found = pyvips.Image.new_from_array(array).copy(interpretation=interpretation)
-        for name, field_name in _PILLOW_FIELDS.items():
-            if isinstance(info.get(name), bytes) and info[name] and interpretation != "lab":
-                found.set_type(pyvips.GValue.blob_type, field_name, info[name])
-        return found.copy(xres=density[0] / 25.4, yres=density[1] / 25.4) if density else found
+            return libvips_image(image)
 
 
 def find_source(path: Path, options: ReadOptions) -> Source:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cabm.files import temporary_prefix
-from cabm.imaging.frames import Frames, join_pages
-from cabm.imaging.metadata import Metadata
+from cabm.imaging.apng import join_frames
+from cabm.imaging.frames import Frames, join_pages, pictures
 from cabm.imaging.pixels import as_rgba
+from cabm.imaging.raster import array_raster, in_memory
 from cabm.imaging.reader import open_raster
 from cabm.imaging.writer import image_writer
 from cabm.upscaling.report import Report
@@ -53,11 +54,21 @@ def upscale_frames(
     with tempfile.TemporaryDirectory(
         prefix=temporary_prefix(task.output.name), dir=task.output.parent
     ) as folder:
-        one = Task(task.source, Path(folder, f"frame{task.output.suffix}"))
+        one = Task(task.source, Path(folder, "one.tif" if task.format == "tiff" else "one.png"))
+        upscaled = _upscaled(upscaler, one, request, frames, reports, progress)
         if task.format == "tiff":
-            join_pages(_pages(upscaler, one, request, frames, reports, progress), task.output)
+            join_pages(upscaled, task.output)
+        elif task.format == "png":
+            assert frames.animation is not None
+            join_frames(upscaled, task.output, frames.animation)
         else:
-            notes = _animate(upscaler, one, task.output, request, frames, reports, progress)
+            _, spec = request.open(upscaler, task.source, task.format)
+            spec = replace(spec, channels=4, bits=8, animation=frames.animation, computed=None)
+            notes = spec.notes
+            with image_writer(task.output, spec) as write:
+                for png in upscaled:
+                    for rows in open_raster(png, max_pixels=1 << 62).blocks():
+                        write(rows)
     seconds: Counter[str] = Counter()
     for report in reports:
         seconds.update(report.seconds)
@@ -65,7 +76,7 @@ def upscale_frames(
     return replace(reports[0], seconds=dict(seconds), notes=(f"{len(reports)} pictures", *found))
 
 
-def _pages(
+def _upscaled(
     upscaler: Upscaler,
     one: Task,
     request: UpscaleRequest,
@@ -73,35 +84,15 @@ def _pages(
     reports: list[Report],
     progress: Progress | None,
 ) -> Iterator[Path]:
-    """Yield each upscaled page as a TIFF file, which is replaced by the next."""
+    """Yield each upscaled picture as a file, which is replaced by the next; PNG files are RGB and alpha."""
     file_bytes = 0
-    for number in range(frames.number):
-        raster, spec = request.open(upscaler, one.source, "tiff", number)
+    for raster in pictures(one.source, frames, request.read_options):
+        if one.format == "png":
+            raster = array_raster(as_rgba(in_memory(raster).array), raster.metadata, raster.notes)
+        spec = request.output_spec(upscaler, one.source, raster, one.format)
         file_bytes = file_bytes or frames.number * spec.raw_bytes
-        spec = replace(spec, file_bytes=file_bytes)
-        reports.append(upscaler.upscale_file(raster, one.output, spec, progress=progress))
+        report = upscaler.upscale_file(
+            raster, one.output, replace(spec, file_bytes=file_bytes), progress=progress
+        )
+        reports.append(report)
         yield one.output
-
-
-def _animate(
-    upscaler: Upscaler,
-    one: Task,
-    output: Path,
-    request: UpscaleRequest,
-    frames: Frames,
-    reports: list[Report],
-    progress: Progress | None,
-) -> tuple[str, ...]:
-    """Write an animation, for which each frame is upscaled into a file first; return notes about it."""
-    frame = one.output.with_suffix(".png")
-    _, spec = request.open(upscaler, one.source, "webp", 0)
-    # the frames that are read for it have its size
-    spec = replace(spec, channels=4, bits=8, animation=frames.animation, computed=None)
-    with image_writer(output, spec) as write:
-        for number in range(frames.number):
-            raster, lossless = request.open(upscaler, one.source, "png", number)
-            lossless = replace(lossless, metadata=Metadata())
-            reports.append(upscaler.upscale_file(raster, frame, lossless, progress=progress))
-            for rows in open_raster(frame, max_pixels=1 << 62).blocks():
-                write(as_rgba(rows))
-    return spec.notes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cabm.checkpoints.find import DEFAULT_MODEL
 from cabm.errors import InputError
 from cabm.imaging.formats import DEFAULT_QUALITY
+from cabm.imaging.raster import Raster
 from cabm.imaging.reader import FileRaster, open_raster
 from cabm.imaging.source import ReadOptions
 from cabm.imaging.writer import OutputSpec
@@ -69,25 +70,28 @@ class UpscaleRequest:
             frames_option="--all-frames",
         )
 
-    def open(
-        self, upscaler: Upscaler, source: Path, file_format: str, frame: int | None = None
-    ) -> tuple[FileRaster, OutputSpec]:
+    def open(self, upscaler: Upscaler, source: Path, file_format: str) -> tuple[FileRaster, OutputSpec]:
         """Open an image, and describe its result.
 
         Args:
             upscaler: the model.
             source: the image file.
             file_format: of the result.
-            frame: which picture of a file with several, from 0; None: the first, with a note.
 
         Raises:
             InputError: the image cannot be read, or the model does not reach the size.
         """
-        raster = open_raster(source, options=replace(self.read_options, frame=frame))
+        raster = open_raster(source, options=self.read_options)
+        return raster, self.output_spec(upscaler, source, raster, file_format)
+
+    def output_spec(self, upscaler: Upscaler, source: Path, raster: Raster, file_format: str) -> OutputSpec:
+        """Describe the result of an image from a file.
+
+        Raises:
+            InputError: the model does not reach the size.
+        """
         try:
-            return raster, upscaler.output_spec(
-                raster, file_format, self.quality, strip=self.strip, size=self.size
-            )
+            return upscaler.output_spec(raster, file_format, self.quality, strip=self.strip, size=self.size)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
 

@@ -22,7 +22,7 @@ from tests.cli.helpers import check_refusal, save
         (["{tmp}/a.png", "-o", "{tmp}/out"], "is a file; name its folder"),
         (["{tmp}", "-o", "{tmp}/a.png"], "{tmp}/a.png: is a file, not a folder"),
         (["{tmp}", "-o", "ftp://host/x"], "ftp:// cannot be read; give a folder or s3://"),
-        (["{tmp}", "-o", "{tmp}/out", "--all-frames"], "--all-frames: add --format tiff or webp"),
+        (["{tmp}", "-o", "{tmp}/out", "--all-frames"], "--all-frames: add --format tiff, webp or png"),
         (["{tmp}", "-o", "{tmp}/out", "--tile", "2"], "tiles of 2 pixels that overlap by 6"),
         (["{tmp}", "-o", "{tmp}/out", "--scale", "4"], "upscales x2, not x4; name a model of that scale"),
     ],

@@ -24,6 +24,13 @@ def test_a_suffix_in_any_case_names_the_output_format():
     assert output_format(Path("folder.v2")) is None
 
 
+def test_the_error_for_gif_names_what_holds_animations():
+    with pytest.raises(
+        InputError, match=r"use one of png, .*; with --all-frames webp, png"
+    ):
+        output_format(Path("a.gif"))
+
+
 @pytest.mark.parametrize("name", ["a.bmp", "a.gif", "a.HEIC"])
 def test_image_formats_that_are_not_written_are_refused(name):
     with pytest.raises(InputError, match=r"cannot write .*; use one of png, tiff, webp, jpeg"):
