@@ -25,9 +25,7 @@ def test_a_suffix_in_any_case_names_the_output_format():
 
 
 def test_the_error_for_gif_names_what_holds_animations():
-    with pytest.raises(
-        InputError, match=r"use one of png, .*; with --all-frames webp, png"
-    ):
+    with pytest.raises(InputError, match=r"use one of png, .*; with --all-frames webp, png"):
         output_format(Path("a.gif"))
 
 
