@@ -150,14 +150,16 @@ def run(request: ClusterRequest, *, report: bool, verbose: bool, quiet: bool) ->
 
 def summary(tally: Tally) -> str:
     """Return what a job did, in one line."""
-    from cabm.upscaling.tasks import results_left_out
+    from cabm.imaging.mark import results_left_out
 
-    line = f"wrote {tally.finished} image{'' if tally.finished == 1 else 's'}"
+    parts = []
+    if tally.finished or not tally.kept:
+        parts.append(f"wrote {tally.finished} image{'' if tally.finished == 1 else 's'}")
     if tally.kept:
-        line += f"; kept {tally.kept} that exist (--overwrite replaces them)"
-    if tally.left_out:
-        line += f"; {results_left_out(tally.left_out)}"
-    return line
+        parts.append(f"kept {tally.kept} that exist (--overwrite replaces them)")
+    if tally.beside + tally.left_out:
+        parts.append(results_left_out(tally.beside + tally.left_out))
+    return "; ".join(parts)
 
 
 def describe(tally: Tally, num_workers: int, threads: int) -> str:

@@ -46,7 +46,8 @@ class Tally:
 
     Attributes:
         kept: images whose result existed.
-        left_out: images that are results of earlier jobs.
+        beside: results of earlier jobs beside their originals; they never reach a worker.
+        left_out: other results of earlier jobs, which workers find.
         finished: images that were upscaled, including those whose worker died afterwards.
         failures: outcomes of images that failed.
         computed: images that the following numbers cover.
@@ -55,6 +56,7 @@ class Tally:
     """
 
     kept: int = 0
+    beside: int = 0
     left_out: int = 0
     finished: int = 0
     failures: list[Outcome] = field(default_factory=list)
@@ -137,6 +139,9 @@ class ClusterJob:
                 break
         self.deaths = self._job.deaths()
 
+    def _count_results(self, number: int) -> None:
+        self.tally.beside += number
+
     def _items(self) -> Iterator[Item]:
         """Yield the images to upscale; count those whose result is kept."""
         recipe, request = self._recipe, self._recipe.request
@@ -147,6 +152,7 @@ class ClusterJob:
             size=request.size,
             file_format=request.file_format,
             on_unsupported=self.unsupported.extend,
+            on_results=self._count_results,
         )
         for item, exists in found:
             if exists and not request.overwrite:

@@ -100,7 +100,8 @@ def find_items(
     scale: int,
     size: OutputSize = AS_COMPUTED,
     file_format: str | None = None,
-    on_unsupported: Callable[[list[str]], object] | None = None,
+    on_unsupported: Callable[[list[str]], object] = lambda names: None,
+    on_results: Callable[[int], object] = lambda number: None,
 ) -> Iterator[tuple[Item, bool]]:
     """Yield every image in a store, and whether its result exists, folder by folder.
 
@@ -112,6 +113,7 @@ def find_items(
         output: store of the results; if it is inside ``source``, it is not searched.
         scale, size, file_format: see `cabm.upscaling.tasks.plan_tasks`.
         on_unsupported: called with the names of images in a folder that are not supported.
+        on_results: called with the number of results of earlier jobs beside the images of a folder.
 
     Raises:
         InputError: the results of two images would get one name.
@@ -130,9 +132,10 @@ def find_items(
         ]
         images = sorted(path for path in map(Path, found.files) if is_image(path))
         if skipped == "":
-            images = _without_results(images, source, folder, ending, file_format)
-        if on_unsupported is not None:
-            on_unsupported([name for name in found.files if is_unsupported(name)])
+            originals = _without_results(images, source, folder, ending, file_format)
+            on_results(len(images) - len(originals))
+            images = originals
+        on_unsupported([name for name in found.files if is_unsupported(name)])
         if not images:
             continue
         stems = Counter(path.stem for path in images)

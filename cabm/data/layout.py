@@ -13,6 +13,7 @@ import numpy as np
 from cabm.errors import InputError
 from cabm.imaging.formats import READABLE, is_image
 from cabm.imaging.images import read_rgb8
+from cabm.imaging.mark import is_result, results_left_out
 from cabm.imaging.resize import crop_to_multiple, downscale
 from cabm.imaging.search import find_images, left_out
 
@@ -144,12 +145,14 @@ def _images(folder: Path, tree: str, *, recursive: bool) -> list[Path]:
     found = find_images(folder, recursive=recursive)
     if found.unreadable:
         raise InputError(found.unreadable[0])
-    skipped = left_out(found.unsupported)
-    if not found.images:
+    images = [path for path in found.images if not is_result(path)]
+    lines = (left_out(found.unsupported), results_left_out(len(found.images) - len(images)))
+    skipped = "; ".join(filter(None, lines))
+    if not images:
         raise InputError(f"{folder}: no images; {skipped and f'{skipped}; '}{tree}")
     if skipped:
         logger.warning("%s: %s", folder, skipped)
-    return list(found.images)
+    return images
 
 
 def _partner(folder: Path, stem: str, scale: int, tree: str) -> Path:

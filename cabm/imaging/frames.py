@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from cabm.errors import InputError
 from cabm.files import atomic_write
 from cabm.imaging.apng import read_apng
 from cabm.imaging.colour import standard
-from cabm.imaging.formats import damaged, format_of
+from cabm.imaging.formats import format_of
 from cabm.imaging.pillow_files import libvips_image, open_with_pillow
 from cabm.imaging.raster import Raster, array_raster, rounded_to_8_bits
 from cabm.imaging.reader import open_raster
-from cabm.imaging.source import ReadOptions, decoding, field
+from cabm.imaging.source import ReadOptions, decoding, field, reading_headers
 from cabm.imaging.tiff_pages import num_pictures
 from cabm.imaging.tiff_tags import append_page
 from cabm.imaging.writer import Animation
@@ -68,6 +67,9 @@ def frames_of(path: Path) -> Frames:
         InputError: the file is missing, no image, or damaged.
     """
     found = format_of(path)
+    if found.name == "tiff":
+        with reading_headers(path):
+            return Frames(num_pictures(path))
     if found.name in ("gif", "webp"):
         with decoding(path):
             loader = f"{found.operation}load"
@@ -79,10 +81,7 @@ def frames_of(path: Path) -> Frames:
         animation = read_apng(path)
         durations, loop, number = animation.durations, animation.loop, len(animation.durations) or 1
     else:
-        try:
-            return Frames(num_pictures(path) if found.name == "tiff" else 1)
-        except (ValueError, struct.error, OSError) as error:
-            raise damaged(path, error) from None
+        return Frames(1)
     durations += (_USUAL_DURATION,) * (number - len(durations))
     return Frames(number, Animation(durations, loop) if number > 1 else None)
 

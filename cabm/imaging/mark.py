@@ -61,3 +61,9 @@ def is_marked(file: BinaryIO) -> bool:
     except pyvips.Error:
         return False
     return found is not None and (image.width, image.height) == (int(found[1]), int(found[2]))
+
+
+def results_left_out(number: int) -> str:
+    """Describe results of earlier runs that are not taken for photographs; empty if there are none."""
+    results = f"{number} result{'' if number == 1 else 's'}"
+    return f"left out {results} of earlier runs, by the mark in the metadata" if number else ""

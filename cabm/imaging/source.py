@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,30 +153,22 @@ def find_source(path: Path, options: ReadOptions) -> Source:
         raise InputError(f"{path}: cannot be read: {reason}; or save it as PNG or TIFF")
     source = Source(path, found, options)
     if found.name == "tiff":
-        try:
+        with reading_headers(path):
             page = find_picture(path, options.frame)
-        except InputError:
-            raise
-        except (ValueError, struct.error, OSError) as error:
-            raise damaged(path, error) from None
         notes = page.notes + options.first_of(page.num_pictures, "pages")
-        return Source(path, found, options, tiff=page, notes=notes)
+        return replace(source, tiff=page, notes=notes)
     if found.name == "jpeg":
-        try:
+        with reading_headers(path):
             header = read_jpeg_header(path)
-        except InputError:
-            raise
-        except (ValueError, struct.error, OSError) as error:
-            raise damaged(path, error) from None
         notes = ("first of several pictures",) if header.num_pictures > 1 else ()
-        return Source(path, found, options, lacks_end=not header.has_end, notes=notes)
+        return replace(source, lacks_end=not header.has_end, notes=notes)
     png = read_png_header(path) if found.name == "png" else None
     if png is not None:
         source.check_size(png.width, png.height, whole=False)
         notes = options.first_of(png.num_frames, "frames")
         if png.colours:
             notes += (f"colours are taken as sRGB: {' and '.join(png.colours)} of the PNG are not applied",)
-        return Source(path, found, options, text=read_png_text(path), notes=notes)
+        return replace(source, text=read_png_text(path), notes=notes)
     return source
 
 
@@ -186,6 +178,17 @@ def decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except pyvips.Error as error:
+        raise damaged(path, error) from None
+
+
+@contextmanager
+def reading_headers(path: Path) -> Iterator[None]:
+    """Turn the errors that damaged headers cause into one line that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, struct.error, OSError) as error:
         raise damaged(path, error) from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from cabm.errors import InputError
 from cabm.imaging.formats import OUTPUT_FORMATS, READABLE, SUFFIXES, ImageFormat, output_format
 from cabm.imaging.frames import frames_of
-from cabm.imaging.mark import is_result
+from cabm.imaging.mark import is_result, results_left_out
 from cabm.imaging.search import find_images, left_out
 from cabm.upscaling.size import AS_COMPUTED, SIZE_NAME, OutputSize
 
@@ -169,13 +169,6 @@ def _sources(
     if num_results:
         note(results_left_out(num_results))
     return entries
-
-
-def results_left_out(number: int) -> str:
-    """Describe results of earlier runs that are not upscaled again."""
-    return (
-        f"left out {number} result{'' if number == 1 else 's'} of earlier runs, by the mark in the metadata"
-    )
 
 
 def _identity(path: Path) -> str:

@@ -95,8 +95,11 @@ def test_images_are_found_and_named_as_on_one_machine(tmp_path, output):
     assert len(found) == len(names)
     for task in planned:
         save_result(task.output)
-    again = find_items(LocalStore(str(source)), LocalStore(str(target)), scale=2)
+    results = []
+    stores = (LocalStore(str(source)), LocalStore(str(target)))
+    again = find_items(*stores, scale=2, on_results=results.append)
     assert [(item, True) for item in found] == list(again)
+    assert sum(results) == (len(planned) if output == "in" else 0)
 
 
 def test_results_of_a_size_are_named_computed_and_kept_as_on_one_machine(tmp_path, model, recipe):

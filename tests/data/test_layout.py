@@ -16,6 +16,7 @@ from cabm.data.sources import SAMPLE, SampleSource
 from cabm.errors import InputError
 from cabm.files import sha256_file
 from cabm.imaging.resize import crop_to_multiple, downscale
+from cabm.imaging.writer import OutputSpec, image_writer
 from tests.data.helpers import noise, save_image
 
 LIMIT = 10**7
@@ -250,3 +251,17 @@ def test_sets_cut_from_div8k(tmp_path, name):
 )
 def test_names_of_test_sets(source, name):
     assert sources.test_name(TypeAdapter(sources.TestSource).validate_python(source)) == name
+
+
+def test_upscaled_images_in_a_folder_are_no_photographs(tmp_path, caplog):
+    """They look like photographs, but what a network made teaches the next one its mistakes."""
+    image = save_image(tmp_path / "a.png", 16, 16)
+    with image_writer(tmp_path / "a_x2.png", OutputSpec(16, 16, 3)) as write:
+        write(image)
+    found = pairs(source="folder", name="mine", path=str(tmp_path))
+    assert [pair.name for pair in found] == ["a"]
+    assert "left out 1 result of earlier runs, by the mark in the metadata" in caplog.text
+    (tmp_path / "a.png").unlink()
+    assert "no images; left out 1 result" in refused(
+        tmp_path, source="folder", name="mine", path=str(tmp_path)
+    )
