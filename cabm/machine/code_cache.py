@@ -26,6 +26,7 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
     UserWideCacheLocator,
 )
+from numba.core.runtime import rtsys
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,11 @@ class CompiledCode(FunctionCache):
 
     def _load(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            # FunctionCache.load_overload first imports all that compiling needs: five times as long
+            # Loading needs only the symbols that compiled code refers to; without them the process crashes
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)
         except Exception as error:  # such as a module that the code needs and that has moved
             log.info("compiled code cannot be loaded from %s (%s)", self.cache_path, error)
             return None

@@ -168,6 +168,41 @@ def test_compiling_is_reported_once_and_only_if_it_takes_long(double, monkeypatc
     assert record.getMessage().startswith("compiling for this CPU, once: ")
 
 
+def test_kept_code_runs_in_a_process_that_never_compiles(tmp_path):
+    """Loading leaves out what compiling needs; code with memory, errors and functions runs all the same."""
+    (tmp_path / "loops.py").write_text(
+        "import math\nimport numpy as np\n"
+        "def measure(x, out):\n"
+        "    memory = np.empty(x.size, np.float32)\n"
+        "    for i in range(x.size):\n"
+        "        if x[i] < 0:\n"
+        "            raise ValueError('negative')\n"
+        "        memory[i] = math.exp(math.sqrt(x[i]))\n"
+        "    out[:] = memory[::-1]\n"
+    )
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np, loops\n"
+        "from cabm.machine.compiled import jit\n"
+        "loop, x, out = jit(loops.measure), np.arange(4, dtype=np.float32), np.zeros(4, np.float32)\n"
+        "loop(x, out)\n"
+        "assert np.allclose(out, np.exp(np.sqrt(x))[::-1])\n"
+        "try: loop(x - 1, out)\n"
+        "except ValueError as error: assert str(error) == 'negative'\n"
+        "else: raise AssertionError\n"
+        "print(sum(loop.stats.cache_misses.values()), 'numba.np.arraymath' in sys.modules)\n"
+    )
+    command, environment = (
+        [sys.executable, "-c", script, str(tmp_path)],
+        os.environ | {"NUMBA_CACHE_DIR": ""},
+    )
+    found = [
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        for _ in range(2)
+    ]
+    assert found == ["1 True\n", "0 False\n"]
+
+
 def test_of_two_processes_one_compiles(tmp_path, double):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
