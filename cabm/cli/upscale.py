@@ -16,6 +16,7 @@ from cabm.cli.pipes import piped
 from cabm.cli.terminal import compiling_shown, echo, fail, interrupted, sigterm_interrupts
 from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
+from cabm.machine.late_imports import import_torch_in_part
 
 if TYPE_CHECKING:
     from cabm.upscaling.jobs import Survey
@@ -145,6 +146,7 @@ def upscale(
 
       curl -s https://example.org/a.jpg | cabm upscale - --format jpeg > big.jpg
     """
+    import_torch_in_part()
     request = options.upscale_request(context, tuple(inputs), output)
     with piped(request) as pipes, compiling_shown(not quiet):
         run(pipes.request, Messages(report, bit_map, verbose, quiet), pipes.named)

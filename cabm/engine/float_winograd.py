@@ -269,10 +269,10 @@ def before_shuffle(weight: Tensor, bias: Tensor | None, factor: int) -> tuple[Te
 
 
 def _tried(found: Compiled) -> bool:
-    generator = torch.Generator().manual_seed(0)
+    random = np.random.default_rng(0)
     for size in (3, 5):
-        weight = torch.randn(20, 18, size, size, generator=generator)
-        x = torch.randn(1, 18, 5, 9, generator=generator)
+        weight = torch.from_numpy(random.standard_normal((20, 18, size, size), np.float32))
+        x = torch.from_numpy(random.standard_normal((1, 18, 5, 9), np.float32))
         wanted = F.conv2d(x.double(), weight.double(), padding=size // 2)
         error = (WinogradConv(found, weight, None)(x) - wanted).abs().max()
         if not error <= 1e-4 * wanted.abs().max():

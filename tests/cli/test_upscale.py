@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from cabm import Upscaler
+from cabm.machine.late_imports import TESTED
 from tests.cli.helpers import check_refusal, save
 from tests.upscaling.helpers import photo, tiny_model
 
@@ -23,6 +26,26 @@ def test_a_photo_is_upscaled_beside_itself(cabm, tmp_path, model):
     assert (code, err) == (0, "")
     assert out == f"wrote {tmp_path / 'phötö_x2.png'}\n"
     assert Image.open(tmp_path / "phötö_x2.png").size == (100, 80)
+
+
+@pytest.mark.skipif(not version("torch").startswith(TESTED), reason="imports all of this PyTorch")
+def test_a_photo_needs_little_of_pytorch(tmp_path):
+    source = save(tmp_path / "a.png")
+    script = (
+        "import sys; sys.argv = ['cabm', *sys.argv[1:]]\n"
+        "from cabm.cli.main import main\n"
+        "from cabm.machine.late_imports import UNUSED\n"
+        "try: main()\n"
+        "finally: print([name for name in UNUSED if '__builtins__' in vars(sys.modules[name])])\n"
+    )
+    for engine in ("auto", "float"):
+        output = tmp_path / f"{engine}.png"
+        command = [sys.executable, "-c", script, "upscale", source, "-o", output, "--engine", engine, "-v"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("\n[]\n")
+        upscaler = Upscaler.load(engine=engine)
+        assert f"engine {upscaler.engine}" in done.stderr
+        assert np.array_equal(np.asarray(Image.open(output)), upscaler(Image.open(source)))
 
 
 def test_existing_results_are_kept_and_the_summary_says_so(cabm, tmp_path, model):
