@@ -167,6 +167,7 @@ def _rates(settings: TrainingSettings) -> dict[str, float]:
 def _loss_weights(settings: TrainingSettings, recipe: Recipe, model: Backbone) -> LossWeights:
     border = model.tail_border if settings.collapse_tail and model.tail_border is not None else 0
     return LossWeights(
+        output=getattr(settings, "kd_output", 0.0),
         feature=getattr(settings, "kd_feature", 0.0),
         blocks=getattr(settings, "kd_blocks", 0.0),
         bits=recipe.w_bit,

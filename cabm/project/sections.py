@@ -136,6 +136,9 @@ class QuantizedTrainingSettings(TrainingSettings):
     alpha_learning_rate: Rate
     """Peak learning rate of the clip values, more than 0, at most 1."""
 
+    kd_output: NotNegative = 0.0
+    """Weight of the L1 distance to the teacher's image, 0 or more; the papers have no such term."""
+
     kd_feature: NotNegative = 1000.0
     """Weight of the distillation loss on the tail's input (w_kd), 0 or more."""
 

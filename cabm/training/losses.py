@@ -54,18 +54,25 @@ class LossWeights:
     """Weights of the terms besides L1.
 
     Attributes:
+        output: weight of the L1 distance to the teacher's image.
         feature: weight of the attention transfer of the tail's input (w_kd; 1000 in the release).
         blocks: weight of the sum of the blocks' attention transfers (0.1 w_kd).
         bits: weight of the bit loss at step 0 (w0).
         bits_per_step: increase of that weight per step.
-        border: number of outermost output pixels left out of L1.
+        border: number of outermost output pixels left out of both L1 terms.
     """
 
+    output: float = 0.0
     feature: float = 0.0
     blocks: float = 0.0
     bits: float = 0.0
     bits_per_step: float = 0.0
     border: int = 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether a term needs a teacher."""
+        return bool(self.output or self.feature or self.blocks)
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,8 @@ class Objective:
         bits = None if self.bits is None else self.bits(low_resolution)
         collapse = model.tail_border is not None and self.weights.border >= model.tail_border
         output = model(low_resolution, bits, collapse_tail=collapse)
-        crop = slice(self.weights.border, -self.weights.border or None)
-        terms = {"l1": F.l1_loss(output.sr.float()[..., crop, crop], high_resolution[..., crop, crop])}
-        if self.teacher is not None and (self.weights.feature or self.weights.blocks):
+        terms = {"l1": self._l1(output.sr, high_resolution)}
+        if self.teacher is not None and self.weights.distils:
             terms |= self._distillation(output, low_resolution, collapse)
         parts: dict[str, float] = {}
         if output.bit_cost is not None:
@@ -118,6 +124,8 @@ class Objective:
         with torch.no_grad():
             target = self.teacher(low_resolution, collapse_tail=collapse)
         terms = {}
+        if self.weights.output:
+            terms["output"] = self.weights.output * self._l1(output.sr, target.sr)
         if self.weights.feature:
             terms["feature"] = self.weights.feature * attention_transfer(output.feature, target.feature)
         if self.weights.blocks:
@@ -125,3 +133,7 @@ class Objective:
             losses = [attention_transfer(student, teacher) for student, teacher in pairs]
             terms["blocks"] = self.weights.blocks * torch.stack(losses).sum()
         return terms
+
+    def _l1(self, image: Tensor, target: Tensor) -> Tensor:
+        crop = slice(self.weights.border, -self.weights.border or None)
+        return F.l1_loss(image.float()[..., crop, crop], target.float()[..., crop, crop])

@@ -46,6 +46,7 @@ NUMBERS = (
     "full_precision.schedule.final",
     "pams.alpha_learning_rate",
     "pams.kd_feature",
+    "pams.kd_output",
     "cabm.kd_blocks",
     "cadyq.selector_learning_rate",
     "cadyq.w_bit",

@@ -36,15 +36,18 @@ def test_objective_adds_up_its_parts() -> None:
     model = build_model("edsr", 2, Precision("cadyq"), OPTIONS)
     transfer_weights(teacher, model)
     low, high = torch.rand(2, 3, 8, 8) * 255, torch.rand(2, 3, 16, 16) * 255
-    objective = Objective(LossWeights(feature=1000, blocks=100, bits=1e-2, bits_per_step=1e-3), teacher)
+    weights = LossWeights(output=0.5, feature=1000, blocks=100, bits=1e-2, bits_per_step=1e-3)
+    objective = Objective(weights, teacher)
     total, parts = objective(model, low, high, step=10)
-    assert set(parts) == {"l1", "feature", "blocks", "bits", "fab"}
-    assert total.item() == pytest.approx(sum(parts[name] for name in ("l1", "feature", "blocks", "bits")))
+    terms = ("l1", "output", "feature", "blocks", "bits")
+    assert set(parts) == {*terms, "fab"}
+    assert total.item() == pytest.approx(sum(parts[name] for name in terms))
     assert parts["fab"] == 8
     output, target = model(low), teacher(low)
     # sg(expected) only scales the gradient: forward, each term is bits over expected bits
     assert parts["bits"] == pytest.approx((1e-2 + 1e-3 * 10) * output.bit_cost.sum().item())
     assert parts["l1"] == pytest.approx((output.sr - high).abs().mean().item())
+    assert parts["output"] == pytest.approx(0.5 * (output.sr - target.sr).abs().mean().item())
     blocks = zip(output.block_features, target.block_features, strict=True)
     assert parts["blocks"] == pytest.approx(100 * sum(attention_transfer(s, t).item() for s, t in blocks))
 
