@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from cabm.errors import InputError
 
 _NOT_SUPPORTED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
-"""What disks answer that know no modes, or cannot flush: FAT, NTFS, network and FUSE mounts."""
+"""What disks answer that cannot flush: some network and FUSE mounts."""
 _NAMED_CHARACTERS = 40  # of up to 4 bytes: a name may have 255, with 8 random ones and a suffix
 
 
@@ -38,16 +39,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=temporary_prefix(path.stem), suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
+        # tempfile would make it private, and some disks refuse to change that
+        new = path.parent / f"{temporary_prefix(path.stem)}{secrets.token_hex(4)}{path.suffix}"
+        new.touch(exist_ok=False)
+        temporary = new
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        with _if_supported():
-            temporary.chmod(0o666 & ~umask)  # mkstemp made it private
         _flush(temporary)
         temporary.replace(path)
     except OSError as error:
@@ -58,20 +54,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _if_supported() -> Iterator[None]:
-    """Go on if the disk has no such operation: the file is whole without it. Other errors are raised."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-
-
 def _flush(path: Path) -> None:
     """Force a file onto the disk, so that a power cut after the renaming cannot empty it."""
-    with path.open("rb") as written, _if_supported():
-        os.fsync(written.fileno())
+    with path.open("rb") as written:
+        try:
+            os.fsync(written.fileno())
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:  # the file is whole without it
+                raise
 
 
 def _name(error: OSError, path: Path, temporary: Path | None) -> None:

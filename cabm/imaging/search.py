@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cabm.imaging.formats import OTHER_IMAGES, SUFFIXES, is_image
+from cabm.imaging.formats import OTHER_IMAGES, SUFFIXES, is_image, missing_operation
 
 _SYSTEM_FOLDERS = (
     "@eadir",
@@ -64,8 +64,13 @@ def is_unsupported(file: str) -> bool:
 
 
 def left_out(unsupported: Iterable[str]) -> str:
-    """Describe unsupported images: ``left out 3 files: 2 .heic, 1 .gif (not supported)``; empty if none."""
+    """Describe unsupported images: ``left out 3 files: 2 .jp2, 1 .psd (not supported)``; empty if none.
+
+    If a package or a build of libvips would read some, this is told.
+    """
     suffixes = Counter(Path(name).suffix.lower() for name in unsupported)
     total = suffixes.total()
     kinds = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common())
-    return f"left out {total} file{'' if total == 1 else 's'}: {kinds} (not supported)" if total else ""
+    known = (missing_operation(SUFFIXES[suffix], "load") for suffix in suffixes if suffix in SUFFIXES)
+    why = "; ".join(["not supported", *sorted({reason for reason in known if reason})])
+    return f"left out {total} file{'' if total == 1 else 's'}: {kinds} ({why})" if total else ""

@@ -167,7 +167,7 @@ def find_source(path: Path, options: ReadOptions) -> Source:
         source.check_size(png.width, png.height, whole=False)
         notes = options.first_of(png.num_frames, "frames")
         if png.colours:
-            notes += (f"colours are taken as sRGB: {' and '.join(png.colours)} of the PNG are not applied",)
+            notes += (f"colours are taken as sRGB, without the PNG's {' and '.join(png.colours)}",)
         return replace(source, text=read_png_text(path), notes=notes)
     return source
 

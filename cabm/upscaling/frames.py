@@ -58,6 +58,7 @@ def upscale_frames(
         upscaled = _upscaled(upscaler, one, request, frames, reports, progress)
         if task.format == "tiff":
             join_pages(upscaled, task.output)
+            notes = ("tiff cannot hold durations: left out",) if frames.animation is not None else ()
         elif task.format == "png":
             assert frames.animation is not None
             join_frames(upscaled, task.output, frames.animation)

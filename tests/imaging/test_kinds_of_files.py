@@ -268,7 +268,9 @@ def test_heic_is_read_where_its_package_is_installed_and_named_otherwise(tmp_pat
         (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
         advice = 'HEIC needs pillow-heif: pip install "cabm[heic]"'
         assert advice in line and advice in refusal(tmp_path / "a.heic")
-        assert left_out(find_images(tmp_path).unsupported) == "left out 1 file: 1 .heic (not supported)"
+        assert left_out(find_images(tmp_path).unsupported) == (
+            'left out 1 file: 1 .heic (not supported; HEIC needs pillow-heif: pip install "cabm[heic]")'
+        )
         return
     from pillow_heif import from_pillow
 
@@ -329,5 +331,5 @@ SRGB_CHUNK = (b"sRGB", b"\0")
 def test_colours_that_a_png_describes_by_other_means_than_a_profile_are_named(tmp_path, chunks, named):
     raster = open_raster(png_with(tmp_path / "a.png", *chunks))
     np.testing.assert_array_equal(in_memory(raster).array, photo(8, 9))
-    note = f"colours are taken as sRGB: {named} of the PNG are not applied"
+    note = f"colours are taken as sRGB, without the PNG's {named}"
     assert raster.notes == ((note,) if named else ())

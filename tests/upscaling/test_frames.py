@@ -200,6 +200,11 @@ def test_frames_of_an_animation_are_joined_chunk_by_chunk(tmp_path):
             np.testing.assert_array_equal(np.asarray(found), frame)
 
 
+def test_an_animation_as_pages_loses_its_durations_with_a_note(tmp_path, upscaler):
+    report = all_frames(upscaler, animation(tmp_path / "a.gif"), tmp_path / "b.tif")
+    assert report.notes == ("3 pictures", "tiff cannot hold durations: left out")
+
+
 @pytest.mark.parametrize(
     ("make", "name", "output", "message"),
     [
