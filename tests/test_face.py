@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import cabm
+from tests.conftest import REPOSITORY
 
 
 def python(*arguments: str) -> str:
@@ -33,3 +34,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_package_runs_as_a_command() -> None:
     assert python("-m", "cabm", "--version") == f"cabm {cabm.__version__}"
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {cabm.__version__}\n" in citation
