@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyvips
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cabm.errors import InputError
+from cabm.imaging.colour import standard
 from cabm.imaging.formats import damaged, format_of
-from cabm.imaging.raster import image_array
 
 _FIELDS = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}
+# Modes of Pillow. Those of 32 bits, I and F, have no known range: they stay, and are refused as arrays are.
+_CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
+_CONVERTED |= {"YCbCr": "RGB", "HSV": "RGB"}
 _limit = threading.Lock()
 
 
@@ -39,6 +42,37 @@ def open_with_pillow(path: Path) -> Iterator[Image.Image]:
         raise damaged(path, error) from None
 
 
+def image_array(image: Any) -> np.ndarray:
+    """Return the array of an image of Pillow, upright, or of anything with ``__array__``.
+
+    Palettes, bits and other modes of Pillow become gray or RGB, with alpha if they have transparency; CMYK
+    and CIELab become sRGB, by their profile if they have one.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)  # the array could not say how to turn it
+        if image.mode in ("CMYK", "LAB"):
+            return standard(Path(image.mode), libvips_image(upright), to_srgb=False)[0].numpy()
+        return _gray_or_rgb(upright)
+    if not hasattr(image, "__array__"):
+        raise TypeError(
+            f"an image of type {type(image).__name__}; give a NumPy array or an image of Pillow"
+        )
+    return np.asarray(image)
+
+
+def _gray_or_rgb(image: Image.Image) -> np.ndarray:
+    if "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    elif image.mode in _CONVERTED:
+        image = image.convert(_CONVERTED[image.mode])
+    array = np.asarray(image)
+    # some have another byte order
+    return array.astype(np.uint16) if image.mode.startswith("I;16") else array
+
+
 def libvips_image(image: Image.Image) -> Any:
     """Return an image of Pillow as an image of libvips, with its metadata."""
     image.load()
@@ -48,14 +82,17 @@ def libvips_image(image: Image.Image) -> Any:
         # a and b are signed bytes
         array[..., 1:] -= 256 * (array[..., 1:] > 127)
         array[..., 0] *= 100 / 255
+        info.pop("icc_profile", None)
         interpretation = "lab"
+    elif image.mode == "CMYK":
+        array, interpretation = np.asarray(image), "cmyk"
     else:
-        array = np.atleast_3d(image_array(image))
+        array = np.atleast_3d(_gray_or_rgb(image))
         gray = "grey16" if array.dtype == np.uint16 else "b-w"
         interpretation = gray if array.shape[2] < 3 else "srgb"
     found = pyvips.Image.new_from_array(array).copy(interpretation=interpretation)
     for name, field in _FIELDS.items():
-        if isinstance(info.get(name), bytes) and info[name] and interpretation != "lab":
+        if isinstance(info.get(name), bytes) and info[name]:
             found.set_type(pyvips.GValue.blob_type, field, info[name])
     density = info.get("dpi")
     return found.copy(xres=density[0] / 25.4, yres=density[1] / 25.4) if density else found

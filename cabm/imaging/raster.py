@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -105,27 +104,6 @@ def array_raster(
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"an image of {array.dtype}; give uint8 (0..255) or uint16 (0..65535)")
     return ArrayRaster(*array.shape, array.dtype, metadata or Metadata(), notes, array)
-
-
-def image_array(image: Any) -> np.ndarray:
-    """Return the array of an image of Pillow, or of anything with ``__array__``.
-
-    Palettes, bits and other modes of Pillow become gray or RGB, with alpha if they have transparency.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    mode = getattr(image, "mode", None)
-    if isinstance(mode, str) and hasattr(image, "convert"):
-        if "transparency" in image.info and mode in ("1", "L", "P", "RGB"):
-            image = image.convert("LA" if mode in ("1", "L") else "RGBA")
-        elif mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
-            image = image.convert("L" if mode == "1" else "RGBA" if mode in ("PA", "La", "RGBa") else "RGB")
-    elif not hasattr(image, "__array__"):
-        raise TypeError(
-            f"an image of type {type(image).__name__}; give a NumPy array or an image of Pillow"
-        )
-    return np.asarray(image)
 
 
 def in_memory(raster: Raster) -> ArrayRaster:

@@ -13,7 +13,8 @@ from cabm.checkpoints.find import DEFAULT_MODEL, find_model
 from cabm.checkpoints.model_directory import LoadedModel, load_model
 from cabm.errors import InputError, require
 from cabm.imaging.metadata import Metadata
-from cabm.imaging.raster import Raster, array_raster, image_array, in_memory
+from cabm.imaging.pillow_files import image_array
+from cabm.imaging.raster import Raster, array_raster, in_memory
 from cabm.imaging.row_stream import RowShape, reduced_rows
 from cabm.imaging.stored import stored_rows
 from cabm.imaging.writer import OutputSpec, image_writer

@@ -16,7 +16,8 @@ from cabm.checkpoints.model_directory import TABLE_FILE
 from cabm.errors import InputError
 from cabm.imaging.bicubic import upscale_bicubic_batch
 from cabm.imaging.pixels import upscale_alpha
-from cabm.imaging.raster import array_raster
+from cabm.imaging.raster import array_raster, in_memory
+from cabm.imaging.reader import open_raster
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import MARGIN, TileParts
@@ -160,10 +161,33 @@ def test_images_of_pillow_and_arrays_of_others_are_taken(models):
     np.testing.assert_array_equal(loaded(palette), loaded(np.asarray(palette.convert("RGB"))))
     bits = Image.fromarray(array[..., 0]).convert("1")
     np.testing.assert_array_equal(loaded(bits), loaded(np.asarray(bits.convert("L"))))
-    assert loaded(Image.fromarray(array).convert("CMYK")).shape == expected.shape
     for other in ("photo.png", array.tolist(), None):
         with pytest.raises(TypeError, match="give a NumPy array or an image of Pillow"):
             loaded(other)
+
+
+def test_images_of_pillow_are_read_as_their_files_are(tmp_path, models):
+    """Turned, in CMYK, with a transparent colour, in 16 bits: what an array cannot tell."""
+    loaded, rgb = upscaler(models), Image.fromarray(photo(20, 30))
+    turned, gray = Image.Exif(), rgb.convert("L")
+    turned[274] = 6
+    files = [
+        ("turned.png", rgb, {"exif": turned}),
+        ("cmyk.tif", rgb.convert("CMYK"), {}),
+        ("colour.png", rgb, {"transparency": rgb.getpixel((3, 4))}),
+        ("gray.png", gray, {"transparency": gray.getpixel((3, 4))}),
+        ("palette.png", rgb.quantize(8), {"transparency": 2}),
+        ("words.png", Image.fromarray(photo(20, 30, 1, np.uint16)[..., 0]), {}),
+    ]
+    for name, image, options in files:
+        image.save(tmp_path / name, **options)
+        expected = loaded(in_memory(open_raster(tmp_path / name)).array)
+        found = loaded(Image.open(tmp_path / name))
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected, err_msg=name)
+        assert (expected.shape[0] > expected.shape[1]) == (name == "turned.png")
+    for mode in ("I", "F"):
+        with pytest.raises(InputError, match=r"an image of (int|float)32; give uint8"):
+            loaded(gray.convert(mode))
 
 
 @pytest.mark.parametrize("kind", KINDS)
