@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cabm.machine import cpu
+from cabm.project.runtime import RuntimeSettings
 
 
 def test_units_are_named_fastest_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +22,26 @@ def test_a_torch_that_tells_nothing_means_no_units(monkeypatch: pytest.MonkeyPat
     assert cpu.cpu_features() == {}
     assert cpu.integer_units() == []
     assert not cpu.multiplies_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "isa", "expected"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", False),
+        ("ONEDNN_MAX_CPU_ISA", "avx512_core_vnni", False),
+        ("DNNL_MAX_CPU_ISA", "AVX2_VNNI_2", False),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", True),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX", True),
+        ("ONEDNN_MAX_CPU_ISA", "DEFAULT", True),
+        ("ONEDNN_MAX_CPU_ISA", "", True),
+    ],
+)
+def test_bfloat16_is_not_used_where_onednn_is_kept_from_its_units(monkeypatch, name, isa, expected) -> None:
+    monkeypatch.setattr(cpu, "cpu_features", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv(name, isa)
+    assert cpu.multiplies_bfloat16(torch.device("cpu")) is expected
+    assert RuntimeSettings(device="cpu").autocast() is (torch.bfloat16 if expected else None)
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
