@@ -21,14 +21,19 @@ def read_apng(path: Path) -> Animation:
     """Return the durations of a PNG animation, and how often it is shown.
 
     No durations: it is no animation. Fractions of a millisecond are rounded so that the sum is right.
+
+    Raises:
+        ValueError: frames are missing.
     """
-    seconds, loop = [Fraction(0)], 0
+    seconds, declared, loop = [Fraction(0)], 0, 0
     for kind, data in png_chunks(path, (b"acTL", b"fcTL")):
         if kind == b"acTL" and len(data) == 8:
-            (loop,) = struct.unpack_from(">I", data, 4)
+            declared, loop = struct.unpack(">II", data)
         if kind == b"fcTL" and len(data) == 26:
             count, per_second = struct.unpack_from(">HH", data, 20)
             seconds.append(Fraction(count, per_second or 100))
+    if len(seconds) - 1 < declared:
+        raise ValueError(f"{len(seconds) - 1} of {declared} frames")
     ends = [round(1000 * end) for end in accumulate(seconds)]
     return Animation(tuple(end - start for start, end in pairwise(ends)), loop)
 

@@ -78,7 +78,8 @@ def frames_of(path: Path) -> Frames:
         durations = tuple(field(image, "delay") or ())[:number]
         loop = field(image, "loop") or 0
     elif found.name == "png":
-        animation = read_apng(path)
+        with reading_headers(path):
+            animation = read_apng(path)
         durations, loop, number = animation.durations, animation.loop, len(animation.durations) or 1
     else:
         return Frames(1)

@@ -182,6 +182,24 @@ def test_rounded_durations_have_the_right_sum(tmp_path):
     assert frames_of(source).animation.durations == (33, 34, 33, 33, 34, 33, 33)
 
 
+def test_an_animation_that_lost_frames_is_refused(tmp_path, upscaler):
+    source = apng_of_gray(tmp_path / "a.png", [np.zeros((8, 8), np.uint8)] * 3)
+    data = source.read_bytes()
+    source.write_bytes(data[: data.rindex(b"fcTL") - 4])  # between two frames, where no decoder notices
+    failure = all_frames(upscaler, source, tmp_path / "b.png")
+    assert "a.png: the image is corrupt or truncated (2 of 3 frames)" in failure.reason
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_animations_of_many_chunks_are_read_to_the_end(tmp_path):
+    source = apng_of_gray(tmp_path / "a.png", [np.zeros((8, 8), np.uint8)] * 3)
+    head, end = source.read_bytes().split(chunk(b"IEND", b""))
+    first = head.index(b"fcTL", head.index(b"fcTL") + 1) - 4
+    many = chunk(b"abCd", b"") * 200_000  # a film at full size has more
+    source.write_bytes(head[:first] + many + head[first:] + chunk(b"IEND", b"") + end)
+    assert frames_of(source).number == 3
+
+
 def test_frames_of_an_animation_are_joined_chunk_by_chunk(tmp_path):
     frames = [photo(8, 8, 4, seed=seed) for seed in range(2)]
 
