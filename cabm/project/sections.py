@@ -24,6 +24,19 @@ _OPTIONS = {
     "carn": ("num_features",),
 }
 """Constructor arguments of the backbones; written here, as prepare must not depend on `cabm.models`."""
+_SWITCHES, _FACTORS = ("replicate_tail", "release_graph"), ("res_scale",)
+"""The arguments that are no whole numbers of at least 1."""
+
+
+def _check_option(where: str, option: str, value: Any) -> None:
+    if option in _SWITCHES:
+        fits, kind = isinstance(value, bool), "true or false"
+    elif option in _FACTORS:
+        fits, kind = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    else:
+        fits, kind = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    if not fits:
+        raise ValueError(f"{where}: give {kind} (found {shown(value)})")
 
 
 class Section(BaseModel, extra="forbid", frozen=True):
@@ -55,8 +68,7 @@ class ModelSettings(Section):
                 where = f"model.options.{backbone}.{shown(option)}"
                 if option not in _OPTIONS[backbone]:
                     raise ValueError(f"{where}: the options are {', '.join(_OPTIONS[backbone])}")
-                if not isinstance(value, (bool, int, float)):
-                    raise ValueError(f"{where}: give a number, true or false")
+                _check_option(where, option, value)
         return options
 
     def chosen_options(self) -> dict[str, bool | int | float]:

@@ -351,7 +351,10 @@ def test_params_get_readable_names_and_texts() -> None:
             "options: {EDSR: {num_blocks: 2}}",
             "model.options.EDSR: the backbones are edsr, srresnet",
         ),
-        ("options: {edsr: {res_scale: many}}", "edsr.res_scale: give a number, true or false"),
+        ("options: {edsr: {res_scale: many}}", "edsr.res_scale: give a number"),
+        ("options: {edsr: {num_features: 1e-06}}", "edsr.num_features: give a whole number"),
+        ("options: {edsr: {num_blocks: true}}", "edsr.num_blocks: give a whole number"),
+        ("options: {edsr: {replicate_tail: 1}}", "edsr.replicate_tail: give true or false"),
         ("options: {edsr: {x: 3}}", "model.options.edsr.x: the options are num_features, num_blocks"),
         ("options: {carn: {num_blocks: 3}}", "model.options.carn.num_blocks: the options are num_features"),
     ],
@@ -368,9 +371,16 @@ def test_the_backbones_of_params_are_those_of_the_package():
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_option_of_a_backbone_is_taken_and_no_other(name):
-    arguments = set(inspect.signature(BACKBONES[name]).parameters) - {"scale", "precision"}
-    for option in arguments:
-        assert ModelSettings(options={name: {option: 1}}).options[name] == {option: 1}
+    values = {"int": 1, "float": 0.5, "bool": True}
+    arguments = dict(inspect.signature(BACKBONES[name]).parameters)
+    del arguments["scale"], arguments["precision"]
+    for option, argument in arguments.items():
+        value = values[argument.annotation]
+        assert ModelSettings(options={name: {option: value}}).options[name] == {option: value}
+        for other in values.values():
+            if not isinstance(other, type(value)) and (type(value), other) != (float, 1):
+                with pytest.raises(ValueError, match=f"{option}: give"):
+                    ModelSettings(options={name: {option: other}})
     with pytest.raises(ValueError, match="the options are") as refusal:
         ModelSettings(options={name: {"depth": 1}})
     assert all(option in str(refusal.value) for option in arguments)
