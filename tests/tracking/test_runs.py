@@ -215,17 +215,22 @@ def test_the_pages_of_an_experiment_are_those_of_model_training(
     settings: TrackingSettings, client: MlflowClient
 ) -> None:
     with open_stage(settings, "evaluate") as run:
-        run.pipeline_metrics({"zoo/cabm_psnr": 26.5, "zoo/cabm_fab": 5.5}, shown=["zoo/cabm_psnr"])
+        values = {"zoo/float_psnr": 26.6, "zoo/cabm_psnr": 26.5, "zoo/cabm_fab": 5.5}
+        run.pipeline_metrics(values, shown=list(values))
         run.pipeline_figure("psnr", Figure())
     (pipeline,) = stage_runs(client, "pipeline")
     tags = client.get_experiment(pipeline.info.experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     view = json.loads(tags["mlflow.sharedViewState.pipelines"])
-    assert view["selectedColumns"] == ["metrics.`zoo/cabm_psnr`"]
+    assert view["selectedColumns"] == [f"metrics.`{name}`" for name in values]
+    (plot,) = view["compareRunCharts"]
+    assert (plot["xaxis"]["key"], plot["yaxis"]["key"]) == ("zoo/cabm_fab", "zoo/cabm_psnr")
+    assert [plot["metricSectionId"]] == [section["uuid"] for section in view["compareRunSections"]]
     shown = client.search_runs([pipeline.info.experiment_id], view["searchFilter"])
     assert [run.info.run_id for run in shown] == [pipeline.info.run_id]
-    link = f"#/experiments/{pipeline.info.experiment_id}/runs?viewStateShareKey=pipelines"
-    assert link in tags["mlflow.note.content"]
+    query = "workflowType=machine_learning&viewStateShareKey=pipelines"
+    link = f"#/experiments/{pipeline.info.experiment_id}/runs?{query}"
+    assert link in tags["mlflow.note.content"].partition("\n")[0]
     images = [file.path for file in client.list_artifacts(pipeline.info.run_id, "images")]
     assert any(path.endswith(".png") for path in images) and all("psnr" in path for path in images)
 
