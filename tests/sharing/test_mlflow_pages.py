@@ -64,7 +64,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def pages(browser: Any, finished: Clone, mlflow_server: MlflowServer) -> Iterator[Pages]:
+def pages(browser: Any, mlflow_server: MlflowServer) -> Iterator[Pages]:
     """The pages in a new browser profile, because MLflow remembers earlier views."""
     screenshots = REPOSITORY / "build" / "screenshots"
     screenshots.mkdir(parents=True, exist_ok=True)
@@ -84,6 +84,29 @@ def runs(finished: Clone, mlflow_server: MlflowServer) -> dict[str, str]:
     for run in client.search_runs(["1"], children):
         found[run.data.tags["stage"]] = run.info.run_id
     return found
+
+
+def test_a_newcomer_finds_psnr_against_fab(pages: Pages, mlflow_server: MlflowServer) -> None:
+    settings = TrackingSettings(uri=mlflow_server.uri, experiment="newcomer")
+    for key, psnr in (("a" * 10, 20.5), ("b" * 10, 20.6)):
+        with open_run(settings, stage="evaluate", params={}, tags={}, pipeline_key=key) as tracker:
+            values = {"zoo/cabm_psnr": psnr, "zoo/cabm_fab": 5.0}
+            tracker.pipeline_metrics(values, shown=list(values))
+    page = pages.visit("experiments")
+    page.get_by_role("link", name="newcomer", exact=True).first.click()
+    pages.see("as charts")
+    page.wait_for_timeout(3000)
+    if (note := page.get_by_text("Got it")).is_visible():  # covers the page of a new browser
+        note.click()
+    with page.expect_popup() as charts:
+        page.get_by_role("link", name="as charts").click()
+    pages.page = charts.value
+    pages.see("PSNR against FAB", "pipeline aaaaaaaaaa", "pipeline bbbbbbbbbb")
+    chart = charts.value.locator(".js-plotly-plot").first
+    chart.locator(".xtitle", has_text="zoo/cabm_fab").wait_for()
+    assert chart.evaluate("chart => chart.data[0].y.length") == 2
+    pages.shoot("newcomer_charts")
+    assert not pages.errors
 
 
 def test_stages_are_below_their_pipeline(pages: Pages, runs: dict[str, str]) -> None:
