@@ -10,11 +10,10 @@ import numpy as np
 import pyvips
 
 from cabm.imaging.reader import open_raster
-from cabm.imaging.source import ReadOptions, decoding
+from cabm.imaging.source import NO_LIMIT, ReadOptions, decoding
 
 _JPEG = {"Q": 95, "subsample_mode": "off", "keep": "none"}
 _PNG = {"compression": 1, "keep": "none"}
-_NO_LIMIT = ReadOptions(max_pixels=1 << 62)  # for files that were upscaled, so that their size is allowed
 
 
 def write_preview(
@@ -23,7 +22,7 @@ def write_preview(
     size: tuple[int, int],
     *,
     box: tuple[int, int, int, int] | None = None,
-    options: ReadOptions = _NO_LIMIT,
+    options: ReadOptions = NO_LIMIT,
 ) -> None:
     """Write a picture of an image file. Transparent pixels show white.
 
@@ -46,7 +45,7 @@ def write_preview(
         image.write_to_file(str(target), **(_PNG if target.suffix == ".png" else _JPEG))
 
 
-def thumbnail(path: Path, side: int, *, options: ReadOptions = _NO_LIMIT) -> np.ndarray:
+def thumbnail(path: Path, side: int, *, options: ReadOptions = NO_LIMIT) -> np.ndarray:
     """Return a picture of an image file, (h,w,3) uint8, of at most ``side`` pixels a side.
 
     Raises:

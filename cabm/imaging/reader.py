@@ -105,9 +105,7 @@ class FileRaster(Raster):
             self.findings.append(finding)
 
 
-def open_raster(
-    path: str | Path, max_pixels: int | None = None, options: ReadOptions | None = None
-) -> FileRaster:
+def open_raster(path: str | Path, options: ReadOptions | None = None) -> FileRaster:
     """Open an image file; see `cabm.imaging.formats` for the formats.
 
     Accepts gray, palette and RGB images with 1 to 16 bits, with or without alpha. CMYK and Lab are
@@ -115,17 +113,13 @@ def open_raster(
 
     Args:
         path: the file.
-        max_pixels: replaces that of the options.
         options: how to read it.
 
     Raises:
         InputError: the file is missing, unreadable, too large or not an image, or its pixels have no known
             range.
     """
-    options = replace(
-        options or ReadOptions(), **({} if max_pixels is None else {"max_pixels": max_pixels})
-    )
-    source = find_source(Path(path), options)
+    source = find_source(Path(path), options or ReadOptions())
     with decoding(source.path):
         image = source.upright()
         whole = bool(field(image, "interlaced") or field(image, "jpeg-multiscan"))

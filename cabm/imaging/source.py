@@ -58,6 +58,10 @@ class ReadOptions:
         return (f"first of {number} {kind}{advice}",)
 
 
+NO_LIMIT = ReadOptions(max_pixels=1 << 62)
+"""For files that were upscaled, so that their size is allowed."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A picture in a file; made by `find_source`.

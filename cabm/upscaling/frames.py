@@ -14,6 +14,7 @@ from cabm.imaging.frames import Frames, join_pages, pictures
 from cabm.imaging.pixels import as_rgba
 from cabm.imaging.raster import array_raster, in_memory
 from cabm.imaging.reader import open_raster
+from cabm.imaging.source import NO_LIMIT
 from cabm.imaging.writer import image_writer
 from cabm.upscaling.report import Report
 from cabm.upscaling.request import UpscaleRequest
@@ -32,7 +33,7 @@ def upscale_frames(
 ) -> Report:
     """Upscale the pictures of a file one after another, into one file.
 
-    One picture is in memory at a time, besides what the encoder of an animation holds.
+    One picture is in memory at a time, besides a WebP animation, which its encoder assembles there.
 
     Args:
         upscaler: the model.
@@ -68,7 +69,7 @@ def upscale_frames(
             notes = spec.notes
             with image_writer(task.output, spec) as write:
                 for png in upscaled:
-                    for rows in open_raster(png, max_pixels=1 << 62).blocks():
+                    for rows in open_raster(png, NO_LIMIT).blocks():
                         write(rows)
     seconds: Counter[str] = Counter()
     for report in reports:

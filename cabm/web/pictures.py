@@ -13,7 +13,7 @@ from PIL import Image
 
 from cabm.imaging.preview import fitting, thumbnail, write_preview
 from cabm.imaging.reader import open_raster
-from cabm.imaging.source import ReadOptions
+from cabm.imaging.source import NO_LIMIT, ReadOptions
 from cabm.tiling.plan import TilePlan
 from cabm.web.jobs import Upscaled
 
@@ -73,7 +73,7 @@ def draw(source: Path, result: Path, folder: Path, options: ReadOptions) -> Pict
     Raises:
         InputError: a file cannot be read.
     """
-    raster = open_raster(result, max_pixels=1 << 62)
+    raster = open_raster(result, NO_LIMIT)
     size = raster.height, raster.width
     share = math.sqrt(min(1.0, SHOWN_PIXELS / (size[0] * size[1])))
     shown = fitting(size, max(1, int(max(size) * share)))
@@ -97,7 +97,7 @@ def draw_detail(
     Raises:
         InputError: a file cannot be read.
     """
-    small, large = open_raster(source, options=options), open_raster(result, max_pixels=1 << 62)
+    small, large = open_raster(source, options=options), open_raster(result, NO_LIMIT)
     scales = np.array([large.height / small.height, large.width / small.width])
     # with two passes the tiles are those of the second, whose input is larger than the image
     per_plan = np.array([small.height / tile_plan.height, small.width / tile_plan.width])

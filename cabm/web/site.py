@@ -12,6 +12,7 @@ from cabm.checkpoints.model_directory import load_model, read_config
 from cabm.errors import InputError
 from cabm.files import atomic_write
 from cabm.imaging.reader import FileRaster, open_raster
+from cabm.imaging.source import ReadOptions
 from cabm.upscaling.request import UpscaleRequest
 from cabm.upscaling.size import OutputSize
 from cabm.upscaling.tasks import Task, result_name
@@ -88,7 +89,7 @@ class Site:
             InputError: it is no image that can be upscaled; the message names the file without its folder.
         """
         try:
-            return open_raster(path, max_pixels=self.limits.max_pixels)
+            return open_raster(path, ReadOptions(self.limits.max_pixels))
         except InputError as error:
             raise InputError(str(error).replace(str(path), path.name)) from None
 

@@ -31,6 +31,7 @@ from cabm.errors import InputError
 from cabm.files import sha256_file
 from cabm.imaging.images import read_rgb8
 from cabm.imaging.reader import open_raster
+from cabm.imaging.source import ReadOptions
 from cabm.models import build_model
 from cabm.project.params import load_params
 from cabm.quant import Precision
@@ -300,7 +301,7 @@ def _read_image(folder: Path, data: bytes) -> None:
 
 
 def _through_vips(path: Path) -> None:
-    raster = open_raster(path, MAX_PIXELS)
+    raster = open_raster(path, ReadOptions(MAX_PIXELS))
     rows = sum(block.shape[0] for block in raster.blocks())
     assert rows == raster.height
 

@@ -166,8 +166,8 @@ def test_the_error_for_large_images_names_the_option_for_the_limit(tmp_path):
     for suffix in (".png", ".bmp", ".webp"):
         path = save(tmp_path / f"a{suffix}", photo(20, 30))
         with pytest.raises(InputError, match="limit"):
-            open_raster(path, max_pixels=599)
-        assert open_raster(path, max_pixels=600).width == 30
+            open_raster(path, ReadOptions(599))
+        assert open_raster(path, ReadOptions(600)).width == 30
     for option, advice in (
         ("--max-pixels", "raise the limit with --max-pixels 600"),
         ("", "smaller image"),
