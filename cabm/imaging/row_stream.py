@@ -46,8 +46,10 @@ def row_stream(shape: RowShape, receive: Callable[[Any], object]) -> Iterator[Pn
         yield stream
         stream.close()
         stream.wait_for_reader()  # an interrupted join() would take the thread for finished
-    except BaseException:
+    except BaseException as error:
         stream.abort()
+        if stream.failure is not None:
+            error.__traceback__ = None  # its frames hold the image, in a cycle since Python 3.12
         raise
     finally:
         # The receiver must not create a file after it is removed. If an interrupt came before the thread
