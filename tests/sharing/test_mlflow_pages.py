@@ -64,7 +64,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def pages(browser: Any, mlflow_server: MlflowServer) -> Iterator[Pages]:
+def pages(browser: Any, finished: Clone, mlflow_server: MlflowServer) -> Iterator[Pages]:
     """The pages in a new browser profile, because MLflow remembers earlier views."""
     screenshots = REPOSITORY / "build" / "screenshots"
     screenshots.mkdir(parents=True, exist_ok=True)
