@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
 from cabm.quant.functional import PAMS_BITS
@@ -208,7 +209,7 @@ def _draw_trade_off(panel: Axes, rows: Sequence[Mapping[str, Any]], looks: Mappi
         look = looks[str(row["method"])]
         panel.axhline(row["psnr"], color=look.color, linestyle="--", linewidth=1)
         text = f"{look.label}  {row['psnr']:.2f} dB"
-        _annotate(panel, text, (left, row["psnr"]), (4, 3), color=look.color)
+        _annotate(panel, text, (WIDEST + 0.4, row["psnr"]), (0, 3), color=look.color, ha="right")
     for row in points:
         look = looks[str(row["method"])]
         neighbours = [x for x in points if abs(x["fab"] - row["fab"]) < 1.2]
@@ -235,7 +236,10 @@ def _annotate(
     panel: Axes, text: str, place: tuple[float, float], offset: tuple[int, int], **style: Any
 ) -> None:
     """Write text at an offset in points from a place in data coordinates."""
-    panel.annotate(text, place, offset, textcoords="offset points", fontsize=8.5, **style)
+    outline = [withStroke(linewidth=2.5, foreground="white")]  # a line may run through the text
+    panel.annotate(
+        text, place, offset, textcoords="offset points", fontsize=8.5, path_effects=outline, **style
+    )
 
 
 def _method_looks(methods: Sequence[str]) -> dict[str, _Look]:
