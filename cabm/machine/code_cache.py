@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numba
 from filelock import FileLock, Timeout
 from numba.core.caching import (
     CompileResultCacheImpl,
@@ -35,6 +36,9 @@ QUIET_SECONDS = 1.0
 
 PATIENCE_SECONDS = 120.0
 """After this time, a process compiles what another one seems to be compiling."""
+
+TESTED_NUMBA = "0.68."
+"""Versions of numba whose code loads without what only compiling needs."""
 
 
 def cache_folder() -> Path:
@@ -91,8 +95,11 @@ class CompiledCode(FunctionCache):
 
     def _load(self, sig: Any, target_context: Any) -> Any:
         try:
-            # FunctionCache.load_overload first imports all that compiling needs: five times as long
-            # Loading needs only the symbols that compiled code refers to; without them the process crashes
+            if not numba.__version__.startswith(TESTED_NUMBA):
+                return super().load_overload(sig, target_context)
+            # what that does without its first step, which imports all that compiling needs and takes five
+            # times as long. Loading needs only the symbols that compiled code refers to; without them the
+            # process crashes, which is why other versions take the long way.
             rtsys.initialize(target_context)
             with self._guard_against_spurious_io_errors():
                 return self._load_overload(sig, target_context)
