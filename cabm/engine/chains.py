@@ -95,7 +95,7 @@ class Chain:
         self._steps: list[np.ndarray] = []
         self._numbers: list[np.ndarray] = []
         self._images: list[tuple[int, int]] = []
-        self._kept: list[object] = []  # what steps know by address
+        self._kept: list[np.ndarray | Tensor] = []
         self.result = self._image(channels, RESULT)
 
     def codes(self, channels: int, zero: int) -> int:
@@ -137,16 +137,15 @@ class Chain:
             target, following, floats, addend: images that the epilogue writes and adds.
         """
         factors, biases = conv.affine
-        self._kept.append(conv)
         step = {KIND: CONVOLVE, SOURCE: source, TARGET: target, FOLLOWING: following}
         step |= {
             INPUTS: conv.conv.inputs,
             OUTPUTS: len(conv.conv.starts),
             EPILOGUE: EPILOGUES.index(epilogue),
         }
-        step |= {WEIGHTS: conv.conv.address, STARTS: conv.conv.starts.ctypes.data}
+        step |= {WEIGHTS: self._address(conv.conv.packed), STARTS: self._address(conv.conv.starts)}
         step |= {PRODUCTS: conv.conv.products}
-        step |= {FACTORS: factors.ctypes.data, BIASES: biases.ctypes.data}
+        step |= {FACTORS: self._address(factors), BIASES: self._address(biases)}
         step |= {
             FLOATS: floats.image,
             FLOATS_AT: floats.first,
@@ -166,11 +165,11 @@ class Chain:
         floats: Place = NOWHERE,
     ) -> None:
         """Convolve an image of float32 by a 1x1 kernel; arguments as in `convolve`."""
-        self._kept.append(weights)
+        biases = self._address(weights.biases)
         step = {KIND: POINTWISE, SOURCE: source, TARGET: target, EPILOGUE: EPILOGUES.index(epilogue)}
         step |= {INPUTS: weights.inputs, OUTPUTS: len(weights.biases)}
-        step |= {WEIGHTS: weights.packed.data_ptr(), STARTS: weights.biases.data_ptr()}
-        step |= {FACTORS: weights.biases.data_ptr(), BIASES: weights.biases.data_ptr()}
+        step |= {WEIGHTS: self._address(weights.packed), STARTS: biases}
+        step |= {FACTORS: biases, BIASES: biases}
         self._step(step | {FLOATS: floats.image, FLOATS_AT: floats.first}, numbers)
 
     def run(self, x: Tensor) -> Tensor:
@@ -185,6 +184,15 @@ class Chain:
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.stack(self._steps), np.stack(self._numbers), np.array(self._images)
+
+    def _address(self, numbers: np.ndarray | Tensor) -> int:
+        """Return the address of an array, and keep the array.
+
+        Keeping its owner would not do: where two threads compute a cached property at once, as Python 3.12
+        and later let them, the owner ends up with the array of one of them.
+        """
+        self._kept.append(numbers)
+        return numbers.data_ptr() if isinstance(numbers, Tensor) else numbers.ctypes.data
 
     def _image(self, channels: int, fill: int) -> int:
         self._images.append((self._kernel.padded(channels), fill))

@@ -118,11 +118,6 @@ class CompiledWeights:
     channels: int
     products: int
 
-    @property
-    def address(self) -> int:
-        """Address of the weights, valid as long as this object."""
-        return self.packed.data_ptr()
-
 
 def kernel_for(model: nn.Module) -> Kernel | None:
     """Return the compiled call if it can run all quantized convolutions of a model, else None."""

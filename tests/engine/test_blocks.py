@@ -245,6 +245,18 @@ def test_several_threads_call_it_at_once() -> None:
     assert all(torch.equal(each, wanted) for each in found)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_layers_read_by_address_stays(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on, a property that threads compute at once keeps the array of one of them only."""
+    if fused.compiled() is None:
+        pytest.skip("no form runs here")
+    model = calibrated(backbone)
+    tiles, bits = photograph(9, 11, seed=4), row(model, "mixed")
+    wanted = compile_model(model).run(tiles, bits, dtype=torch.float32)
+    monkeypatch.setattr(BoundConv, "affine", property(BoundConv.affine.func))  # keeps none
+    assert torch.equal(compile_model(model).run(tiles, bits, dtype=torch.float32), wanted)
+
+
 def test_it_is_compiled_once(kernel: Kernel) -> None:
     """Tiles call the signature that was compiled at first; threads must not compile."""
     model = calibrated("edsr", options=WIDE["edsr"])
