@@ -58,7 +58,8 @@ def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     stay as they are.
 
     Raises:
-        InputError: an int8 weight without a positive scale, or with a code below -127.
+        InputError: an int8 weight without positive scales, one or one per output channel, or with a code
+            below -127.
     """
     state = {}
     for name, value in tensors.items():
@@ -66,19 +67,23 @@ def unpack_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if value.dtype == torch.int8:
             scale = tensors.get(name + SCALE_SUFFIX)
-            if scale is None or scale.numel() not in (1, len(value)) or not _is_positive(scale):
+            if scale is None or not _fits(scale, value) or not _is_positive(scale):
                 raise InputError(
                     f"{name}: int8 codes need a positive {name + SCALE_SUFFIX}; copy the model again"
                 )
             if bool((value == -128).any()):
                 raise InputError(f"{name}: codes range from -127 to 127, found -128; copy the model again")
-            parts = value.float().split(1) if scale.numel() > 1 else [value.float()]
+            parts = value.float().split(1) if len(scale) > 1 else [value.float()]
             steps = zip(parts, scale.tolist(), strict=True)
             value = torch.cat([part * _step_that_requantizes(part, step) for part, step in steps])
         elif value.dtype == torch.float16:
             value = value.float()
         state[name] = value
     return state
+
+
+def _fits(scale: Tensor, codes: Tensor) -> bool:
+    return codes.numel() > 0 and codes.dim() > 0 and scale.shape in ((1,), (len(codes),))
 
 
 def _is_positive(scale: Tensor) -> bool:

@@ -161,6 +161,8 @@ def _unpack(content: bytes) -> tuple[int, list[dict[str, Any]], dict[str, Tensor
     tensors = load_tensors(content)
     header, body = _split(content)
     metadata = json.loads(header)["__metadata__"]
+    if not isinstance(metadata, dict):  # JSON's null passes for safetensors
+        raise ValueError("the metadata is missing")
     checksum = metadata.get("sha256")
     if checksum is None and metadata["format"] != OLD_FORMAT:
         raise ValueError("the checksum is missing")

@@ -205,5 +205,15 @@ def test_damaged_packs_are_refused() -> None:
     without = {key: value for key, value in packed.items() if key != f"{name}.scale"}
     with pytest.raises(InputError, match="positive"):
         unpack_state(without)
+    scale = packed[f"{name}.scale"]
+    for wrong in (
+        scale[0],
+        scale[:, None],
+        torch.cat([scale, scale]),
+    ):  # other shapes, right and wrong sizes
+        with pytest.raises(InputError, match=r"int8 codes need a positive .*\.scale"):
+            unpack_state(packed | {f"{name}.scale": wrong})
+    with pytest.raises(InputError, match="int8 codes need"):
+        unpack_state(packed | {name: packed[name].flatten()[0]})
     with pytest.raises(InputError, match="-128"):
         unpack_state(packed | {name: torch.full_like(packed[name], -128)})

@@ -116,6 +116,14 @@ def test_a_checksum_taken_out_is_noticed(content: bytes, tmp_path: Path) -> None
     assert run(path)[1] == [1, 2, 3, 4]
 
 
+def test_metadata_of_null_are_noticed(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    header = json.loads(content[8 : header_size(content)]) | {"__metadata__": None}
+    packed = json.dumps(header).encode()
+    path.write_bytes(len(packed).to_bytes(8, "little") + packed + content[header_size(content) :])
+    assert run(path)[1] == [1, 2, 3, 4]
+
+
 def test_a_state_of_an_older_version_has_no_checksum_and_is_resumed(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     save(content, path, without="sha256", format=OLD_FORMAT)
