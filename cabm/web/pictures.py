@@ -99,10 +99,8 @@ def draw_detail(
     """
     small, large = open_raster(source, options=options), open_raster(result, NO_LIMIT)
     scales = np.array([large.height / small.height, large.width / small.width])
-    # with two passes the tiles are those of the second, whose input is larger than the image
-    per_plan = np.array([small.height / tile_plan.height, small.width / tile_plan.width])
     box = tile_plan.boxes[number]
-    centre = (box[:2] + box[2:]) / 2 * per_plan
+    centre = (box[:2] + box[2:]) / 2
     limits = np.array([small.height, small.width])
     sides = np.minimum(np.maximum(np.ceil(np.array(_DETAIL) / scales), 1), limits).astype(int)
     start = np.clip(np.round(centre - sides / 2), 0, limits - sides).astype(int)
