@@ -35,12 +35,14 @@ class Session:
 
     Attributes:
         client: client of the store.
+        experiment_id: the experiment that the run belongs to.
         run_id: the run.
         pipeline: the pipeline's run, if this is the run of a stage.
         known_params: params that the run has.
     """
 
     client: MlflowClient
+    experiment_id: str
     run_id: str
     pipeline: Session | None = None
     known_params: dict[str, str] = field(default_factory=dict)
@@ -136,8 +138,8 @@ def connect(
         parent_id = _get_or_create_run(client, experiment_id, name, mine | {"stage": "pipeline"}, keep=True)
         link = mine | {"stage": stage, "mlflow.parentRunId": parent_id}
         run_id = _get_or_create_run(client, experiment_id, f"{stage} ({name})", link, keep=False)
-    pipeline = Session(client, parent_id, None, client.get_run(parent_id).data.params)
-    session = Session(client, run_id, pipeline, client.get_run(run_id).data.params)
+    pipeline = Session(client, experiment_id, parent_id, None, client.get_run(parent_id).data.params)
+    session = Session(client, experiment_id, run_id, pipeline, client.get_run(run_id).data.params)
     source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     source |= {"mlflow.source.git.commit": tags["baseline"]} if "baseline" in tags else {}
     session.log_tags({**source, **tags})

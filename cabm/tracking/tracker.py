@@ -49,8 +49,7 @@ class Tracker:
                 return
             session.pipeline.log_metrics(points)
             if columns:
-                experiment = session.client.get_run(session.run_id).info.experiment_id
-                show_metrics(session.client, experiment, columns)
+                show_metrics(session.client, session.experiment_id, columns)
 
         self._put(send)
 
