@@ -106,8 +106,9 @@ def upscale_on_cluster(
       cabm cluster upscale photos/ -o upscaled/ --workers 8 --format jpeg
     """
     from cabm.cluster.job import ClusterRequest
+    from cabm.imaging.frames import FRAME_FORMATS
 
-    if all_frames and file_format not in ("tiff", "webp", "png"):
+    if all_frames and file_format not in FRAME_FORMATS:
         raise InputError(
             "--all-frames: add --format tiff, webp or png; results are named before images are read"
         )

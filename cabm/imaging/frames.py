@@ -26,6 +26,9 @@ from cabm.imaging.writer import Animation
 
 _USUAL_DURATION = 100  # milliseconds, where a file states none
 
+FRAME_FORMATS = ("webp", "png", "tiff")
+"""Formats that hold all frames of an animation, the best first; of these, TIFF holds pages, too."""
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -40,11 +43,14 @@ class Frames:
     animation: Animation | None = None
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that hold several such pictures, the best first."""
+        return ("tiff",) if self.animation is None else FRAME_FORMATS
+
+    @property
     def format(self) -> str | None:
         """The format that holds them best; None: any, for one picture."""
-        if self.number == 1:
-            return None
-        return "tiff" if self.animation is None else "webp"
+        return None if self.number == 1 else self.formats[0]
 
     def check_output(self, path: Path, file_format: str) -> None:
         """Check that a format can hold the pictures.
@@ -52,8 +58,7 @@ class Frames:
         Raises:
             InputError: it cannot.
         """
-        fits = ("tiff",) if self.animation is None else ("webp", "png", "tiff")
-        if self.number > 1 and file_format not in fits:
+        if self.number > 1 and file_format not in self.formats:
             kind, advice = ("pages", "tiff") if self.animation is None else ("frames", "webp, png or tiff")
             raise InputError(
                 f"{path}: {file_format} cannot hold {self.number} {kind} (--all-frames); use {advice}"
