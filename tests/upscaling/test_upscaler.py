@@ -44,6 +44,12 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+def image_of(height: int, width: int, channels: int | None, dtype: type) -> np.ndarray:
+    """Return a photograph of a shape (height, width), or with a number of channels."""
+    image = photo(height, width, channels or 1, dtype)
+    return image[..., 0] if channels is None else image
+
+
 def upscaler(models: Path, name: str = "cabm", engine: str = "float", **options) -> Upscaler:
     return Upscaler.load(models / name, engine=engine, device="cpu", **options)
 
@@ -59,8 +65,7 @@ def upscaler(models: Path, name: str = "cabm", engine: str = "float", **options)
 def test_images_of_every_size_and_kind_are_upscaled_by_the_scale(
     models, height, width, channels, dtype, name
 ):
-    image = photo(height, width, channels or 1, dtype)
-    image = image[..., 0] if channels is None else image
+    image = image_of(height, width, channels, dtype)
     upscaled = upscaler(models, name)(image)
     scale = 3 if name == "x3" else 2
     assert upscaled.shape == (height * scale, width * scale, *image.shape[2:])
@@ -76,8 +81,7 @@ def test_images_of_every_size_and_kind_are_upscaled_by_the_scale(
     factors=st.tuples(st.floats(0.2, 3.9), st.floats(0.2, 3.9)),
 )
 def test_results_have_the_size_that_is_asked_for(models, height, width, channels, dtype, factors):
-    image = photo(height, width, channels or 1, dtype)
-    image = image[..., 0] if channels is None else image
+    image = image_of(height, width, channels, dtype)
     high, wide = (
         max(1, round(side * factor)) for side, factor in zip((height, width), factors, strict=True)
     )
