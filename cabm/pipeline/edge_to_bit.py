@@ -47,7 +47,7 @@ def edge_to_bit(stage: Stage) -> None:
         max_loss_db=settings.bypass.max_loss_db,
         max_tile_loss_db=settings.bypass.max_tile_loss_db,
     )
-    table = replace(table, bypass=bypass)
+    table = replace(table, bypass=bypass, contrast_limit=settings.contrast_limit)
     table.save(stage.tables / "edge_to_bit.json")
 
     metrics = {

@@ -113,6 +113,7 @@ def fit(stage: Stage, built: Built) -> Trained:
         _loss_weights(settings, built.recipe, built.model),
         teacher=built.teacher,
         bits=None if table is None else partial(table_bits, table),
+        contrast_limit=None if table is None else table.contrast_limit,
         shares=group.size,
     )
     with ProgressBar(stage.name, settings.steps, settings.batch_size, shown=group.leads) as bar:

@@ -15,13 +15,16 @@ TABLE_FORMAT = "cabm.edge_to_bit/1"
 
 Table = TypeVar("Table")
 
+LATER_FIELDS = {"contrast_limit"}
+"""Fields that older files lack; files without a value leave them out."""
+
 
 def read_document(path: str | Path, table: type[Table]) -> Table:
     """Read a table from its file.
 
     Args:
         path: the file.
-        table: the dataclass whose fields the file must have, all of them.
+        table: the dataclass whose fields the file must have, except `LATER_FIELDS`.
 
     Raises:
         InputError: there is no such file, it is not JSON or has another format, or a field is missing,
@@ -42,7 +45,7 @@ def read_document(path: str | Path, table: type[Table]) -> Table:
         else:
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(f"{path}: {problem}; rebuild the table") from None
-    missing = adapter.dump_python(loaded, by_alias=True).keys() - document.keys()
+    missing = adapter.dump_python(loaded, by_alias=True).keys() - document.keys() - LATER_FIELDS
     if missing:
         raise InputError(f"{path}: {min(missing)}: Field required; rebuild the table")
     return loaded

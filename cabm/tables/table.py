@@ -62,6 +62,7 @@ class EdgeToBitTable(Origin):
         fab_cap: rows of this mean or above were dropped, or the budget of ``constant``; None: no cap.
         source_sha256: hash of the weights that selected the bits.
         bypass: which parts of tiles bypass the network; None: none do.
+        contrast_limit: highest contrast of what enters the network, see `limit_contrast`; None: no limit.
         thresholds: (T,) float64 edge scores, ascending, not negative.
         rows: (T, L) int64 bits.
 
@@ -74,6 +75,7 @@ class EdgeToBitTable(Origin):
     fab_cap: float | None = None
     source_sha256: str | None = None
     bypass: Bypass | None = None
+    contrast_limit: Annotated[float, Field(gt=0)] | None = None
     thresholds: Scores
     rows: Rows
 
@@ -222,6 +224,8 @@ class EdgeToBitTable(Origin):
 
     def _document(self) -> dict[str, Any]:
         document = TypeAdapter(EdgeToBitTable).dump_python(self, mode="json", by_alias=True)
+        if self.contrast_limit is None:
+            del document["contrast_limit"]
         if self.bypass is not None:
             document["bypass"] = {k: v for k, v in document["bypass"].items() if v is not None}
         return document

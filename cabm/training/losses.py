@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cabm.models.base import Backbone, SROutput
+from cabm.tiling.contrast import limit_contrast
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -85,12 +86,15 @@ class Objective:
         bits: returns the student's bits (B,L) for a low-resolution batch (B,3,h,w) in 0..255 (CABM).
         shares: number of equal shares of the batch, one per process. A call sees one share; the means of
             loss, parts and gradients over the shares are those of the whole batch.
+        contrast_limit: highest contrast of the patches that enter the student, see `limit_contrast`; its
+            images are restored before they are compared. None: no limit.
     """
 
     weights: LossWeights
     teacher: Backbone | None = None
     bits: Callable[[Tensor], Tensor] | None = None
     shares: int = 1
+    contrast_limit: float | None = None
 
     def __call__(
         self, model: Backbone, low_resolution: Tensor, high_resolution: Tensor, step: int
@@ -105,7 +109,7 @@ class Objective:
         """
         bits = None if self.bits is None else self.bits(low_resolution)
         collapse = model.tail_border is not None and self.weights.border >= model.tail_border
-        output = model(low_resolution, bits, collapse_tail=collapse)
+        output = self._run(model, low_resolution, bits, collapse)
         terms = {"l1": self._l1(output.sr, high_resolution)}
         if self.teacher is not None and self.weights.distils:
             terms |= self._distillation(output, low_resolution, collapse)
@@ -119,6 +123,14 @@ class Objective:
         total = torch.stack(list(terms.values())).sum()
         parts |= {name: term.item() for name, term in terms.items()}
         return total, parts
+
+    def _run(self, model: Backbone, tiles: Tensor, bits: Tensor | None, collapse: bool) -> SROutput:
+        if self.contrast_limit is None:
+            return model(tiles, bits, collapse_tail=collapse)
+        limited = limit_contrast(tiles, self.contrast_limit)
+        pixels = limited.pixels.contiguous(memory_format=torch.channels_last)
+        output = model(pixels, bits, collapse_tail=collapse)
+        return replace(output, sr=limited.restore(output.sr))
 
     def _distillation(self, output: SROutput, low_resolution: Tensor, collapse: bool) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -66,7 +66,7 @@ def upscale(
     channel = _upscaled_alpha(raster, runner, tile_plan, table, batch_size) if alpha == "network" else None
     at_border, first_row, chosen, seconds = touches_border(tile_plan), 0, [], []
     for flight in _flights(tile_plan, window, runner.scale, raster.dtype.itemsize):
-        run = _run(runner, flight, at_border, trace, batch_size, raster.dtype)
+        run = _run(runner, flight, at_border, trace, batch_size, raster.dtype, table)
         for row_of_tiles in _rows_of_tiles(run, tile_plan.num_columns, trace, progress):
             with trace.clock("merge"):
                 rows = joiner.add(row_of_tiles)
@@ -160,6 +160,7 @@ def _run(
     trace: Trace,
     batch_size: int,
     dtype: np.dtype,
+    table: EdgeToBitTable | None,
 ) -> TileRun:
     """Return the run over a flight's tiles, at the bits of the table if there is one."""
     numbers, parts = flight.numbers, trace.parts
@@ -174,6 +175,7 @@ def _run(
         at_border=at_border[numbers],
         dtype=dtype,
         surrounded=flight.surrounded,
+        contrast_limit=None if table is None else table.contrast_limit,
     )
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,13 +17,12 @@ from cabm.imaging.bicubic import REACH, surround, write_upscaled
 from cabm.machine.threads import in_order
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.blending import blend_tiles
+from cabm.tiling.contrast import LimitedTiles, limit_contrast
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.parts import Region, TileParts, paste
 from cabm.tiling.plan import TilePlan, plan, split
+from cabm.upscaling.order import batches, in_turns
 from cabm.upscaling.runners import TileRunner
-
-_TILES_PER_TURN = 8
-"""Tiles per thread in a turn, within which tiles with the most work come first."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class TileRun:
         dtype: of the result: uint8 (0..255) or uint16 (0..65535).
         surrounded: returns a tile with the pixels around it, (3,h+4,w+4), by its number; None: pixels are
             mirrored at the tile's border.
+        contrast_limit: highest contrast of what enters the network, see `limit_contrast`; None: no limit.
 
     Attributes:
         upscaled: (N,3,h*scale,w*scale) of ``dtype`` in the order of ``tiles``; undefined for tiles that are
@@ -94,6 +93,7 @@ class TileRun:
         at_border: np.ndarray | None = None,
         dtype: DTypeLike = np.uint8,
         surrounded: Callable[[int], Tensor] | None = None,
+        contrast_limit: float | None = None,
     ) -> None:
         n, channels, height, width = tiles.shape
         if parts is None:
@@ -104,7 +104,7 @@ class TileRun:
         self.used: Tensor | None = None if bits is None else bits.clone()
         self.seconds = np.zeros(n)
         self._runner, self._tiles, self._bits = runner, tiles, bits
-        self._parts, self._surrounded = parts, surrounded
+        self._parts, self._surrounded, self._contrast_limit = parts, surrounded, contrast_limit
         self._batch_pixels = batch_size * height * width
         splits = runner.splits_border and at_border is not None
         self._inside = ~at_border if splits else np.zeros(n, bool)
@@ -120,7 +120,7 @@ class TileRun:
 
     def _one_by_one(self) -> Iterator[int]:
         """Upscale several tiles at once, each on its own thread."""
-        order, share = _in_turns(self._parts.work, torch.get_num_threads()), self._parts.share
+        order, share = in_turns(self._parts.work, torch.get_num_threads()), self._parts.share
 
         @torch.inference_mode()
         def upscale(index: int) -> int:
@@ -128,10 +128,12 @@ class TileRun:
             if share[number]:
                 self._write_bicubic(number)
             bits = None if self._bits is None else self._bits[number : number + 1]
+            limited = self._limited(number) if self._parts.regions[number] else None
+            pixels = self._tiles[number : number + 1] if limited is None else limited.pixels
             for region in self._parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
-                values, _ = self._runner(self._tiles[number : number + 1, :, y0:y1, x0:x1], bits)
-                self._write(number, region, values[0])
+                values, _ = self._runner(pixels[..., y0:y1, x0:x1], bits)
+                self._write(number, region, (values if limited is None else limited.restore(values))[0])
             self.seconds[number] = time.perf_counter() - start
             return number
 
@@ -146,7 +148,7 @@ class TileRun:
             self.seconds[number] = time.perf_counter() - start
             if not open_regions[number]:
                 yield number
-        for batch in _batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
+        for batch in batches(self._parts.regions, self._bits, self._inside, self._batch_pixels):
             start = time.perf_counter()
             for (number, region), values in zip(batch, self._upscaled(batch), strict=True):
                 self._write(number, region, values)
@@ -158,18 +160,32 @@ class TileRun:
                     yield number
 
     @torch.inference_mode()
-    def _upscaled(self, batch: list[tuple[int, Region]]) -> Tensor:
-        """Upscale the regions of a batch: (n,3,h*scale,w*scale) in 0..255."""
+    def _upscaled(self, batch: list[tuple[int, Region]]) -> list[Tensor]:
+        """Upscale the regions of a batch: n of (3,h*scale,w*scale) in 0..255."""
         inside = bool(self._inside[batch[0][0]])
         numbers = torch.tensor([number for number, _ in batch])
-        pieces = [self._tiles[number, :, box.y0 : box.y1, box.x0 : box.x1] for number, (_, box) in batch]
+        pieces, limits = [], []
+        for number, (_, box) in batch:
+            limits.append(self._limited(number))
+            tile = self._tiles[number] if limits[-1] is None else limits[-1].pixels[0]
+            pieces.append(tile[:, box.y0 : box.y1, box.x0 : box.x1])
         bits = None if self._bits is None else self._bits[numbers]
-        results, chosen = self._runner(torch.stack(pieces), bits, inside=inside)
+        results, chosen = self._runner(_stacked(pieces), bits, inside=inside)
         if chosen is not None:
             if self.used is None:
                 self.used = torch.zeros(len(self._tiles), chosen.shape[1], dtype=torch.int64)
             self.used[numbers] = chosen.to("cpu", self.used.dtype)
-        return results
+        pairs = zip(results, limits, strict=True)
+        return [
+            values if limited is None else limited.restore(values[None])[0] for values, limited in pairs
+        ]
+
+    def _limited(self, number: int) -> LimitedTiles | None:
+        """Return a tile with less contrast; None if it is within the limit and enters as it is."""
+        if self._contrast_limit is None:
+            return None
+        limited = limit_contrast(self._tiles[number : number + 1], self._contrast_limit)
+        return limited if limited.factor.item() > 1 else None
 
     def _write_bicubic(self, number: int) -> None:
         around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
@@ -181,14 +197,10 @@ class TileRun:
         paste(self.upscaled[number], whole, region, self._runner.scale)
 
 
-def _in_turns(work: np.ndarray, threads: int) -> list[int]:
-    """Return an order of tiles that finishes early ones early, and lets all threads end together.
-
-    Each turn gives a thread a few tiles. Within a turn, tiles with the most work come first.
-    """
-    turns = max(1, -(-len(work) // (_TILES_PER_TURN * threads)))
-    turn = np.arange(len(work)) * turns // max(1, len(work))
-    return np.lexsort((-work, turn)).tolist()
+def _stacked(pieces: list[Tensor]) -> Tensor:
+    """Stack regions; as floats if one of them is, as tiles of limited contrast are."""
+    same = all(piece.dtype == pieces[0].dtype for piece in pieces)
+    return torch.stack(pieces if same else [piece.float() for piece in pieces])
 
 
 def _rounded(batch: Tensor, peak: int) -> np.ndarray:
@@ -200,35 +212,6 @@ def _rounded(batch: Tensor, peak: int) -> np.ndarray:
         return batch.round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
     # not every device casts to uint16
     return batch.mul_(peak / 255).round_().clamp_(0, peak).to(torch.int32).cpu().numpy()
-
-
-def _batches(
-    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int
-) -> Iterator[list[tuple[int, Region]]]:
-    """Yield batches of regions, each with the number of its tile; large regions come first.
-
-    The regions of a batch have one shape and are all inside the image or all at its border. A batch has at
-    most ``pixels`` pixels, unless it is a single region. It may mix rows of bits: tables have hundreds of
-    rows, so one batch per row would make most batches short.
-    """
-    row = [0] * len(regions)
-    if bits is not None and len(bits):
-        row = torch.unique(bits, dim=0, return_inverse=True)[1].tolist()
-
-    def kind(job: tuple[int, Region]) -> tuple:
-        number, region = job
-        return bool(inside[number]), -region.outer.area, region.outer.shape
-
-    jobs = [(number, region) for number, of_tile in enumerate(regions) for region in of_tile]
-    jobs.sort(key=lambda job: (*kind(job), row[job[0]], job[0]))
-    for _, alike in groupby(jobs, key=kind):
-        batch: list[tuple[int, Region]] = []
-        for job in alike:
-            if batch and (len(batch) + 1) * job[1].outer.area > pixels:
-                yield batch
-                batch = []
-            batch.append(job)
-        yield batch
 
 
 def touches_border(tile_plan: TilePlan) -> np.ndarray:
@@ -275,6 +258,7 @@ def super_resolve(
         parts=parts,
         at_border=touches_border(tile_plan),
         surrounded=partial(surrounded_tile, surround(pixels), tile_plan),
+        contrast_limit=None if table is None else table.contrast_limit,
     ).complete()
     merged = blend_tiles(run.upscaled, tile_plan, runner.scale)
     chosen = None if run.used is None else run.used.numpy()
