@@ -198,6 +198,7 @@ def test_save_and_load_give_the_same_table(tmp_path):
         ({"search_space": []}, "search space"),
         ({"search_space": [0, 4, 6, 8]}, "search space [0, 4, 6, 8]"),
         ({"bypass": {"threshold": 1.5, "loss_db": 0.0}}, "bypass.part: Field required"),
+        ({"contrast_limit": 0.0}, "contrast_limit: Input should be greater than 0"),
         ({"operator": "sobel"}, "'sobel'"),
     ],
 )
@@ -222,6 +223,15 @@ def test_missing_fields_are_named(tmp_path, missing):
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=f"{missing}: Field required"):
         EdgeToBitTable.load(path)
+
+
+def test_a_contrast_limit_is_kept_and_files_without_one_stay_as_they_were(tmp_path):
+    path = tmp_path / "edge_to_bit.json"
+    table(contrast_limit=65.0).save(path)
+    assert EdgeToBitTable.load(path).contrast_limit == 65
+    table().save(path)
+    assert "contrast" not in path.read_text()
+    assert EdgeToBitTable.load(path) == table() != table(contrast_limit=65.0)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "null", '{"format": 3}'])

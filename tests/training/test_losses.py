@@ -52,6 +52,20 @@ def test_objective_adds_up_its_parts() -> None:
     assert parts["blocks"] == pytest.approx(100 * sum(attention_transfer(s, t).item() for s, t in blocks))
 
 
+def test_the_student_sees_limited_contrast_and_is_compared_at_full_contrast() -> None:
+    torch.manual_seed(0)
+    teacher, model = (build_model("edsr", 2, Precision("float"), OPTIONS).eval() for _ in range(2))
+    low, high = torch.rand(2, 3, 8, 8) * 255, torch.rand(2, 3, 16, 16) * 255
+    low[0] *= 0.1  # within the limit
+    _, parts = Objective(LossWeights(output=1.0), teacher, contrast_limit=40.0)(model, low, high, 0)
+    mean = low.mean(dim=(2, 3), keepdim=True)
+    factor = torch.tensor([1.0, low[1].std(dim=(1, 2), correction=0).mean() / 40]).view(-1, 1, 1, 1)
+    image = mean + (model(mean + (low - mean) / factor).sr - mean) * factor
+    assert factor[1] > 1.5
+    assert parts["l1"] == pytest.approx((image - high).abs().mean().item(), rel=1e-5)
+    assert parts["output"] == pytest.approx((image - teacher(low).sr).abs().mean().item(), rel=1e-5)
+
+
 def test_border_lets_the_tail_collapse_without_changing_the_loss() -> None:
     torch.manual_seed(0)
     model = build_model("edsr", 4, Precision("float"), OPTIONS).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,11 +25,14 @@ class Inverted(TileRunner):
 
     scale = SCALE
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_batches: bool = True) -> None:
         self.pixels = 0
+        self.highest = 0.0
+        self.in_batches = in_batches
 
     def __call__(self, tiles, bits, *, inside=False):
         self.pixels += tiles[:, 0].numel()
+        self.highest = max(self.highest, tiles.float().std(dim=(2, 3), correction=0).mean(1).max().item())
         big = tiles.float().repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
         return 255 - big, bits
 
@@ -67,6 +72,26 @@ def test_streams_and_images_in_memory_are_upscaled_alike():
     assert 0.3 < whole.bypassed.mean() < 0.6
     assert runner.pixels == pytest.approx(whole.work.sum() * 48 * 48)
     assert (whole.image[:, : 2 * 60] == 90).all(), "flat parts are bicubic"
+
+
+@pytest.mark.parametrize("in_batches", [True, False])
+def test_contrast_is_limited_before_the_network_and_restored_behind_it(in_batches):
+    plain, table = Inverted(in_batches=in_batches), replace(bypass_table(), bypass=None)
+    image = half_smooth(130, 150)
+    whole = super_resolve(plain, image, table=table, tile=48, stride=42).image
+    assert plain.highest > 70
+    runner, table = Inverted(in_batches=in_batches), replace(table, contrast_limit=30.0)
+    limited = super_resolve(runner, image, table=table, tile=48, stride=42).image
+    assert 29.9 < runner.highest < 30.1
+    rows = upscale(array_raster(image), runner, plan(130, 150, 48, 42), table=table)
+    np.testing.assert_array_equal(np.concatenate(list(rows)), limited)
+    # 255 - x of a tile around its mean m: restored, it is (255 - 2 m) f + m - (x - m)
+    noise = np.s_[20:-20, -40:]
+    before, after = (pixels[noise].astype(float) for pixels in (whole, limited))
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.99
+    assert after.std() == pytest.approx(before.std(), rel=0.05)
+    left = np.s_[:, :60]  # tiles without contrast enter as they are
+    np.testing.assert_array_equal(limited[left], whole[left])
 
 
 def test_rows_come_while_the_network_still_runs():
