@@ -42,7 +42,7 @@ def export(
     """Write a quantized model as ONNX at one row of bits, or as a model directory with int8 weights.
 
     The ONNX model takes images of any height and width. It upscales all of them at the same bits: the edge
-    score of an image or tile does not change them.
+    score of an image or tile does not change them. Bypass and contrast limit are not in it.
 
     Examples:
 

@@ -81,6 +81,9 @@ def build_table(
     max_tile_loss_db: Annotated[
         float, typer.Option(min=0, help="PSNR that bypass may cost any one tile, in dB.")
     ] = 0.3,
+    contrast_limit: Annotated[
+        float, typer.Option(min=0, help="Highest contrast of what enters the network, in levels; 0: none.")
+    ] = 0.0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Build a table from stored observations, without running the network.
@@ -97,7 +100,7 @@ def build_table(
     observed = Observations.load(observations)
     table = make_table(observed, strategy=strategy, fab_cap=fab_cap)
     bypass = choose_bypass(observed, max_loss_db=max_loss_db, max_tile_loss_db=max_tile_loss_db)
-    replace(table, bypass=bypass).save(output)
+    replace(table, bypass=bypass, contrast_limit=contrast_limit or None).save(output)
     share = 0.0 if bypass is None else bypass.share
     facts = f"{len(table.rows)} rows, FAB {fab(table.lookup(observed.scores)):.2f}"
     typer.echo(f"wrote {output}: {facts}, {share:.0%} of the validation pixels bypassed")
@@ -123,6 +126,10 @@ def echo_table(table: EdgeToBitTable, max_rows: int) -> None:
         measured = ", ".join(f"{name} {value:.2g}" for name, value in facts.items())
         text = f"parts of {part} x {part} with an edge peak below {threshold:g} are bicubic"
         echo_facts({"bypass": text + (f" ({measured})" if measured else "")})
+    if table.contrast_limit is not None:
+        echo_facts(
+            {"contrast": f"limited to {table.contrast_limit:g} before the network, restored behind it"}
+        )
     chosen = rows
     if len(rows) > max_rows:
         chosen = [rows[round(index * (len(rows) - 1) / (max_rows - 1))] for index in range(max_rows)]

@@ -247,6 +247,7 @@ def table_description(table: EdgeToBitTable) -> dict[str, str]:
         "mean bits": f"{fab.min():.2f} to {fab.max():.2f}, depending on the score",
         "tiles": f"{table.tile} pixels, stride {table.stride}",
         "bypass": "none" if table.bypass is None else _bypass_description(table.bypass),
+        "contrast limit": "none" if table.contrast_limit is None else f"{table.contrast_limit:g} levels",
     }
 
 

@@ -37,6 +37,8 @@ def card(loaded: LoadedModel, name: str) -> str:
         table = loaded.table
         lines["tiles"] = f"{table.tile} x {table.tile}, stride {table.stride}"
         lines["table"] = f"{len(table.rows)} rows by edge score, strategy {table.strategy}"
+        if table.contrast_limit is not None:
+            lines["contrast limit"] = f"{table.contrast_limit:g} levels"
     path = loaded.directory.parent / CARD
     if path.is_file():
         text = path.read_text(encoding="utf-8")

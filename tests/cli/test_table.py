@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cabm.checkpoints.model_directory import TABLE_FILE
+from cabm.tables.observations import Observations
+from tests.tables.test_table import ORIGIN
 from tests.upscaling.helpers import tiny_model
 
 
@@ -29,6 +32,16 @@ def test_the_cost_of_a_bypass_is_rounded(cabm, model, tmp_path):
     code, out, _ = cabm("table", "show", tmp_path / TABLE_FILE)
     assert code == 0
     assert "parts of 16 x 16 with an edge peak below 8 are bicubic (max_loss_db 0.01, share 0.051)" in out
+
+
+def test_a_contrast_limit_is_built_in_and_shown(cabm, tmp_path):
+    seen = {"scores": np.ones(2), "bits": np.full((2, 3), 4), "images": ["a", "b"]}
+    Observations(**seen, **ORIGIN).save(tmp_path / "seen.npz")
+    build = ["table", "build", tmp_path / "seen.npz", "--strategy", "lowest", "--max-loss-db", "0"]
+    assert cabm(*build, "--contrast-limit", "65", "-o", tmp_path / "limited.json")[0] == 0
+    assert cabm(*build, "-o", tmp_path / "plain.json")[0] == 0
+    assert "limited to 65 before the network" in cabm("table", "show", tmp_path / "limited.json")[1]
+    assert "contrast" not in cabm("table", "show", tmp_path / "plain.json")[1]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
