@@ -36,7 +36,8 @@ def card(loaded: LoadedModel, name: str) -> str:
     if loaded.table is not None:
         table = loaded.table
         lines["tiles"] = f"{table.tile} x {table.tile}, stride {table.stride}"
-        lines["table"] = f"{len(table.rows)} rows by edge score, strategy {table.strategy}"
+        rows = f"{len(table.rows)} rows by edge score" if len(table.rows) > 1 else "1 row for all tiles"
+        lines["table"] = f"{rows}, strategy {table.strategy}"
         if table.contrast_limit is not None:
             lines["contrast limit"] = f"{table.contrast_limit:g} levels"
     path = loaded.directory.parent / CARD
