@@ -73,16 +73,22 @@ def build_table(
     ] = "constant",
     fab_cap: Annotated[
         float | None,
-        typer.Option(help="Highest mean bits of the constant row; of others, drop rows not below it."),
+        typer.Option(
+            min=0, max=8, help="Highest mean bits of the constant row; of others, drop rows not below it."
+        ),
     ] = None,
     max_loss_db: Annotated[
-        float, typer.Option(min=0, help="PSNR that bypass may cost over all tiles, in dB; 0: no bypass.")
+        float,
+        typer.Option(min=0, max=100, help="PSNR that bypass may cost over all tiles, in dB; 0: no bypass."),
     ] = 0.01,
     max_tile_loss_db: Annotated[
-        float, typer.Option(min=0, help="PSNR that bypass may cost any one tile, in dB.")
+        float, typer.Option(min=0, max=100, help="PSNR that bypass may cost any one tile, in dB.")
     ] = 0.3,
     contrast_limit: Annotated[
-        float, typer.Option(min=0, help="Highest contrast of what enters the network, in levels; 0: none.")
+        float,
+        typer.Option(
+            min=0, max=128, help="Highest contrast of what enters the network, in levels; 0: no limit."
+        ),
     ] = 0.0,
     overwrite: OverwriteOption = False,
 ) -> None:

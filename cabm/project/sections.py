@@ -217,7 +217,7 @@ class EdgeToBitSettings(TiledSettings):
     bypass: BypassSettings = BypassSettings()
     """Parts of tiles that bypass the network."""
 
-    contrast_limit: Annotated[StrictFloat, Field(gt=0)] | None = None
+    contrast_limit: Positive | None = None
     """Highest contrast of what enters the network: the standard deviation of a tile's pixels, 0..127.5.
     Tiles above it are brought down to it before the network and restored behind it; null: no limit."""
 

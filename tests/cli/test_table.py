@@ -44,6 +44,15 @@ def test_a_contrast_limit_is_built_in_and_shown(cabm, tmp_path):
     assert "contrast" not in cabm("table", "show", tmp_path / "plain.json")[1]
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+@pytest.mark.parametrize("option", ["--fab-cap", "--max-loss-db", "--max-tile-loss-db", "--contrast-limit"])
+def test_numbers_that_are_none_are_refused(cabm, tmp_path, option, value):
+    code, _, err = cabm("table", "build", tmp_path / "seen.npz", option, value, "-o", tmp_path / "new.json")
+    assert code == 2
+    assert option in err
+    assert not (tmp_path / "new.json").exists()
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_a_table_is_drawn(cabm, model, tmp_path, suffix):
     figure = tmp_path / f"table.{suffix}"
