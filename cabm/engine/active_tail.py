@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.float_conv import FloatConv, minus_image, winograd
+from cabm.engine.float_rows import Layer
 from cabm.models.tail import before_pixel_shuffle
 
 if TYPE_CHECKING:
@@ -134,9 +135,31 @@ def active_tail(
     return WinogradTail(loop, convs, factors, slopes, **output)
 
 
+def tail_layers(
+    convs: Sequence[nn.Conv2d],
+    factors: Sequence[int],
+    slopes: Sequence[float],
+    *,
+    gain: float = 1.0,
+    offset: Tensor | None = None,
+) -> list[Layer]:
+    """Return the tail as layers of `cabm.engine.float_rows`; arguments as in `ActiveTail`."""
+    *upsampling, last = convs
+    shuffles = (*factors[:-1], 1)  # the last convolution runs before the last PixelShuffle
+    layers = [
+        Layer(conv.weight, _bias(conv), shuffle, slope)
+        for conv, shuffle, slope in zip(upsampling, shuffles, slopes, strict=True)
+    ]
+    return [*layers, Layer(*_last(last, factors[-1], gain, offset), shuffle=factors[-1])]
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+
+
 def _last(conv: nn.Conv2d, factor: int, gain: float, offset: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the last convolution before the PixelShuffle, with gain and offset."""
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    bias = _bias(conv)
     if offset is not None:
         bias = bias + offset.flatten()
     weight = before_pixel_shuffle(conv.weight.detach(), factor)

@@ -32,13 +32,13 @@ def pack(codes: Tensor) -> Tensor:
 
 
 @intrinsic(prefer_literal=True)
-def _configure(_, lanes, memory):
+def configure(_, lanes, memory):
     """Set the shapes of the tile registers; see `cabm.engine.amx_ir.Configuration`."""
     return typed_call(lanes, amx_ir.Configuration, set(), amx_ir.emit_configuration)
 
 
 @intrinsic(prefer_literal=True)
-def _release(_, lanes, memory):
+def release(_, lanes, memory):
     """Reset the tile registers."""
     return typed_call(lanes, amx_ir.Configuration, set(), amx_ir.emit_release)
 
@@ -62,7 +62,7 @@ def _run_layer(lanes, layer, image, ends, scratch):
         pitch = row // inputs
         depths = -(-3 * inputs // DEPTH)
         last = (height - 1) * pitch + width
-        _configure(lanes, scratch)
+        configure(lanes, scratch)
         for first in range(0, outputs, GROUP):
             halves = min(2, (outputs - first) // LANES)
             for begin in range(0, last, PIXELS):
@@ -86,7 +86,7 @@ def _run_layer(lanes, layer, image, ends, scratch):
                         sums = scratch + 4 * GROUP * (place - begin)
                         finish(lanes, halves, count, sums, 4 * GROUP, first, y, x, ends)
                     place += min(end - place, pitch - x)
-        _release(lanes, scratch)
+        release(lanes, scratch)
 
     return loop
 

@@ -68,12 +68,12 @@ def emit_configuration(emit: Emitter, operands: Configuration) -> None:
     for tile in range(TILES):
         emit.store(HALF(DEPTH), emit.at(operands.memory, 16 + 2 * tile))
         emit.store(BYTE(LANES), emit.at(operands.memory, 48 + tile))
-    _call(emit, "ldtilecfg", operands.memory)
+    call_unit(emit, "ldtilecfg", operands.memory)
 
 
 def emit_release(emit: Emitter, operands: Configuration) -> None:
     """Emit the release of the registers, which other programs' code may have to save otherwise."""
-    _call(emit, "tilerelease")
+    call_unit(emit, "tilerelease")
 
 
 def emit_product(emit: Emitter, operands: Product) -> None:
@@ -93,20 +93,20 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
         start = emit.load(emit.at(operands.starts, 4 * LANES * k), ir.VectorType(WORD, LANES))
         emit.store(start, emit.at(operands.sums, 4 * LANES * k))
         for j in range(2):  # a distance of 0 bytes repeats the row
-            _call(
+            call_unit(
                 emit, "tileloadd64", BYTE(SUMS + 2 * j + k), emit.at(operands.sums, 4 * LANES * k), SIZE(0)
             )
 
     def depth(_, source, weights):
         for j in range(2):
             place = source if j == 0 else emit.at(source, further)
-            _call(emit, "tileloadd64", BYTE(PIXELS_AT + j), place, operands.pixel)
-        for k in range(halves):
-            place = weights if k == 0 else emit.at(weights, half)
-            _call(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), place, SIZE(DEPTH))
-        for j in range(2):
+            call_unit(emit, "tileloadd64", BYTE(PIXELS_AT + j), place, operands.pixel)
             for k in range(halves):
-                _call(emit, "tdpbusd", BYTE(SUMS + 2 * j + k), BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
+                if j == 0:
+                    at = weights if k == 0 else emit.at(weights, half)
+                    call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), at, SIZE(DEPTH))
+                sums = BYTE(SUMS + 2 * j + k)
+                call_unit(emit, "tdpbusd", sums, BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
         return emit.at(source, DEPTH), emit.at(weights, size)
 
     def row(_, source, weights):
@@ -117,10 +117,11 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
     for j in range(2):
         for k in range(halves):
             place = emit.at(operands.sums, 4 * LANES * k + pixel * LANES * j)
-            _call(emit, "tilestored64", BYTE(SUMS + 2 * j + k), place, SIZE(pixel))
+            call_unit(emit, "tilestored64", BYTE(SUMS + 2 * j + k), place, SIZE(pixel))
 
 
-def _call(emit: Emitter, name: str, *arguments: ir.Value) -> None:
+def call_unit(emit: Emitter, name: str, *arguments: ir.Value) -> None:
+    """Call one of LLVM's functions for the tile registers."""
     name = f"llvm.x86.{name}"
     function = emit.builder.module.globals.get(name)
     if function is None:

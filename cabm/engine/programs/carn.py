@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.active_tail import active_tail
+from cabm.engine.active_tail import active_tail, tail_layers
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
+from cabm.engine.float_rows import rows
 from cabm.engine.fused import Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import AFTER, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
@@ -64,8 +65,10 @@ class CarnProgram:
         }
         self._head = FloatConv(model.head.weight, model.head.bias, torch.float32)
         slopes = [0.0] * len(model.factors)
-        convs = [*model.upsample, model.tail]
-        self._tail = active_tail(convs, model.factors, slopes, float_dtype, gain=255.0, offset=model.mean)
+        tail = [*model.upsample, model.tail], model.factors, slopes
+        output = {"gain": 255.0, "offset": model.mean}
+        self._rows = rows(float_dtype, tail_layers(*tail, **output))
+        self._tail = active_tail(*tail, float_dtype, **output) if self._rows is None else None
 
     def plan(self, row: Row) -> dict[ResidualBlock, _Block] | Chain:
         """Return the residual blocks at the bits of ``row``."""
@@ -81,9 +84,8 @@ class CarnProgram:
     def run(self, x: Tensor, plan: dict[ResidualBlock, _Block] | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         head = self._head(x / 255 - self._model.mean)
-        return self._tail(
-            plan.run(head) if isinstance(plan, Chain) else self._cascade(self._model.body, head, plan), x
-        )
+        body = plan.run(head) if isinstance(plan, Chain) else self._cascade(self._model.body, head, plan)
+        return self._tail(body, x) if self._rows is None else self._rows(body)
 
     def _chain(self, kernel: Kernel, blocks: list[_Block]) -> Chain:
         """Return the body as a chain. Images of all that a fusion reads replace concatenations."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from cabm.engine.blocks import Block, Blocks
 from cabm.engine.chains import Chain, residual_chain
 from cabm.engine.float_conv import FloatConv
+from cabm.engine.float_rows import Layer, rows
 from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
-from cabm.engine.linear_tail import CollapsedTail
+from cabm.engine.linear_tail import CollapsedTail, Edge, collapse_at
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_at, skip_grid
 from cabm.models.edsr import EDSR, ResidualBlock
 
@@ -34,9 +35,11 @@ class EdsrProgram:
         ]
         self._block = cache(self._make_block)  # hundreds of rows combine a few widths per block
         self._head = FloatConv(model.head.weight, model.head.bias, torch.float32)
-        self._body_end = FloatConv(model.body_end.weight, model.body_end.bias, float_dtype)
-        tail = [*model.upsample, model.tail]
-        self._tail = CollapsedTail(tail, model.factors, float_dtype, replicate=model.replicate_tail)
+        self._rows = rows(float_dtype, _end(model)) if model.replicate_tail else None
+        if self._rows is None:
+            self._body_end = FloatConv(model.body_end.weight, model.body_end.bias, float_dtype)
+            tail = [*model.upsample, model.tail]
+            self._tail = CollapsedTail(tail, model.factors, float_dtype, replicate=model.replicate_tail)
 
     def plan(self, row: Row) -> Blocks | Chain:
         """Return the blocks at the bits of ``row``."""
@@ -50,6 +53,8 @@ class EdsrProgram:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         x = x - self._model.mean
         head = self._head(x)
+        if self._rows is not None:
+            return self._rows(plan.run(head), addend=head)
         feature = self._body_end(plan.run(head)).float()
         return self._tail(feature.add_(head), x).add_(self._model.mean)
 
@@ -59,6 +64,14 @@ class EdsrProgram:
         source, hidden, residual = map(grid_at, _quantizers(block), bits, storages)
         skip = skip_grid(block, bits[0])
         return Block(conv1.at(source), conv2.at(hidden), skip, residual, block.res_scale)
+
+
+def _end(model: EDSR) -> list[Layer]:
+    """Return the last convolution of the body, and the tail as one."""
+    weight, bias = collapse_at([*model.upsample, model.tail], model.factors, Edge())
+    bias = bias + model.mean.flatten().repeat_interleave(model.scale**2)
+    tail = Layer(weight, bias, shuffle=model.scale, replicate=True)
+    return [Layer(model.body_end.weight, model.body_end.bias), tail]
 
 
 def _quantizers(block: ResidualBlock) -> tuple[nn.Module, ...]:

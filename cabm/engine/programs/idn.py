@@ -13,6 +13,7 @@ from cabm.engine import layer_numbers as numbering
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
 from cabm.engine.float_conv import FloatConv
+from cabm.engine.float_rows import Layer, rows
 from cabm.engine.fused import FloatWeights, Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import (
@@ -82,7 +83,9 @@ class IdnProgram:
         self._packing = packing(self._kernel)
         self._entry = tuple(PackedConv(conv, **self._packing) for conv in (model.entry1, model.entry2))
         self._blocks = [self._pack(block) for block in model.body]
-        self._tail = FloatConv(*as_convolution(model.tail), float_dtype)
+        tail = as_convolution(model.tail)
+        self._rows = rows(float_dtype, [Layer(*tail, shuffle=model.scale)])
+        self._tail = FloatConv(*tail, float_dtype) if self._rows is None else None
 
     def _pack(self, block: DistillationBlock) -> tuple[list[PackedConv], FloatConv | FloatWeights]:
         everything, n = slice(None), block.compression.out_channels
@@ -118,6 +121,8 @@ class IdnProgram:
         hidden = plan.run(x) if isinstance(plan, Chain) else _run(x, plan)
         scale = self._model.scale
         bicubic = F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+        if self._rows is not None:
+            return self._rows(hidden, base=bicubic)
         return F.pixel_shuffle(self._tail(hidden).float(), scale).add_(bicubic)
 
 

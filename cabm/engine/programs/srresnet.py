@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.active_tail import active_tail
+from cabm.engine.active_tail import active_tail, tail_layers
 from cabm.engine.blocks import Block, Blocks
 from cabm.engine.chains import Chain, residual_chain
 from cabm.engine.float_conv import FloatConv
+from cabm.engine.float_rows import Layer, rows
 from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_of, skip_grid
@@ -40,9 +41,13 @@ class SRResNetProgram:
         ]
         self._head = FloatConv(model.head.weight, None, torch.float32)
         factors, biases = affine(model.body_end_bn)
-        self._body_end = FloatConv(model.body_end.weight * factors.view(-1, 1, 1, 1), biases, float_dtype)
+        end = Layer(model.body_end.weight * factors.view(-1, 1, 1, 1), biases)
         slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
-        self._tail = active_tail([*model.upsample, model.tail], model.factors, slopes, float_dtype)
+        tail = [*model.upsample, model.tail], model.factors, slopes
+        self._rows = rows(float_dtype, [end, *tail_layers(*tail)])
+        if self._rows is None:
+            self._body_end = FloatConv(end.weight, end.bias, float_dtype)
+            self._tail = active_tail(*tail, float_dtype)
 
     def plan(self, row: Row) -> Blocks | Chain:
         """Return the blocks at the bits of ``row``."""
@@ -60,6 +65,8 @@ class SRResNetProgram:
     def run(self, x: Tensor, plan: Blocks | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         head = F.leaky_relu(self._head(x), self._slope, inplace=True)
+        if self._rows is not None:
+            return self._rows(plan.run(head), addend=head)
         return self._tail(self._body_end(plan.run(head)).float().add_(head), x)
 
 

@@ -1,0 +1,156 @@
+"""Float convolutions one after another, row by row, for processors with AMX and bfloat16.
+
+Each convolution holds as many rows of its input as its kernel reads, and computes a row as soon as they are
+there. So all numbers between two convolutions stay in the cache, and PixelShuffle and activations cost no
+pass over memory. Sums are in float32, and rounded to bfloat16 only where the next convolution reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cabm.engine.elementwise import dense, flat
+from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
+from cabm.machine.cpu import compiler_features, multiplies_bfloat16
+
+CHANNELS = 16
+"""Output channels of a tile register."""
+
+DEPTH = 32
+"""Input numbers of a tile register's row."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution with stride 1 and "same" padding, and what follows it.
+
+    Attributes:
+        weight: (O,I,k,k), k odd.
+        bias: (O,).
+        shuffle: r of the PixelShuffle after it; 1: none.
+        slope: factor on negative results; 1: none.
+        replicate: what lies beyond the border is the outermost pixel instead of 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shuffle: int = 1
+    slope: float = 1.0
+    replicate: bool = False
+
+
+class Rows:
+    """Convolutions one after another, in bfloat16, with results in float32.
+
+    Args:
+        loop: from `compiled`.
+        layers: first to last. All but the last make a multiple of 16 channels after their PixelShuffle.
+    """
+
+    def __init__(self, loop: Loop, layers: Sequence[Layer]) -> None:
+        self._loop = loop
+        self._scale = math.prod(layer.shuffle for layer in layers)
+        self._channels = len(layers[-1].weight) // layers[-1].shuffle ** 2
+        self._kept: list[Tensor] = []
+        self._table = np.array([self._row(layer) for layer in layers], np.int64)
+
+    def _row(self, layer: Layer) -> list[int]:
+        weight, bias = before_shuffle(layer.weight.detach(), layer.bias.detach(), layer.shuffle)
+        margin = -len(weight) % CHANNELS
+        packed = [
+            pack(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin))),
+            F.pad(bias, (0, margin)).float().contiguous(),
+            torch.tensor([layer.slope], dtype=torch.float32),
+        ]
+        self._kept += packed
+        outputs, inputs, size, _ = weight.shape
+        addresses = [tensor.data_ptr() for tensor in packed]
+        return [size, inputs, outputs + margin, layer.shuffle, int(layer.replicate), *addresses]
+
+    def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
+        """Convolve (1,I,h,w) float32.
+
+        Args:
+            x: the input.
+            addend: added to the first convolution's result; of its shape.
+            base: added to the result; of its shape.
+
+        Returns:
+            (1,C,h*R,w*R) float32, channels last; R is the product of all factors.
+        """
+        height, width = x.shape[2:]
+        out = torch.empty(height * self._scale, width * self._scale, self._channels)
+        nothing = np.empty(0, np.float32)
+        self._loop(
+            *(self._table, height, width, flat(dense(x))),
+            nothing if addend is None else flat(dense(addend)),
+            nothing.reshape(0, 0, 0) if base is None else dense(base)[0].permute(1, 2, 0).numpy(),
+            out.numpy(),
+        )
+        return out.permute(2, 0, 1)[None]
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Return bfloat16 weights (O / 16, k, ceil(k I / 32), 16, 16, 2) for (O,I,k,k)."""
+    outputs, inputs, size, _ = weight.shape
+    rows = weight.permute(0, 2, 3, 1).reshape(outputs, size, size * inputs)
+    rows = F.pad(rows, (0, -size * inputs % DEPTH))
+    tiles = rows.view(outputs // CHANNELS, CHANNELS, size, -1, DEPTH // 2, 2)
+    return tiles.permute(0, 2, 3, 4, 1, 5).to(torch.bfloat16).contiguous()
+
+
+def before_shuffle(weight: Tensor, bias: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Order the outputs (C r^2) of a convolution before a PixelShuffle so that a pixel's lie together."""
+    order = torch.arange(len(weight)).view(-1, factor**2).t().flatten()
+    return weight[order], bias[order]
+
+
+def rows(dtype: torch.dtype, layers: Sequence[Layer]) -> Rows | None:
+    """Return convolutions that compute in ``dtype``; None where this CPU or their shapes rule that out."""
+    whole = all(len(layer.weight) // layer.shuffle**2 % CHANNELS == 0 for layer in layers[:-1])
+    loop = compiled() if dtype == torch.bfloat16 and whole else None
+    return None if loop is None else Rows(loop, layers)
+
+
+@cache
+@none_if_numba_fails
+def compiled() -> Loop | None:
+    """Return the compiled loop, or None where the CPU has no AMX with bfloat16; the first call compiles.
+
+    Raises:
+        ArithmeticError: it computes wrong results.
+    """
+    from cabm.engine.amx import permitted
+    from cabm.engine.float_rows_loops import rows_loop
+
+    features = compiler_features()
+    has_units = features.get("amx-bf16") and features.get("avx512bw") and compiles_for_this_cpu()
+    if not has_units or not multiplies_bfloat16(torch.device("cpu")) or not permitted():
+        return None
+    loop = jit(rows_loop())
+    if not _tried(loop):
+        raise ArithmeticError("compiled float convolutions compute wrong results")
+    return loop
+
+
+def _tried(loop: Loop) -> bool:
+    """Run two convolutions on small whole numbers, whose sums are exact."""
+    generator = torch.Generator().manual_seed(0)
+    x, *weights = (
+        torch.randint(-3, 4, size, generator=generator).float()
+        for size in ((1, 18, 5, 9), (64, 18, 3, 3), (12, 16, 5, 5))
+    )
+    first = Layer(weights[0] / 64, torch.full((64,), 0.5), shuffle=2, slope=0.5)
+    hidden = F.pixel_shuffle(F.conv2d(x, first.weight, first.bias, padding=1), 2)
+    hidden = F.leaky_relu(hidden, 0.5).bfloat16().float()
+    last = Layer(weights[1], torch.zeros(12), shuffle=2)
+    wanted = F.pixel_shuffle(F.conv2d(hidden, last.weight, padding=2), 2)
+    return bool((Rows(loop, [first, last])(x) - wanted).abs().max() <= 1e-3)

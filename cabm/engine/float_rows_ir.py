@@ -1,0 +1,151 @@
+"""LLVM code for `cabm.engine.float_rows`: products of tiles of bfloat16, and the end of a layer.
+
+A tile register holds 16 pixels of 32 numbers, or the weights of 32 numbers and 16 output channels;
+``tdpbf16ps`` adds the products of two to 16 times 16 sums in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llvmlite import ir
+
+from cabm.engine.amx_ir import DEPTH, LANES, PIXELS_AT, SUMS, WEIGHTS_AT, call_unit
+from cabm.engine.emitter import BYTE, HALF, SIZE, Emitter
+
+SHAPES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))
+"""Tiles of pixels, and of output channels, that are computed together."""
+
+BLOCK = 4 * LANES
+"""The most pixels computed together."""
+
+SUMS_PIXEL = 4 * 2 * LANES
+"""Bytes of the sums of a pixel."""
+
+PRODUCT_INTEGERS = {"shape", "offset", "pixel", "taps", "depths"}
+END_INTEGERS = {"count", "narrow", "addend_pixel", "target_pixel"}
+
+
+class Product(NamedTuple):
+    """Operands of `emit_product`.
+
+    Attributes:
+        shape: 8 times the tiles of pixels plus the tiles of output channels, one of `SHAPES`.
+        rows: an int64 address for each row of the kernel.
+        offset: bytes from there to the first number that the kernel reads for the first pixel.
+        pixel: bytes from one pixel to the next.
+        taps: rows of the kernel.
+        depths: tile registers that hold a row of the kernel.
+        weights: (tiles, taps, depths, 16, 16, 2) bfloat16.
+        biases: a float32 for each output channel.
+        sums: (pixels, 2, 16) float32 to write.
+    """
+
+    shape: ir.Value
+    rows: ir.Value
+    offset: ir.Value
+    pixel: ir.Value
+    taps: ir.Value
+    depths: ir.Value
+    weights: ir.Value
+    biases: ir.Value
+    sums: ir.Value
+
+
+class End(NamedTuple):
+    """Operands of `emit_end`.
+
+    Attributes:
+        count: pixels.
+        narrow: 1 to write bfloat16, 0 to write float32.
+        sums: 16 float32 for each pixel, `SUMS_PIXEL` bytes apart.
+        addend: 16 float32 to add for each pixel.
+        addend_pixel: bytes from one pixel to the next there; 0: nothing is added.
+        slope: address of a float32 that negative results are multiplied by.
+        target: 16 numbers to write for each pixel.
+        target_pixel: bytes from one pixel to the next there.
+    """
+
+    count: ir.Value
+    narrow: ir.Value
+    sums: ir.Value
+    addend: ir.Value
+    addend_pixel: ir.Value
+    slope: ir.Value
+    target: ir.Value
+    target_pixel: ir.Value
+
+
+def emit_product(emit: Emitter, operands: Product) -> None:
+    """Emit the sums of up to 64 pixels and 16 or 32 output channels."""
+    bodies = {8 * t + h: lambda t=t, h=h: _emit_sums(emit, operands, t, h) for t, h in SHAPES}
+    emit.choose(operands.shape, bodies)
+
+
+def _emit_sums(emit: Emitter, operands: Product, tiles: int, halves: int) -> None:
+    builder = emit.builder
+    size = SIZE(DEPTH * LANES)  # bytes of a tile register
+    half = builder.mul(builder.mul(operands.depths, operands.taps), size)
+    further = [builder.mul(operands.pixel, SIZE(LANES * j)) for j in range(tiles)]
+    for k in range(halves):
+        start = emit.load(emit.at(operands.biases, 4 * LANES * k), emit.singles)
+        emit.store(start, emit.at(operands.sums, 4 * LANES * k))
+        for j in range(tiles):  # a distance of 0 bytes repeats the row
+            place = emit.at(operands.sums, 4 * LANES * k)
+            call_unit(emit, "tileloadd64", BYTE(SUMS + halves * j + k), place, SIZE(0))
+
+    def depth(_, source, weights):
+        for k in range(halves):
+            place = weights if k == 0 else emit.at(weights, half)
+            call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), place, SIZE(DEPTH))
+        for j in range(tiles):
+            register = BYTE(PIXELS_AT + j % 2)
+            call_unit(emit, "tileloadd64", register, emit.at(source, further[j]), operands.pixel)
+            for k in range(halves):
+                sums = BYTE(SUMS + halves * j + k)
+                call_unit(emit, "tdpbf16ps", sums, register, BYTE(WEIGHTS_AT + k))
+        return emit.at(source, DEPTH), emit.at(weights, size)
+
+    def row(_, rows, weights):
+        source = emit.at(emit.pointer(emit.load(rows, SIZE)), operands.offset)
+        _, weights = emit.loop(operands.depths, (source, weights), depth)
+        return emit.at(rows, 8), weights
+
+    emit.loop(operands.taps, (operands.rows, operands.weights), row)
+    for j in range(tiles):
+        for k in range(halves):
+            place = emit.at(operands.sums, 4 * LANES * k + SUMS_PIXEL * LANES * j)
+            call_unit(emit, "tilestored64", BYTE(SUMS + halves * j + k), place, SIZE(SUMS_PIXEL))
+
+
+def emit_end(emit: Emitter, operands: End) -> None:
+    """Emit what follows the sums of 16 output channels: add, activate, round to bfloat16, write."""
+    builder = emit.builder
+    slope = emit.splat(emit.load(operands.slope, emit.singles.element))
+    adds = builder.icmp_signed("!=", operands.addend_pixel, SIZE(0))
+    narrow = builder.icmp_signed("!=", operands.narrow, SIZE(0))
+
+    def pixel(_, sums, addend, target):
+        value = emit.load(sums, emit.singles)
+        other = builder.select(adds, emit.load(addend, emit.singles), emit.constant(emit.singles, -0.0))
+        value = builder.fadd(value, other)
+        negative = builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
+        value = builder.select(negative, builder.fmul(value, slope), value)
+        with builder.if_else(narrow) as (then, otherwise):
+            with then:
+                emit.store(_to_bfloat16(emit, value), target)
+            with otherwise:
+                emit.store(value, target)
+        places = (SIZE(SUMS_PIXEL), operands.addend_pixel, operands.target_pixel)
+        return [emit.at(at, step) for at, step in zip((sums, addend, target), places, strict=True)]
+
+    emit.loop(operands.count, (operands.sums, operands.addend, operands.target), pixel)
+
+
+def _to_bfloat16(emit: Emitter, value: ir.Value) -> ir.Value:
+    """Emit the rounding of float32, to nearest even; the results are 16-bit numbers."""
+    builder, words = emit.builder, emit.words
+    bits = builder.bitcast(value, words)
+    odd = builder.and_(builder.lshr(bits, emit.constant(words, 16)), emit.constant(words, 1))
+    bits = builder.add(bits, builder.add(odd, emit.constant(words, 0x7FFF)))
+    return builder.trunc(builder.lshr(bits, emit.constant(words, 16)), ir.VectorType(HALF, emit.lanes))

@@ -1,0 +1,237 @@
+"""The loop of `cabm.engine.float_rows`: which row of which convolution comes next, and what it reads."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload, register_jitable
+
+from cabm.engine import amx, amx_ir, emitter, float_rows_ir
+from cabm.engine.amx import configure, release
+from cabm.engine.amx_ir import DEPTH, LANES
+from cabm.engine.emitter import checksum, typed_call
+from cabm.engine.float_rows_ir import BLOCK, SUMS_PIXEL
+from cabm.machine.compiled import Loop
+
+KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, WEIGHTS, BIASES, SLOPE = range(8)
+"""Of a convolution: side, channels (outputs padded), the PixelShuffle after it, whether the outermost
+pixels are replicated beyond the border instead of zeros, and the addresses of weights, biases and slope."""
+
+HEIGHT, WIDTH, FIRST, ROW, KEPT, MARGIN = range(PLACE := 6)
+"""Of a convolution's input; see `_lay_out`."""
+
+NUMBERS = DEPTH // 2
+"""Numbers of a tile register's row."""
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tiles(_, lanes, shape, rows, offset, pixel, taps, depths, weights, biases, sums):
+    """Convolve adjacent pixels of a row; see `cabm.engine.float_rows_ir.Product`."""
+    integers = float_rows_ir.PRODUCT_INTEGERS
+    return typed_call(lanes, float_rows_ir.Product, integers, float_rows_ir.emit_product)
+
+
+@intrinsic(prefer_literal=True)
+def finish_tiles(_, lanes, count, narrow, sums, addend, addend_pixel, slope, target, target_pixel):
+    """Finish adjacent pixels of a row; see `cabm.engine.float_rows_ir.End`."""
+    return typed_call(lanes, float_rows_ir.End, float_rows_ir.END_INTEGERS, float_rows_ir.emit_end)
+
+
+def rows_loop() -> Loop:
+    """Return the function to compile."""
+    emitters = checksum(amx, amx_ir, emitter, float_rows_ir)
+
+    def run(layers, height, width, x, addend, base, out):
+        """Run convolutions on an image.
+
+        Args:
+            layers: (S, 8) int64, from `KERNEL` to `SLOPE`.
+            height, width: of the image.
+            x: flat float32, channels last.
+            addend: flat float32, added to the first result before its PixelShuffle; or empty.
+            base: (rows, columns, channels) float32 in the shape of ``out``, added to it; or empty.
+            out: (rows, columns, channels) float32, after the last PixelShuffle.
+        """
+        _ = emitters
+        last = len(layers) - 1
+        places, size = _lay_out(layers, height, width)
+        memory = np.zeros(size + DEPTH, np.uint16)
+        memory = memory[(-np.int64(memory.ctypes.data) % DEPTH) // 2 :]
+        line = np.empty((out.shape[1] // layers[last, SHUFFLE], layers[last, OUTPUTS]), np.float32)
+        scratch = np.empty(BLOCK * SUMS_PIXEL // 4 + 16, np.float32)
+        rows = np.empty(layers[:, KERNEL].max(), np.int64)
+        read, made = np.zeros(last + 1, np.int64), np.zeros(last + 1, np.int64)
+        configure(LANES, np.int64(scratch.ctypes.data))
+        while made[last] < places[last, HEIGHT]:
+            s = last  # the last convolution that can go on
+            while s >= 0 and read[s] < min(made[s] + layers[s, KERNEL] // 2 + 1, places[s, HEIGHT]):
+                s -= 1
+            if s < 0:
+                _read_row(x, layers[0], places[0], read[0], memory)
+                read[0] += 1
+                continue
+            y = made[s]
+            _find_rows(layers[s], places[s], y, memory, rows)
+            added = addend[y * width * layers[0, OUTPUTS] :] if s == 0 else addend[:0]
+            if s < last:
+                factor = layers[s, SHUFFLE]
+                _convolve_row(LANES, layers[s], places[s], rows, added, scratch, memory, places[s + 1], y)
+                for fine in range(factor * y, factor * (y + 1)):
+                    _extend_row(layers[s + 1], places[s + 1], fine, memory)
+                read[s + 1] += factor
+            else:
+                _convolve_row(LANES, layers[s], places[s], rows, added, scratch, line, places[s], y)
+                _write_rows(line, layers[s], y, base, out)
+            made[s] += 1
+        release(LANES, np.int64(scratch.ctypes.data))
+
+    return run
+
+
+@register_jitable
+def _lay_out(layers, height, width):
+    """Return the place of each convolution's input, and the size of the memory in bfloat16.
+
+    A place holds: height and width; where the first row starts, numbers of a row, rows that
+    are kept, and numbers to the left of the first pixel. The memory starts with a row of zeros.
+    """
+    places = np.empty((len(layers), PLACE), np.int64)
+    size = 0
+    for s in range(len(layers)):
+        reach, inputs = layers[s, KERNEL] // 2, layers[s, INPUTS]
+        kept = 2 * reach + (layers[s - 1, SHUFFLE] if s > 0 else 1)
+        row = ((width + 2 * reach + BLOCK) * inputs + 2 * NUMBERS - 1) // NUMBERS * NUMBERS
+        places[s] = np.array([height, width, 0, row, kept, reach * inputs])
+        height, width = height * layers[s, SHUFFLE], width * layers[s, SHUFFLE]
+    size = places[:, ROW].max()
+    for s in range(len(layers)):
+        places[s, FIRST] = size
+        size += places[s, ROW] * places[s, KEPT]
+    return places, size
+
+
+@register_jitable
+def _row_at(place, y):
+    """Return where row ``y`` of a convolution's input starts."""
+    return place[FIRST] + y % place[KEPT] * place[ROW]
+
+
+@register_jitable
+def _read_row(x, layer, place, y, memory):
+    """Round a row of the image to bfloat16, to nearest even."""
+    width, inputs = place[WIDTH], layer[INPUTS]
+    first = _row_at(place, y) + place[MARGIN]
+    target = memory[first : first + width * inputs]
+    source = x[y * width * inputs : (y + 1) * width * inputs].view(np.uint32)
+    for i in range(width * inputs):
+        bits = source[i]
+        target[i] = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
+    _extend_row(layer, place, y, memory)
+
+
+@register_jitable
+def _extend_row(layer, place, y, memory):
+    """Replicate the outermost pixels of a row beyond the border, where the convolution asks for it."""
+    if layer[REPLICATE] == 0:
+        return
+    inputs, reach = layer[INPUTS], layer[KERNEL] // 2
+    start = _row_at(place, y)
+    left, right = start + reach * inputs, start + (reach + place[WIDTH] - 1) * inputs
+    for pixel in range(1, reach + 1):
+        for c in range(inputs):
+            memory[left - pixel * inputs + c] = memory[left + c]
+            memory[right + pixel * inputs + c] = memory[right + c]
+
+
+@register_jitable
+def _find_rows(layer, place, y, memory, rows):
+    """Write the addresses of the rows that the kernel reads for row ``y``."""
+    start = np.int64(memory.ctypes.data)
+    for tap in range(layer[KERNEL]):
+        here = y + tap - layer[KERNEL] // 2
+        if layer[REPLICATE] != 0:
+            here = min(max(here, 0), place[HEIGHT] - 1)
+        inside = 0 <= here < place[HEIGHT]
+        rows[tap] = start + (2 * _row_at(place, here) if inside else 0)
+
+
+def _convolve_row(lanes, layer, place, rows, addend, scratch, target, target_place, y):
+    """Convolve row ``y``.
+
+    Args:
+        lanes: `LANES`.
+        layer, place: of the convolution and of its input.
+        rows: from `_find_rows`.
+        addend: flat float32 to add, or empty.
+        scratch: float32.
+        target: bfloat16 memory, whose ``target_place`` the results go to, through PixelShuffle; or
+            (columns, outputs) float32, which they go to as they are.
+    """
+    raise NotImplementedError("only compiled loops call this")
+
+
+@overload(_convolve_row, prefer_literal=True)
+def _compile_row(lanes, layer, place, rows, addend, scratch, target, target_place, y):
+    narrow = int(target.dtype == types.uint16)
+
+    def convolve(lanes, layer, place, rows, addend, scratch, target, target_place, y):
+        inputs, outputs, taps, width = layer[INPUTS], layer[OUTPUTS], layer[KERNEL], place[WIDTH]
+        depths = -(-taps * inputs // NUMBERS)
+        sums, start = np.int64(scratch.ctypes.data), np.int64(target.ctypes.data)
+        table, added = np.int64(rows.ctypes.data), np.int64(addend.ctypes.data)
+        factor = layer[SHUFFLE]
+        channels = outputs // factor  # of a fine row, in all fine pixels of a coarse one
+        added_pixel = 4 * outputs if addend.size > 0 else 0
+        for first in range(0, outputs, 2 * LANES):
+            halves = min(2, (outputs - first) // LANES)
+            for begin in range(0, width, BLOCK // halves):
+                count = min(BLOCK // halves, width - begin)
+                tiles = -(-count // LANES)
+                tiles += tiles == 3
+                multiply_tiles(
+                    lanes,
+                    8 * tiles + halves,
+                    table,
+                    2 * begin * inputs,
+                    2 * inputs,
+                    taps,
+                    depths,
+                    layer[WEIGHTS] + 2 * first * taps * depths * NUMBERS,
+                    layer[BIASES] + 4 * first,
+                    sums,
+                )
+                for channel in range(first, first + halves * LANES, LANES):
+                    if narrow:
+                        # the row is framed as its reader asks; see _row_at
+                        fine = _row_at(target_place, y * factor + channel // channels)
+                        pixel = 2 * channels
+                        there = start + 2 * (fine + target_place[MARGIN]) + channel % channels * 2
+                    else:
+                        there, pixel = start + 4 * channel, 4 * outputs
+                    finish_tiles(
+                        lanes,
+                        count,
+                        narrow,
+                        sums + 4 * (channel - first),
+                        added + added_pixel * begin + 4 * channel * (added_pixel > 0),
+                        added_pixel,
+                        layer[SLOPE],
+                        there + begin * pixel,
+                        pixel,
+                    )
+
+    return convolve
+
+
+@register_jitable
+def _write_rows(line, layer, y, base, out):
+    """Write a row of results through the last PixelShuffle."""
+    factor = layer[SHUFFLE]
+    numbers = factor * out.shape[2]
+    for row in range(factor):
+        target = out[y * factor + row].reshape(-1)
+        for pixel in range(len(line)):
+            for i in range(numbers):
+                target[pixel * numbers + i] = line[pixel, row * numbers + i]
+        if base.size > 0:
+            target += base[y * factor + row].reshape(-1)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cabm.engine import float_rows
+from cabm.engine.float_rows import Layer, Rows, rows
+from cabm.engine.integer import compile_model
+from cabm.machine.compiled import Loop
+
+from .helpers import BACKBONES, calibrated, needs_units, photograph, row
+
+
+@pytest.fixture
+def loop() -> Loop:
+    found = float_rows.compiled()
+    if found is None:
+        pytest.skip("this CPU has no AMX with bfloat16")
+    return found
+
+
+def random_layers(channels: int, shuffle: int, *, replicate: bool) -> list[Layer]:
+    generator = torch.Generator().manual_seed(shuffle)
+
+    def layer(outputs: int, inputs: int, size: int, **ends) -> Layer:
+        weight = torch.randn(outputs, inputs, size, size, generator=generator) / (size * inputs**0.5)
+        return Layer(weight, torch.randn(outputs, generator=generator), **ends)
+
+    return [
+        layer(channels, 18, 3),
+        layer(16 * shuffle**2, channels, 3, shuffle=shuffle, slope=0.2),
+        layer(3 * 4, 16, 5, shuffle=2, replicate=replicate),
+    ]
+
+
+def by_layers(layers: list[Layer], x: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
+    """In float64 but for what is rounded to bfloat16: weights, and what a convolution reads."""
+    x, mode = x.double(), {False: "constant", True: "replicate"}
+    for number, layer in enumerate(layers):
+        reach = layer.weight.shape[-1] // 2
+        x = F.pad(x.bfloat16().double(), [reach] * 4, mode=mode[layer.replicate])
+        x = F.conv2d(x, layer.weight.bfloat16().double(), layer.bias.double())
+        x = x + addend if number == 0 else x
+        x = F.leaky_relu(F.pixel_shuffle(x, layer.shuffle), layer.slope)
+    return x
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (9, 2), (13, 65), (6, 131)])
+@pytest.mark.parametrize("shuffle", [1, 2, 3])
+@pytest.mark.parametrize("replicate", [False, True])
+def test_rows_equal_the_convolutions(
+    loop: Loop, size: tuple[int, int], shuffle: int, replicate: bool
+) -> None:
+    """Rows that end within a tile register, PixelShuffles, both kinds of border, both addends."""
+    layers = random_layers(48, shuffle, replicate=replicate)
+    generator = torch.Generator().manual_seed(1)
+    x, addend = (torch.randn(1, channels, *size, generator=generator) for channels in (18, 48))
+    base = torch.randn(1, 3, *(2 * shuffle * side for side in size), generator=generator)
+    found = Rows(loop, layers)(x, addend=addend, base=base)
+    wanted = by_layers(layers, x, addend) + base
+    assert found.shape == wanted.shape
+    # a sum on the edge between two bfloat16 may be rounded the other way
+    assert float((found - wanted).abs().max()) < 0.01
+    assert float((found - wanted).abs().mean()) < 1e-4
+
+
+def test_only_whole_tiles_of_channels_between_convolutions_are_taken(loop: Loop) -> None:
+    layers = random_layers(48, 2, replicate=False)
+    assert rows(torch.bfloat16, layers) is not None
+    assert rows(torch.float32, layers) is None
+    assert rows(torch.bfloat16, random_layers(40, 2, replicate=False)) is None
+
+
+@needs_units
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.inference_mode()
+def test_a_network_ends_as_in_float32(loop: Loop, scale: int, backbone: str) -> None:
+    options = {"replicate_tail": True} if backbone == "edsr" else {}
+    model = calibrated(backbone, scale=scale, options=options)
+    tiles, bits = photograph(21, 34), row(model, "mixed")
+    engines = [compile_model(model, float_dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+    narrow, wide = (engine.run(tiles, bits, dtype=torch.float32) for engine in engines)
+    assert not torch.equal(narrow, wide)
+    assert float((narrow - wide).abs().mean()) < 0.006 * float((wide - wide.mean()).abs().mean())
