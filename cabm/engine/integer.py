@@ -18,6 +18,7 @@ from cabm.engine.programs.idn import IdnProgram
 from cabm.engine.programs.srresnet import SRResNetProgram
 from cabm.errors import InputError
 from cabm.machine.cpu import multiplies_bfloat16
+from cabm.machine.memory import keep_freed_memory
 from cabm.machine.threads import in_order
 from cabm.models.base import Backbone
 from cabm.models.srresnet import SRResNet
@@ -126,6 +127,8 @@ class IntegerModel:
 def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) -> IntegerModel:
     """Compile a trained model for this machine's integer units.
 
+    From then on the process keeps freed memory; see `cabm.machine.memory.keep_freed_memory`.
+
     Args:
         model: a quantized backbone on the CPU with calibrated clip values. CADyQ models run at given
             bits; their bit selectors are not used.
@@ -141,6 +144,7 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
     if float_dtype is None:
         float_dtype = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
     elementwise.compiled()  # before threads need it
+    keep_freed_memory()
     with torch.no_grad():
         return IntegerModel(model, float_dtype)
 
