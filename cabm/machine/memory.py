@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
     A training step, or a tile, frees and allocates the same activations again. By default glibc maps many
     of them anew, and the first access to each page is a page fault: about ten thousand per training step,
     an eighth of the time of a quantized one. Threads that map and unmap memory also wait for each other: on
-    two of them a tile took 0.85 of the time of one, and takes 0.55 with memory kept. In exchange, the process keeps
-    its peak memory until it ends, but for blocks of more than 32 MB.
+    two of them a tile took 0.85 of the time of one, and takes 0.55 with memory kept. In exchange, the
+    process keeps its peak memory until it ends, but for blocks of more than 32 MB.
 
     Returns:
         Whether malloc keeps them; False for C libraries other than glibc.
