@@ -28,7 +28,7 @@ def written(name: str, folder: Path) -> Params:
 
 
 def test_the_list_of_presets() -> None:
-    assert preset_names() == ["edsr_x4", "paper", "sample", "small"]
+    assert preset_names() == ["edsr_x4", "idn_x2", "paper", "sample", "small"]
     listed = run("--list")
     for name in preset_names():
         (line,) = [line for line in listed.splitlines() if line.startswith(f"{name} ")]
@@ -38,7 +38,7 @@ def test_the_list_of_presets() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_are_valid(name: str, tmp_path: Path) -> None:
     params = written(name, tmp_path)
-    assert params.model.name == "edsr"
+    assert params.model.name == ("idn" if name.startswith("idn") else "edsr")
     assert (tmp_path / "params.yaml").read_bytes() == (PRESETS / f"{name}.yaml").read_bytes()
 
 
@@ -89,4 +89,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 def test_an_unknown_preset_is_refused_with_the_list() -> None:
     result = CliRunner().invoke(app, ["preset", "huge"])
     assert result.exit_code == 1
-    assert str(result.exception) == "huge: no such preset; the presets are edsr_x4, paper, sample, small"
+    assert (
+        str(result.exception)
+        == "huge: no such preset; the presets are edsr_x4, idn_x2, paper, sample, small"
+    )

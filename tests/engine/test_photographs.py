@@ -23,26 +23,32 @@ MOST_LEVELS, MOST_DB = 0.25, 0.01
 """Mean difference of pixels of 0..255, and difference of PSNR, between engine and simulation."""
 
 
+def photograph_of(name: str, scale: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return a photograph of Set5: low and high resolution."""
+    folder = shared_data / "Set5"
+    paths = folder / "LR_bicubic" / f"X{scale}" / f"{name}x{scale}.png", folder / "HR" / f"{name}.png"
+    low, high = (np.array(Image.open(path).convert("RGB")) for path in paths)
+    return low, high[: scale * len(low), : scale * low.shape[1]]
+
+
 @pytest.fixture(params=NAMES)
 def photo(request: pytest.FixtureRequest, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph of Set5: low and high resolution."""
-    folder, name = shared_data / "Set5", request.param
-    paths = folder / "LR_bicubic" / f"X{SCALE}" / f"{name}x{SCALE}.png", folder / "HR" / f"{name}.png"
-    low, high = (np.array(Image.open(path).convert("RGB")) for path in paths)
-    return low, high[: SCALE * len(low), : SCALE * low.shape[1]]
+    return photograph_of(request.param, SCALE, shared_data)
 
 
-def check(found: np.ndarray, wanted: np.ndarray, high: np.ndarray) -> None:
+def check(found: np.ndarray, wanted: np.ndarray, high: np.ndarray, scale: int = SCALE) -> None:
     assert found.shape == wanted.shape == high.shape
     assert np.abs(found.astype(float) - wanted).mean() <= MOST_LEVELS
-    assert abs(psnr_y(found, high, SCALE) - psnr_y(wanted, high, SCALE)) <= MOST_DB
+    assert abs(psnr_y(found, high, scale) - psnr_y(wanted, high, scale)) <= MOST_DB
 
 
-def test_the_shipped_model(photo: tuple[np.ndarray, np.ndarray]) -> None:
-    low, high = photo
-    found, wanted = (Upscaler.load("edsr_x4", engine=engine)(low) for engine in ("int8", "float"))
-    check(found, wanted, high)
-    assert psnr_y(found, high, SCALE) > 25, "the upscaled photograph, not only the same image twice"
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("model", "scale", "psnr"), [("edsr_x4", 4, 25), ("idn_x2", 2, 30)])
+def test_the_shipped_models(model: str, scale: int, psnr: float, name: str, shared_data: Path) -> None:
+    low, high = photograph_of(name, scale, shared_data)
+    found, wanted = (Upscaler.load(model, engine=engine)(low) for engine in ("int8", "float"))
+    check(found, wanted, high, scale)
+    assert psnr_y(found, high, scale) > psnr, "the upscaled photograph, not only the same image twice"
 
 
 @pytest.mark.parametrize("bits", [4, "mixed", 8])
