@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cabm.engine.float_conv import FloatConv, minus_image, winograd
 from cabm.engine.float_rows import Layer
-from cabm.models.tail import before_pixel_shuffle
+from cabm.models.tail import before_pixel_shuffle, pixels_together
 
 if TYPE_CHECKING:
     from cabm.engine.float_winograd import Compiled
@@ -99,19 +99,23 @@ class WinogradTail:
         gain: float = 1.0,
         offset: Tensor | None = None,
     ) -> None:
-        from cabm.engine.float_winograd import WinogradConv, before_shuffle
+        from cabm.engine.float_winograd import WinogradConv
 
         *upsampling, last = convs
         self._factor = factors[-1]
         stages = zip(upsampling, factors, (1, *factors[:-1]), slopes, strict=True)
         self._convs: list[Callable[[Tensor], Tensor]] = [
             WinogradConv(
-                loop, *before_shuffle(conv.weight, conv.bias, factor), shuffle=shuffle, slope=slope
+                loop,
+                pixels_together(conv.weight, factor),
+                pixels_together(_bias(conv), factor),
+                shuffle=shuffle,
+                slope=slope,
             )
             for conv, factor, shuffle, slope in stages
         ]
         weight, bias = _last(last, factors[-1], gain, offset)
-        inputs, _ = before_shuffle(weight.transpose(0, 1), None, factors[-1])
+        inputs = pixels_together(weight.transpose(0, 1), factors[-1])
         self._convs.append(FloatConv(inputs.transpose(0, 1), bias, torch.float32))
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cabm.engine.elementwise import dense, flat
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features, multiplies_bfloat16
+from cabm.models.tail import pixels_together
 
 CHANNELS = 16
 """Output channels of a tile register."""
@@ -63,7 +64,9 @@ class Rows:
         self._table = np.array([self._row(layer) for layer in layers], np.int64)
 
     def _row(self, layer: Layer) -> list[int]:
-        weight, bias = before_shuffle(layer.weight.detach(), layer.bias.detach(), layer.shuffle)
+        weight, bias = (
+            pixels_together(each.detach(), layer.shuffle) for each in (layer.weight, layer.bias)
+        )
         margin = -len(weight) % CHANNELS
         packed = [
             pack(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin))),
@@ -105,12 +108,6 @@ def pack(weight: Tensor) -> Tensor:
     rows = F.pad(rows, (0, -size * inputs % DEPTH))
     tiles = rows.view(outputs // CHANNELS, CHANNELS, size, -1, DEPTH // 2, 2)
     return tiles.permute(0, 2, 3, 4, 1, 5).to(torch.bfloat16).contiguous()
-
-
-def before_shuffle(weight: Tensor, bias: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Order the outputs (C r^2) of a convolution before a PixelShuffle so that a pixel's lie together."""
-    order = torch.arange(len(weight)).view(-1, factor**2).t().flatten()
-    return weight[order], bias[order]
 
 
 def rows(dtype: torch.dtype, layers: Sequence[Layer]) -> Rows | None:

@@ -223,7 +223,7 @@ class WinogradConv:
         weight: (O,I,k,k), k 3 or 5.
         bias: (O,) or None.
         shuffle: r of the PixelShuffle that the input has yet to go through; its channels are in the order
-            (r^2, I), as `before_shuffle` makes them.
+            (r^2, I), as `cabm.models.tail.pixels_together` makes them.
         slope: factor on negative results; 1: none.
     """
 
@@ -260,12 +260,6 @@ class WinogradConv:
             *(self._weights, self._biases, self._slope, self._size, out.numpy()),
         )
         return out[:height, :width, : self._outputs].permute(2, 0, 1)[None]
-
-
-def before_shuffle(weight: Tensor, bias: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
-    """Order the outputs (C r^2) of a convolution before a PixelShuffle for `WinogradConv`: (r^2, C)."""
-    order = torch.arange(len(weight)).view(-1, factor**2).t().flatten()
-    return weight[order], None if bias is None else bias[order]
 
 
 def _tried(found: Compiled) -> bool:

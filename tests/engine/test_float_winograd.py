@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from cabm.engine import float_conv
 from cabm.engine.active_tail import WinogradTail
-from cabm.engine.float_winograd import Compiled, WinogradConv, before_shuffle, convolution_loop
+from cabm.engine.float_winograd import Compiled, WinogradConv, convolution_loop
 from cabm.machine import cpu
 from cabm.machine.compiled import jit
 from cabm.models import build_model
+from cabm.models.tail import pixels_together
 from cabm.quant import Precision
 
 
@@ -41,8 +42,8 @@ def test_it_equals_the_direct_sums(
     x = torch.randn(1, 18 * shuffle**2, *size, generator=generator)
     y = F.conv2d(F.pixel_shuffle(x, shuffle).double(), weight.double(), bias.double(), padding=kernel // 2)
     wanted = F.leaky_relu(y, 0.2)
-    ordered, _ = before_shuffle(x[0], None, shuffle)
-    found = WinogradConv(loop, weight, bias, shuffle=shuffle, slope=0.2)(ordered[None])
+    ordered = pixels_together(x[0], shuffle)[None]
+    found = WinogradConv(loop, weight, bias, shuffle=shuffle, slope=0.2)(ordered)
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
