@@ -101,10 +101,11 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
         for j in range(2):
             place = source if j == 0 else emit.at(source, further)
             call_unit(emit, "tileloadd64", BYTE(PIXELS_AT + j), place, operands.pixel)
+        for k in range(halves):
+            place = weights if k == 0 else emit.at(weights, half)
+            call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), place, SIZE(DEPTH))
+        for j in range(2):
             for k in range(halves):
-                if j == 0:
-                    at = weights if k == 0 else emit.at(weights, half)
-                    call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), at, SIZE(DEPTH))
                 sums = BYTE(SUMS + 2 * j + k)
                 call_unit(emit, "tdpbusd", sums, BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
         return emit.at(source, DEPTH), emit.at(weights, size)

@@ -96,7 +96,6 @@ def _lay_out(layers, height, width):
     are kept, and numbers to the left of the first pixel. The memory starts with a row of zeros.
     """
     places = np.empty((len(layers), PLACE), np.int64)
-    size = 0
     for s in range(len(layers)):
         reach, inputs = layers[s, KERNEL] // 2, layers[s, INPUTS]
         kept = 2 * reach + (layers[s - 1, SHUFFLE] if s > 0 else 1)
@@ -135,8 +134,8 @@ def _extend_row(layer, place, y, memory):
     if layer[REPLICATE] == 0:
         return
     inputs, reach = layer[INPUTS], layer[KERNEL] // 2
-    start = _row_at(place, y)
-    left, right = start + reach * inputs, start + (reach + place[WIDTH] - 1) * inputs
+    left = _row_at(place, y) + place[MARGIN]
+    right = left + (place[WIDTH] - 1) * inputs
     for pixel in range(1, reach + 1):
         for c in range(inputs):
             memory[left - pixel * inputs + c] = memory[left + c]
