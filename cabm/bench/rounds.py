@@ -9,13 +9,14 @@ from typing import Any
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int
+    runs: Mapping[str, Callable[[], Any]], rounds: int, *, pause: float = 0
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Run every contender once to warm up, then time each in every round.
 
     Args:
         runs: contenders by name.
         rounds: timings of each, at least 1.
+        pause: seconds before each timing.
 
     Returns:
         The results of the first runs, and the seconds of the rounds, by name.
@@ -24,6 +25,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(pause)
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cabm.bench.contenders import float_twin
 from cabm.bench.rounds import interleaved, median_ratio
-from cabm.bench.upscale import float_twin
 from cabm.checkpoints.find import find_model
 from cabm.checkpoints.model_directory import load_model
 from cabm.errors import InputError

@@ -1,40 +1,32 @@
-"""`cabm bench upscale`: time the float model, the simulated one, the integer engine and other runtimes."""
+"""`cabm bench upscale`: time the float model, the simulated one, the integer engine and other runtimes.
+
+Each runs in a process of its own, and one at a time: the threads of some runtimes keep their cores busy for
+a while after their work.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from cabm.bench import openvino as openvino_int8
-from cabm.bench import peers
+from cabm.bench import contenders, peers
+from cabm.bench.contenders import FLOAT, INTEGER, NCNN, ONE_THREAD, ONNX_RUNTIME, OPENVINO, SIMULATED, Work
 from cabm.bench.machine import describe_machine, int8_peak
+from cabm.bench.processes import OwnProcess, Run
 from cabm.bench.rounds import interleaved, median_ratio
-from cabm.checkpoints.model_directory import load_model
-from cabm.engine.integer import compile_model, supports
-from cabm.imaging.bicubic import upscale_bicubic_batch
-from cabm.machine.memory import peak_memory
-from cabm.machine.threads import torch_threads
-from cabm.models import Backbone, build_model
-from cabm.quant import AlphaObserver, Precision
-from cabm.tables.table import EdgeToBitTable
-from cabm.tiling.edges import edge_score
+from cabm.engine.integer import supports
+from cabm.models import Backbone
 from cabm.tiling.plan import plan
 
-FLOAT = "float (fp32, eager)"
-SIMULATED = "simulated (fake quantization)"
-INTEGER = "int8 engine"
-ONE_THREAD = "int8 engine, 1 thread"
-OPENVINO = "OpenVINO int8 (NNCF)"
-ONNX_RUNTIME = "ONNX Runtime"
-NCNN = "ncnn"
+PAUSE = 0.3
+"""Seconds between two timings, until the threads of the last one sleep."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,6 @@ class UpscaleBench:
         rounds: timings of each contender.
         tiles: tiles per timing; the float models take them as one batch.
         peers: also time OpenVINO, ONNX Runtime and ncnn, as far as they are installed.
-        memory: also measure the peak memory of the engine and the float model.
     """
 
     model: Path | None = None
@@ -65,7 +56,11 @@ class UpscaleBench:
     rounds: int = 5
     tiles: int = 4
     peers: bool = True
-    memory: bool = True
+
+    def work(self) -> Work:
+        """Return what each contender upscales."""
+        threads = self.threads or torch.get_num_threads()
+        return Work(self.model, self.backbone, self.scale, self.weight_bits, self.tile, self.tiles, threads)
 
 
 def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
@@ -77,104 +72,90 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         ``skipped``, why contenders were not timed. If the engine runs, also ``int8``, the operations per
         second of the engine and of oneDNN's best convolution, and their ratio; ``scaling``, the speedup
         from 1 to all threads; for models whose layers take several widths, ``by_bits``, the time of a
-        tile with one width in all layers / that with the largest width; ``peak_rss_mb``, and
-        ``memory_share``, that of the engine / that of float.
+        tile with one width in all layers / that with the largest width; ``peak_rss_mb``, the peak memory
+        of the processes of engine and float model, and ``memory_share``, their ratio.
 
     Raises:
         InputError: no such model directory, or a damaged one.
+        RuntimeError: a contender failed; its traceback is on the standard error.
     """
-    threads = options.threads or torch.get_num_threads()
-    with torch_threads(threads):
-        return _bench(options, threads)
-
-
-def _bench(options: UpscaleBench, threads: int) -> dict[str, Any]:
-    model, table = _model(options)
-    tiles, bits = _work(options, model, table)
-    runs, skipped = _contenders(options, model, tiles, bits, threads)
-    _, seconds = interleaved(runs, options.rounds)
+    work = options.work()
+    model, _ = work.load()
+    builds, skipped = _builds(model, work, with_peers=options.peers)
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(closing(OwnProcess(build))) for name, build in builds.items()
+        }
+        runs = {name: run for process in processes.values() for name, run in process.runs.items()}
+        _, seconds = interleaved(runs, options.rounds, pause=PAUSE)
+        peaks = {
+            name: processes[name].peak_memory() / 2**20 for name in (FLOAT, INTEGER) if name in processes
+        }
     num_tiles = len(plan(options.height, options.width, options.tile, options.stride))
     result: dict[str, Any] = {
         "options": asdict(options) | {"model": None if options.model is None else str(options.model)},
-        "machine": describe_machine(threads),
+        "machine": describe_machine(work.threads),
         "tiles": num_tiles,
         "rows": [
             {
                 "name": name,
-                "seconds_per_tile": statistics.median(times) / len(tiles),
-                "seconds_per_image": statistics.median(times) / len(tiles) * num_tiles,
+                "seconds_per_tile": statistics.median(times) / options.tiles,
+                "seconds_per_image": statistics.median(times) / options.tiles * num_tiles,
                 "speedup": median_ratio(seconds[FLOAT], times),
             }
             for name, times in seconds.items()
         ],
         "skipped": skipped,
     }
-    if INTEGER in runs:
-        operations = 2 * _quantized_macs(model) * options.tile**2 * len(tiles)
-        rate, peak = operations / statistics.median(seconds[ONE_THREAD]), int8_peak()
-        result["int8"] = {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak}
-        speedup = median_ratio(seconds[ONE_THREAD], seconds[INTEGER])
-        result["scaling"] = {"threads": threads, "speedup": speedup}
-        by_bits = {width: seconds[_at(width)] for width in _widths(model)}
-        result["by_bits"] = {
-            str(width): median_ratio(times, by_bits[max(by_bits)]) for width, times in by_bits.items()
-        }
-        if options.memory:
-            peaks = {name: _peak_memory(options, name) for name in (FLOAT, INTEGER)}
-            result["peak_rss_mb"] = peaks
-            result["memory_share"] = peaks[INTEGER] / peaks[FLOAT]
+    if INTEGER in builds:
+        result |= _of_engine(model, work, seconds)
+        result |= {"peak_rss_mb": peaks, "memory_share": peaks[INTEGER] / peaks[FLOAT]}
     return result
 
 
-def _contenders(
-    options: UpscaleBench, model: Backbone, tiles: Tensor, bits: Tensor | None, threads: int
-) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Return the contenders by name, and why others cannot run."""
-    plain, skipped = float_twin(model), {}
-    runs: dict[str, Callable[[], object]] = {
-        FLOAT: lambda: _forward(plain, tiles, None),
-        SIMULATED: lambda: _forward(model, tiles, bits),
-    }
+def _builds(
+    model: Backbone, work: Work, *, with_peers: bool
+) -> tuple[dict[str, Callable[[], dict[str, Run]]], dict[str, str]]:
+    """Return what builds the contenders of each process, by name, and why others cannot run."""
+    builds = {FLOAT: partial(contenders.float_eager, work), SIMULATED: partial(contenders.simulated, work)}
+    skipped = {}
     reason = supports(model)
     if reason is None:
-        engine = compile_model(model)
-        runs[INTEGER] = lambda: engine.run(tiles, bits, threads=threads)
-        runs[ONE_THREAD] = lambda: engine.run(tiles, bits, threads=1)
-        for width in _widths(model):
-            rows = torch.full((len(tiles), model.num_adaptive), width)
-            runs[_at(width)] = partial(engine.run, tiles, rows, threads=1)
+        builds[INTEGER] = partial(contenders.integer, work)
     else:
         skipped[INTEGER] = reason
-    if options.peers:
-        _add_peers(runs, skipped, plain, tiles.float(), threads)
-    return runs, skipped
-
-
-def _add_peers(
-    runs: dict[str, Callable[[], object]],
-    skipped: dict[str, str],
-    plain: Backbone,
-    tiles: Tensor,
-    threads: int,
-) -> None:
-    """Add the other runtimes to the contenders, or why they cannot run, by name."""
-    reason = peers.missing("openvino", "nncf")
-    if reason is None:
-        for hint in ("LATENCY", "THROUGHPUT"):
-            run = openvino_int8.int8_runner(plain, tiles, threads, hint)
-            runs[f"{OPENVINO}, {hint.lower()}"] = partial(run, tiles)
-    else:
-        skipped[OPENVINO] = reason
-    for peer, modules, runners in (
-        (ONNX_RUNTIME, ("onnx", "onnxruntime"), peers.onnx_runtime_runners),
-        (NCNN, ("ncnn", "pnnx"), peers.ncnn_runners),
+    if not with_peers:
+        return builds, skipped
+    hints = {
+        f"{OPENVINO}, {hint.lower()}": partial(contenders.openvino_int8, work, hint)
+        for hint in ("LATENCY", "THROUGHPUT")
+    }
+    for peer, modules, those in (
+        (OPENVINO, ("openvino", "nncf"), hints),
+        (ONNX_RUNTIME, ("onnx", "onnxruntime"), {ONNX_RUNTIME: partial(contenders.onnx_runtime, work)}),
+        (NCNN, ("ncnn", "pnnx"), {NCNN: partial(contenders.ncnn, work)}),
     ):
         reason = peers.missing(*modules)
         if reason is None:
-            precision, run = peers.fastest(runners(plain, tiles, threads), tiles)
-            runs[f"{peer} {precision}"] = partial(run, tiles)
+            builds |= those
         else:
             skipped[peer] = reason
+    return builds, skipped
+
+
+def _of_engine(model: Backbone, work: Work, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the entries of the result that only the engine has."""
+    one = seconds[ONE_THREAD]
+    operations = 2 * _quantized_macs(model) * work.tile**2 * work.tiles
+    rate, peak = operations / statistics.median(one), int8_peak()
+    by_bits = {width: seconds[contenders.at_width(width)] for width in contenders.widths(model)}
+    return {
+        "int8": {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak},
+        "scaling": {"threads": work.threads, "speedup": median_ratio(one, seconds[INTEGER])},
+        "by_bits": {
+            str(width): median_ratio(times, by_bits[max(by_bits)]) for width, times in by_bits.items()
+        },
+    }
 
 
 def format_report(result: dict[str, Any]) -> str:
@@ -209,85 +190,6 @@ def format_report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _model(options: UpscaleBench) -> tuple[Backbone, EdgeToBitTable | None]:
-    if options.model is not None:
-        loaded = load_model(options.model)
-        return loaded.model, loaded.table
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model(
-            options.backbone, options.scale, Precision("cabm", weight_bits=options.weight_bits)
-        ).eval()
-    observer = AlphaObserver()
-    with torch.no_grad():
-        model(_noise(2, 48, generator), observer=observer)
-        for quantizer in observer.modules():
-            quantizer.alpha.fill_(observer.mean_peak(quantizer))
-    return model, None
-
-
-def _work(
-    options: UpscaleBench, model: Backbone, table: EdgeToBitTable | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return tiles and their bits. The pixels are noise; times do not depend on them."""
-    tiles = _noise(options.tiles, options.tile, torch.Generator().manual_seed(1)).to(torch.uint8)
-    if model.precision.kind in ("float", "pams"):
-        return tiles, None
-    if table is not None:
-        return tiles, torch.from_numpy(table.lookup(edge_score(tiles).numpy()))
-    widths = torch.tensor(model.precision.search_space)
-    mixed = widths[torch.arange(options.tiles * model.num_adaptive) % len(widths)]
-    return tiles, mixed.view(options.tiles, -1)
-
-
-def _widths(model: Backbone) -> tuple[int, ...]:
-    """Return the widths that a model's layers choose from; none if they have one width only."""
-    return model.precision.search_space if model.precision.kind in ("cadyq", "cabm") else ()
-
-
-def _at(width: int) -> str:
-    return f"{ONE_THREAD}, {width} bits"
-
-
-def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:
-    return upscale_bicubic_batch(torch.rand(count, 3, side // 4, side // 4, generator=generator) * 255, 4)[
-        ..., :side, :side
-    ].clamp(0, 255)
-
-
-def float_twin(model: Backbone) -> Backbone:
-    """Return the float model with the same weights."""
-    twin = build_model(model.name, model.scale, Precision("float"), model.options)
-    given = model.state_dict()
-    twin.load_state_dict({name: given[name] for name in twin.state_dict()})
-    return twin.eval()
-
-
-@torch.inference_mode()
-def _forward(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
-    takes = None if model.precision.kind in ("float", "pams", "cadyq") else bits
-    return model(tiles.float().contiguous(memory_format=torch.channels_last), takes).sr
-
-
 def _quantized_macs(model: Backbone) -> int:
     """Multiply-accumulates per input pixel of the quantized convolutions."""
     return sum(layer.macs_per_pixel for layer in model.layers if layer.adaptive or layer.fixed_bits <= 8)
-
-
-def _peak_memory(options: UpscaleBench, name: str) -> float:
-    """Return the peak resident memory in MB of a new process that runs a contender."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory_here, (options, name))
-
-
-def _peak_memory_here(options: UpscaleBench, name: str) -> float:
-    model, table = _model(options)
-    tiles, bits = _work(options, model, table)
-    if name == INTEGER:
-        run = compile_model(model).run
-    else:
-        run, bits = partial(_forward, float_twin(model)), None
-    for _ in range(2):
-        run(tiles, bits)
-    return peak_memory() / 2**20
