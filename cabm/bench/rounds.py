@@ -16,7 +16,8 @@ def interleaved(
     Args:
         runs: contenders by name.
         rounds: timings of each, at least 1.
-        pause: seconds before each timing.
+        pause: seconds to wait for other contenders' threads before each timing. Each then runs once more to
+            warm up.
 
     Returns:
         The results of the first runs, and the seconds of the rounds, by name.
@@ -25,7 +26,9 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
+                run()
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)

@@ -36,7 +36,9 @@ from cabm.engine.layer_numbers import (
     HIGH,
     INPUTS,
     INVERSE,
+    KEPT,
     KIND,
+    LAG,
     LEAKY_TO_CODES,
     LOW,
     NEXT_HIGH,
@@ -94,18 +96,34 @@ class Chain:
         self._kernel, self._channels = kernel, channels
         self._steps: list[np.ndarray] = []
         self._numbers: list[np.ndarray] = []
-        self._images: list[tuple[int, int]] = []
+        self._images: list[list[int]] = []
         self._kept: list[np.ndarray | Tensor] = []
+        self._passing: list[int] = []
+        self._groups: list[list[Numbers]] = []
         self.result = self._image(channels, RESULT)
 
     def codes(self, channels: int, zero: int) -> int:
         """Return a new image of bytes, whose code 0 is byte ``zero``."""
         return self._image(channels, zero)
 
-    def floats(self, *parts: int) -> int:
-        """Return a new image of float32, of one or several parts of so many channels, each padded."""
+    def floats(self, *parts: int, passing: bool = False) -> int:
+        """Return a new image of float32, of one or several parts of so many channels, each padded.
+
+        A ``passing`` image holds only the rows that a group still needs, so that they stay in the cache.
+        Each group that reads it writes it first.
+        """
         padded = [self._kernel.padded(part) for part in parts]
-        return self._image(sum(padded), FLOATING if padded == list(parts) else CLEARED)
+        image = self._image(sum(padded), FLOATING if padded == list(parts) else CLEARED)
+        if passing:
+            self._passing.append(image)
+        return image
+
+    def begin_group(self) -> None:
+        """Let the steps that follow take turns row by row, up to the next group.
+
+        This pays where the steps' weights fit the core's cache and the images between them do not.
+        """
+        self._groups.append([])
 
     def encode(self, target: int, grid: Grid) -> None:
         """Write the codes of the input to an image."""
@@ -178,11 +196,13 @@ class Chain:
         height, width = x.shape[2:]
         padded = self._images[self.result][0]
         out = dense(torch.empty(1, padded, height, width))
-        self._kernel.run(*self._tables, height, width, flat(x), flat(out))
+        self._kernel.run(*self._tables, x[0].permute(1, 2, 0).numpy(), flat(out))
         return out[:, : self._channels]
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        for image in self._passing:
+            self._images[image][KEPT] = max(_span(group, image) for group in self._groups)
         return np.stack(self._steps), np.stack(self._numbers), np.array(self._images)
 
     def _address(self, numbers: np.ndarray | Tensor) -> int:
@@ -195,16 +215,39 @@ class Chain:
         return numbers.data_ptr() if isinstance(numbers, Tensor) else numbers.ctypes.data
 
     def _image(self, channels: int, fill: int) -> int:
-        self._images.append((self._kernel.padded(channels), fill))
+        self._images.append([self._kernel.padded(channels), fill, 0])
         return len(self._images) - 1
 
     def _step(self, fields: Numbers, numbers: Numbers) -> None:
+        if self._groups:
+            fields = {**fields, LAG: _lag(self._groups[-1], fields)}
+            self._groups[-1].append(fields)
         for rows, given, row in (
             (self._steps, fields, np.zeros(FIELDS, np.int64)),
             (self._numbers, numbers, np.zeros(NUMBERS, np.float32)),
         ):
             row[list(given)] = list(given.values())
             rows.append(row)
+
+
+def _lag(before: Sequence[Numbers], step: Numbers) -> int:
+    """Return how many bands of rows a step is behind the first step of its group.
+
+    A convolution reads the row below, so it follows a band behind the step before it. Others follow that at
+    once, unless they overwrite what a convolution still reads.
+    """
+    if not before:
+        return 0
+    lag = max(before[-1][LAG] + (step[KIND] == CONVOLVE), 1)
+    overwritten = {step.get(field) for field in (TARGET, FOLLOWING, FLOATS)}
+    read = {other[SOURCE] for other in before if other[KIND] == CONVOLVE and other[LAG] == lag}
+    return lag + bool(step[KIND] != CONVOLVE and overwritten & read)
+
+
+def _span(group: Sequence[Numbers], image: int) -> int:
+    """Return how many bands of an image of float32 a group needs at once."""
+    lags = [step[LAG] for step in group if image in (step.get(SOURCE), step.get(FLOATS), step.get(ADDEND))]
+    return max(lags) - min(lags) + 1 if lags else 1
 
 
 def own(grid: Grid, slope: float = 1.0) -> dict[int, Any]:

@@ -39,6 +39,7 @@ class Form:
         unit: sums are this many times the convolution; a power of two, so that scaling stays exact.
         pack: packs weights (O,I,3,3), given in whole numbers, to multiply them in the given way
             (`cabm.engine.layer_numbers.WIDE` or another); O and I are multiples of the granule.
+        pack_floats: packs float32 weights (O,I) of a 1x1 convolution.
         narrow_bits: inputs and weights of at most this many bits are multiplied in a way of their own; 0 if
             there is none.
         loop: makes the function to compile; see `cabm.engine.steps.step_loop`.
@@ -51,6 +52,7 @@ class Form:
     offset: int
     unit: int
     pack: Callable[[Tensor, int], Tensor]
+    pack_floats: Callable[[Tensor], Tensor]
     narrow_bits: int
     loop: Callable[[], Loop]
 
@@ -81,8 +83,12 @@ def choose_form() -> Form | None:
 
 def matrix() -> Form:
     """Return the matrix form (AMX)."""
-    from cabm.engine import amx, amx_ir, steps
+    from cabm.engine import amx, amx_ir, amx_pointwise, amx_pointwise_ir, steps
 
+    parts = amx_pointwise.SCRATCH_PER_CHANNEL
+    scratch = parts, parts * amx_ir.LANES + amx.SCRATCH
+    modules = amx, amx_ir, amx_pointwise, amx_pointwise_ir
+    run_pointwise = amx_pointwise.run_pointwise
     return Form(
         name="matrix 512",
         lanes=amx_ir.LANES,
@@ -91,15 +97,18 @@ def matrix() -> Form:
         offset=0,
         unit=1,
         pack=lambda codes, _: amx.pack(codes),
+        pack_floats=amx_pointwise.pack,
         narrow_bits=0,
-        loop=lambda: steps.step_loop(amx.run_layer, amx_ir.LANES, (0, amx.SCRATCH), (amx, amx_ir)),
+        loop=lambda: steps.step_loop(amx.run_layer, run_pointwise, amx_ir.LANES, 1, scratch, modules),
     )
 
 
 def direct(lanes: int) -> Form:
     """Return the direct form (VNNI, or NEON with dot products)."""
-    from cabm.engine import neon_ir, steps, vnni, vnni_ir
+    from cabm.engine import neon_ir, pointwise, steps, vnni, vnni_ir
 
+    modules = pointwise, vnni, vnni_ir, neon_ir
+    run_pointwise = pointwise.run_pointwise
     return Form(
         name=f"direct {32 * lanes}",
         lanes=lanes,
@@ -108,18 +117,20 @@ def direct(lanes: int) -> Form:
         offset=neon_ir.OFFSET if lanes == neon_ir.LANES else 0,
         unit=1,
         pack=lambda codes, _: vnni.pack(codes, lanes),
+        pack_floats=lambda weight: pointwise.pack(weight, lanes),
         narrow_bits=0,
-        loop=lambda: steps.step_loop(vnni.run_layer, lanes, (0, vnni.SCRATCH), (vnni, vnni_ir, neon_ir)),
+        loop=lambda: steps.step_loop(vnni.run_layer, run_pointwise, lanes, 1, (0, vnni.SCRATCH), modules),
     )
 
 
 def winograd(lanes: int) -> Form:
     """Return the Winograd form (AVX2 or AVX-512BW)."""
-    from cabm.engine import narrow, narrow_ir, steps, winograd_ir
+    from cabm.engine import narrow, narrow_ir, pointwise, steps, winograd_ir
     from cabm.engine import winograd as loops
 
     group = winograd_ir.REGISTERS * lanes
-    modules = loops, narrow, narrow_ir, winograd_ir
+    modules = loops, narrow, narrow_ir, pointwise, winograd_ir
+    run_pointwise = pointwise.run_pointwise
     scratch = loops.scratch_bytes(lanes)
     return Form(
         name=f"winograd {32 * lanes}",
@@ -129,6 +140,7 @@ def winograd(lanes: int) -> Form:
         offset=0,
         unit=loops.UNIT,
         pack=lambda codes, products: loops.pack(codes, group, products),
+        pack_floats=lambda weight: pointwise.pack(weight, lanes),
         narrow_bits=narrow.BITS,
-        loop=lambda: steps.step_loop(loops.run_layer, lanes, scratch, modules),
+        loop=lambda: steps.step_loop(loops.run_layer, run_pointwise, lanes, 2, scratch, modules),
     )

@@ -71,8 +71,6 @@ class Kernel:
 
     def pack_floats(self, conv: nn.Conv2d, parts: Sequence[int]) -> FloatWeights:
         """Pack a 1x1 convolution whose input is an image of ``parts`` channels, each padded."""
-        from cabm.engine import pointwise
-
         weight = conv.weight.detach()[:, :, 0, 0]
         outputs = self.padded(len(weight)) - len(weight)
         columns = [
@@ -80,7 +78,7 @@ class Kernel:
         ]
         weight = F.pad(torch.cat(columns, dim=1), (0, 0, 0, outputs))
         biases = F.pad(conv.bias.detach(), (0, outputs)).float().contiguous()
-        return FloatWeights(pointwise.pack(weight, self.form.lanes), biases, weight.shape[1])
+        return FloatWeights(self.form.pack_floats(weight), biases, weight.shape[1])
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class FloatWeights:
     """Weights of a 1x1 convolution of float32.
 
     Attributes:
-        packed: see `cabm.engine.pointwise.pack`.
+        packed: in the order of the form.
         biases: (O,); O is padded.
         inputs: padded number of input channels.
     """

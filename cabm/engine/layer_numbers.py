@@ -25,8 +25,9 @@ CONVOLVE, POINTWISE, ENCODE, COPY = range(4)
     FLOATS_AT,
     ADDEND,
     ADDEND_AT,
+    LAG,
     FIELDS,
-) = range(17)
+) = range(18)
 """Columns of a step; see `cabm.engine.steps.step_loop`."""
 
 SLOPE, GAIN, INVERSE, LOW, HIGH, ROUNDING, STEP, SKIP_STEP, AFTER = range(9)
@@ -37,8 +38,9 @@ WIDE, NARROW_SIGNED, NARROW_POSITIVE = range(3)
 """How a layer multiplies: as the form does for 8 bits; or as it does for few bits, on codes of either sign
 or without a sign."""
 
-CHANNELS, FILL = range(2)
-"""Columns of an image: numbers per pixel; the byte of code 0, or one of the next three."""
+CHANNELS, FILL, KEPT = range(3)
+"""Columns of an image: numbers per pixel; the byte of code 0, or one of the next three; bands of rows that
+are kept while a group runs, 0: all rows."""
 
 FLOATING, CLEARED, RESULT = -1, -2, -3
 """Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result."""

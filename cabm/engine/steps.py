@@ -4,6 +4,9 @@ All steps of a tile run in one call: between layers no operator is launched, no 
 lock is taken, so small tiles are as fast per pixel as large ones. How a layer is convolved depends on the
 form (`cabm.engine.forms`).
 
+Steps of a group take turns row by row, each some rows behind those whose results it reads. So these are
+still in a core's cache, whatever the size of the image.
+
 Images are channels last and framed: (height + 2, width + 2, channels), height and width rounded up to even
 numbers. Code 0 around an image of bytes takes the place of zero padding, so convolutions test no border.
 """
@@ -16,7 +19,7 @@ from types import ModuleType
 import numpy as np
 from numba.extending import register_jitable
 
-from cabm.engine import emitter, epilogue, finishing, layer_numbers, pointwise
+from cabm.engine import emitter, epilogue, finishing, layer_numbers
 from cabm.engine.emitter import checksum
 from cabm.engine.layer_numbers import (
     ADDEND,
@@ -36,7 +39,9 @@ from cabm.engine.layer_numbers import (
     HIGH,
     INPUTS,
     INVERSE,
+    KEPT,
     KIND,
+    LAG,
     LOW,
     OUTPUTS,
     PRODUCTS,
@@ -48,7 +53,6 @@ from cabm.engine.layer_numbers import (
     TARGET,
     WEIGHTS,
 )
-from cabm.engine.pointwise import run_pointwise
 from cabm.machine.compiled import Loop
 
 SLACK = 64
@@ -56,7 +60,12 @@ SLACK = 64
 
 
 def step_loop(
-    run_layer: Loop, lanes: int, scratch_bytes: tuple[int, int], modules: Sequence[ModuleType]
+    run_layer: Loop,
+    run_pointwise: Loop,
+    lanes: int,
+    band: int,
+    scratch_bytes: tuple[int, int],
+    modules: Sequence[ModuleType],
 ) -> Loop:
     """Return the function to compile.
 
@@ -65,14 +74,17 @@ def step_loop(
             ``layer`` holds the addresses of weights and starts, the numbers of input and output channels,
             and PRODUCTS; ``image`` the address of the frame's upper left byte, the bytes from one row to
             the next, height and width; ``ends`` are explained in `cabm.engine.finishing.finish`.
+        run_pointwise: the same for the pixels of a float32 image by a 1x1 kernel; ``layer`` holds biases in
+            place of the starts, ``image`` also the bytes from one pixel to the next.
         lanes: 32-bit numbers per register.
+        band: rows that a step of a group computes before the next step does.
         scratch_bytes: of the layer's working memory: per channel, and besides.
         modules: with the code that emits a layer.
     """
-    emitters = checksum(emitter, epilogue, finishing, layer_numbers, pointwise, *modules)
+    emitters = checksum(emitter, epilogue, finishing, layer_numbers, *modules)
     per_channel, besides = scratch_bytes
 
-    def run_steps(steps, numbers, images, height, width, x, out):
+    def run_steps(steps, numbers, images, x, out):
         """Run S steps on a tile.
 
         Args:
@@ -81,14 +93,15 @@ def step_loop(
                 WEIGHTS, packed for the form, plus int32 STARTS, float32 FACTORS and BIASES for each, then
                 its EPILOGUE, which writes and adds TARGET, FOLLOWING, FLOATS (from channel FLOATS_AT on)
                 and ADDEND (from ADDEND_AT on). A 1x1 convolution reads an image of float32; its STARTS are
-                float32 biases.
+                float32 biases. A step with a LAG belongs to the group of the step before it.
             numbers: (S, NUMBERS) float32; see `cabm.engine.layer_numbers.Epilogue`.
-            images: (M, 2) int64, CHANNELS and FILL.
-            height, width: in pixels.
-            x, out: flat float32, channels last: the input and the result.
+            images: (M, 3) int64, CHANNELS, FILL and KEPT.
+            x: (height, width, channels) float32, the input.
+            out: flat float32, channels last, the result.
         """
         _ = emitters
-        places, size, widest = _lay_out(images, height, width)
+        height, width = x.shape[:2]
+        places, size, widest = _lay_out(images, height, width, band)
         memory = np.empty((size + per_channel * widest + besides + 64) // 4, np.float32)
         start = np.int64(memory.ctypes.data)
         aligned = (start + 63) // 64 * 64
@@ -98,89 +111,105 @@ def step_loop(
                 first = places[m, 3] + aligned - start
                 codes[first : first + places[m, 4]] = max(images[m, FILL], 0)
             places[m, 0] += np.int64(out.ctypes.data) if images[m, FILL] == RESULT else aligned
-        for s in range(len(steps)):
-            step = steps[s]
-            if step[KIND] == ENCODE:
-                _encode(x, numbers[s], codes, places[step[TARGET]], start, height, width)
-            elif step[KIND] == COPY:
-                _copy(x, memory, places[step[FLOATS]], start, height, width)
-            else:
-                first, pixel, row = _place(places[step[SOURCE]], 0)
-                layer = step[WEIGHTS], step[STARTS], step[INPUTS], step[OUTPUTS], step[PRODUCTS]
-                ends = _ends(step, np.int64(numbers[s].ctypes.data), places)
-                if step[KIND] == CONVOLVE:
-                    run_layer(lanes, layer, (first - row - pixel, row, height, width), ends, aligned + size)
-                else:
-                    run_pointwise(lanes, layer, (first, pixel, row, height, width), ends, aligned + size)
+        begin = 0
+        while begin < len(steps):
+            last = begin
+            while last + 1 < len(steps) and steps[last + 1, LAG] > 0:
+                last += 1
+            most = height if last == begin else band
+            for turn in range(-(-height // most) + steps[last, LAG]):
+                for s in range(begin, last + 1):
+                    step, y = steps[s], (turn - steps[s, LAG]) * most
+                    if not 0 <= y < height:
+                        continue
+                    lines = min(most, height - y)
+                    if step[KIND] == ENCODE:
+                        _encode(
+                            x[y : y + lines], numbers[s], codes, _place(places[step[TARGET]], 0, y), start
+                        )
+                        continue
+                    if step[KIND] == COPY:
+                        _copy(x[y : y + lines], memory, _place(places[step[FLOATS]], 0, y), start)
+                        continue
+                    first, pixel, row = _place(places[step[SOURCE]], 0, y)
+                    layer = step[WEIGHTS], step[STARTS], step[INPUTS], step[OUTPUTS], step[PRODUCTS]
+                    ends = _ends(step, np.int64(numbers[s].ctypes.data), places, y)
+                    if step[KIND] == CONVOLVE:
+                        image = first - row - pixel, row, lines, width
+                        run_layer(lanes, layer, image, ends, aligned + size)
+                    else:
+                        run_pointwise(lanes, layer, (first, pixel, row, lines, width), ends, aligned + size)
+            begin = last + 1
 
     return run_steps
 
 
 @register_jitable
-def _lay_out(images, height, width):
+def _lay_out(images, height, width, band):
     """Return the places of images in memory, its size in bytes and the largest number of channels.
 
-    A place holds: first pixel inside the frame, bytes per pixel, bytes per row, start, size.
+    A place holds: first pixel inside the frame, bytes per pixel, bytes per row, start, size, rows that are
+    kept: row y takes the place of row y - kept.
     """
-    places = np.zeros((len(images), 5), np.int64)
-    rows, columns = height + 2 + height % 2, width + 2 + width % 2
+    places = np.zeros((len(images), 6), np.int64)
+    columns = width + 2 + width % 2
     size, widest = 0, 0
     for m in range(len(images)):
         channels, fill = images[m, CHANNELS], images[m, FILL]
         widest = max(widest, channels)
         pixel = channels if fill >= 0 else 4 * channels
         if fill == RESULT:
-            places[m] = np.array([0, pixel, width * pixel, 0, 0])
+            places[m] = np.array([0, pixel, width * pixel, 0, 0, height])
             continue
-        row = columns * pixel
-        places[m] = np.array([size + row + pixel, pixel, row, size, rows * row])
+        kept = height + height % 2
+        if images[m, KEPT] > 0:
+            kept = min(kept, band * images[m, KEPT])
+        row, rows = columns * pixel, kept + 2
+        places[m] = np.array([size + row + pixel, pixel, row, size, rows * row, kept])
         size += (rows * row + SLACK * pixel + 63) // 64 * 64
     return places, size, widest
 
 
 @register_jitable
-def _ends(step, numbers, places):
-    """Return the operands of `cabm.engine.finishing.finish`."""
+def _ends(step, numbers, places, y):
+    """Return the operands of `cabm.engine.finishing.finish`, whose row 0 is row ``y`` of the images."""
     return (
         step[EPILOGUE],
         step[FACTORS],
         step[BIASES],
         numbers,
-        _place(places[step[TARGET]], 0),
-        _place(places[step[FOLLOWING]], 0),
-        _place(places[step[FLOATS]], 4 * step[FLOATS_AT]),
-        _place(places[step[ADDEND]], 4 * step[ADDEND_AT]),
+        _place(places[step[TARGET]], 0, y),
+        _place(places[step[FOLLOWING]], 0, y),
+        _place(places[step[FLOATS]], 4 * step[FLOATS_AT], y),
+        _place(places[step[ADDEND]], 4 * step[ADDEND_AT], y),
     )
 
 
 @register_jitable
-def _place(place, offset):
-    """Return the address ``offset`` bytes behind the first pixel, and the bytes per pixel and per row."""
-    return place[0] + offset, place[1], place[2]
+def _place(place, offset, y):
+    """Return an address, ``offset`` bytes behind row ``y``, and the bytes per pixel and per row."""
+    return place[0] + offset + y % place[5] * place[2], place[1], place[2]
 
 
 @register_jitable
-def _encode(x, numbers, codes, place, start, height, width):
-    """Write the codes of x to an image of bytes; its further channels stay as they are."""
-    channels = x.size // (height * width)
+def _encode(x, numbers, codes, place, start):
+    """Write the codes of x, from the place on; further channels stay as they are."""
     magic, zero = np.float32(ROUND), np.int32(numbers[ROUNDING] - np.float32(ROUND))
     inverse, low, high = numbers[INVERSE], numbers[LOW], numbers[HIGH]
-    for y in range(height):
-        for column in range(width):
-            source = x[(y * width + column) * channels : (y * width + column + 1) * channels]
+    for y in range(x.shape[0]):
+        for column in range(x.shape[1]):
+            source = x[y, column]
             first = place[0] - start + y * place[2] + column * place[1]
-            target = codes[first : first + channels]
-            for c in range(channels):
+            target = codes[first : first + len(source)]
+            for c in range(len(source)):
                 code = min(max(source[c] * inverse, low), high)
                 target[c] = np.int32((code + magic) - magic) + zero
 
 
 @register_jitable
-def _copy(x, memory, place, start, height, width):
-    """Copy x to an image of float32; its further channels stay as they are."""
-    channels = x.size // (height * width)
-    for y in range(height):
-        for column in range(width):
+def _copy(x, memory, place, start):
+    """Write x, from the place on; further channels stay as they are."""
+    for y in range(x.shape[0]):
+        for column in range(x.shape[1]):
             first = (place[0] - start + y * place[2] + column * place[1]) // 4
-            source = x[(y * width + column) * channels : (y * width + column + 1) * channels]
-            memory[first : first + channels] = source
+            memory[first : first + x.shape[2]] = x[y, column]

@@ -38,8 +38,8 @@ class CarnProgram:
 
     Blocks and fusions are one compiled call, or run layer by layer.
 
-    The fusions are followed by quantizers and stay in float32: a code that is rounded differently would
-    change many codes after it.
+    The fusions are followed by quantizers, and a code that is rounded differently would change many codes
+    after it. So they are computed in float32, or by the form for AMX with 16 bits of every factor.
 
     Args:
         model: of any quantized kind, with float head and tail.
@@ -92,9 +92,11 @@ class CarnProgram:
         body = self._model.body
         n, each = blocks[0].conv1.conv.channels, kernel.padded(blocks[0].conv1.conv.channels)
         chain = Chain(kernel, n)
-        inner, outer = (chain.floats(*[n] * (NUM_STEPS + 1)) for _ in range(2))
-        between, hidden = chain.floats(n), chain.codes(n, 0)
+        parts = [n] * (NUM_STEPS + 1)
+        inner, outer = chain.floats(*parts, passing=True), chain.floats(*parts)
+        between, hidden = chain.floats(n, passing=True), chain.codes(n, 0)
         reads = {zero: chain.codes(n, zero) for zero in {block.conv1.grid.zero for block in blocks}}
+        chain.begin_group()
         chain.copy(inner)
         chain.copy(outer)
         chain.encode(reads[blocks[0].conv1.grid.zero], blocks[0].conv1.grid)
@@ -119,6 +121,8 @@ class CarnProgram:
             to = Place(outer, (step + 1) * each) if last else Place(between)
             fuse(body.blocks[step].fusion[index], inner, following, to)
             if last:
+                if following is not blocks[0]:
+                    chain.begin_group()
                 to = Place(chain.result) if following is blocks[0] else Place(inner)
                 fuse(body.fusion[step], outer, following, to)
         return chain
