@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ class Layer:
         shuffle: r of the PixelShuffle after it; 1: none.
         slope: factor on negative results; 1: none.
         replicate: what lies beyond the border is the outermost pixel instead of 0.
+        parts: bfloat16 numbers that stand for an input or a weight: 1, or, in the first convolution only, 2
+            for 16 bits.
     """
 
     weight: Tensor
@@ -46,6 +49,7 @@ class Layer:
     shuffle: int = 1
     slope: float = 1.0
     replicate: bool = False
+    parts: Literal[1, 2] = 1
 
 
 class Rows:
@@ -69,14 +73,15 @@ class Rows:
         )
         margin = -len(weight) % CHANNELS
         packed = [
-            pack(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin))),
+            pack(in_parts(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin)), layer.parts)),
             F.pad(bias, (0, margin)).float().contiguous(),
             torch.tensor([layer.slope], dtype=torch.float32),
         ]
         self._kept += packed
         outputs, inputs, size, _ = weight.shape
         addresses = [tensor.data_ptr() for tensor in packed]
-        return [size, inputs, outputs + margin, layer.shuffle, int(layer.replicate), *addresses]
+        shape = [size, inputs * layer.parts, outputs + margin, layer.shuffle]
+        return [*shape, int(layer.replicate), *addresses, layer.parts]
 
     def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
         """Convolve (1,I,h,w) float32.
@@ -101,12 +106,25 @@ class Rows:
         return out.permute(2, 0, 1)[None]
 
 
+def in_parts(weight: Tensor, parts: int) -> Tensor:
+    """Return weights (O,parts I,parts k,k) for (O,I,k,k), which read the parts of every pixel.
+
+    The upper part of a weight multiplies both parts of its input. The lower part, in rows of its own,
+    multiplies the upper one; lower parts with each other would be too small to matter.
+    """
+    if parts == 1:
+        return weight
+    upper = weight.bfloat16().float()
+    lower = weight - upper
+    return torch.cat([torch.cat([upper, upper], 1), torch.cat([lower, torch.zeros_like(lower)], 1)], dim=2)
+
+
 def pack(weight: Tensor) -> Tensor:
-    """Return bfloat16 weights (O / 16, k, ceil(k I / 32), 16, 16, 2) for (O,I,k,k)."""
-    outputs, inputs, size, _ = weight.shape
-    rows = weight.permute(0, 2, 3, 1).reshape(outputs, size, size * inputs)
+    """Return bfloat16 weights (O / 16, r, ceil(k I / 32), 16, 16, 2) for (O,I,r,k)."""
+    outputs, inputs, taps, size = weight.shape
+    rows = weight.permute(0, 2, 3, 1).reshape(outputs, taps, size * inputs)
     rows = F.pad(rows, (0, -size * inputs % DEPTH))
-    tiles = rows.view(outputs // CHANNELS, CHANNELS, size, -1, DEPTH // 2, 2)
+    tiles = rows.view(outputs // CHANNELS, CHANNELS, taps, -1, DEPTH // 2, 2)
     return tiles.permute(0, 2, 3, 4, 1, 5).to(torch.bfloat16).contiguous()
 
 
@@ -129,7 +147,8 @@ def compiled() -> Loop | None:
     from cabm.engine.float_rows_loops import rows_loop
 
     features = compiler_features()
-    has_units = features.get("amx-bf16") and features.get("avx512bw") and compiles_for_this_cpu()
+    units = ("amx-bf16", "avx512bf16", "avx512bw")
+    has_units = all(features.get(each) for each in units) and compiles_for_this_cpu()
     if not has_units or not multiplies_bfloat16(torch.device("cpu")) or not permitted():
         return None
     loop = jit(rows_loop())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llvmlite import ir
+from llvmlite.binding import initialize_native_asmparser
 
 from cabm.engine.amx_ir import DEPTH, LANES, PIXELS_AT, SUMS, WEIGHTS_AT, call_unit
 from cabm.engine.emitter import BYTE, HALF, SIZE, Emitter
@@ -23,7 +24,9 @@ SUMS_PIXEL = 4 * 2 * LANES
 """Bytes of the sums of a pixel."""
 
 PRODUCT_INTEGERS = {"shape", "offset", "pixel", "taps", "depths"}
-END_INTEGERS = {"count", "narrow", "addend_pixel", "target_pixel"}
+END_INTEGERS = {"shape", "count", "addend_pixel", "target_pixel"}
+NARROW, ADDS = 2, 4
+"""Of the shape of an end; see `End`."""
 
 
 class Product(NamedTuple):
@@ -56,18 +59,18 @@ class End(NamedTuple):
     """Operands of `emit_end`.
 
     Attributes:
+        shape: tiles of output channels, 1 or 2, plus 2 to write bfloat16 instead of float32, plus 4 to add.
         count: pixels.
-        narrow: 1 to write bfloat16, 0 to write float32.
-        sums: 16 float32 for each pixel, `SUMS_PIXEL` bytes apart.
-        addend: 16 float32 to add for each pixel.
-        addend_pixel: bytes from one pixel to the next there; 0: nothing is added.
+        sums: float32 for each pixel, `SUMS_PIXEL` bytes apart.
+        addend: float32 to add for each pixel.
+        addend_pixel: bytes from one pixel to the next there.
         slope: address of a float32 that negative results are multiplied by.
-        target: 16 numbers to write for each pixel.
+        target: numbers to write for each pixel.
         target_pixel: bytes from one pixel to the next there.
     """
 
+    shape: ir.Value
     count: ir.Value
-    narrow: ir.Value
     sums: ir.Value
     addend: ir.Value
     addend_pixel: ir.Value
@@ -119,33 +122,44 @@ def _emit_sums(emit: Emitter, operands: Product, tiles: int, halves: int) -> Non
 
 
 def emit_end(emit: Emitter, operands: End) -> None:
-    """Emit what follows the sums of 16 output channels: add, activate, round to bfloat16, write."""
+    """Emit what follows the sums of 16 or 32 output channels: add, activate, round to bfloat16, write."""
+    shapes = range(1, ADDS + NARROW + 3)
+    emit.choose(
+        operands.shape, {shape: lambda s=shape: _emit_pixels(emit, operands, s) for shape in shapes}
+    )
+
+
+def _emit_pixels(emit: Emitter, operands: End, shape: int) -> None:
     builder = emit.builder
     slope = emit.splat(emit.load(operands.slope, emit.singles.element))
-    adds = builder.icmp_signed("!=", operands.addend_pixel, SIZE(0))
-    narrow = builder.icmp_signed("!=", operands.narrow, SIZE(0))
+    halves = 2 - shape % 2
 
     def pixel(_, sums, addend, target):
-        value = emit.load(sums, emit.singles)
-        other = builder.select(adds, emit.load(addend, emit.singles), emit.constant(emit.singles, -0.0))
-        value = builder.fadd(value, other)
-        negative = builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
-        value = builder.select(negative, builder.fmul(value, slope), value)
-        with builder.if_else(narrow) as (then, otherwise):
-            with then:
-                emit.store(_to_bfloat16(emit, value), target)
-            with otherwise:
-                emit.store(value, target)
+        values = []
+        for offset in range(0, 4 * LANES * halves, 4 * LANES):
+            value = emit.load(emit.at(sums, offset), emit.singles)
+            if shape - halves & ADDS:
+                value = builder.fadd(value, emit.load(emit.at(addend, offset), emit.singles))
+            negative = builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
+            values.append(builder.select(negative, builder.fmul(value, slope), value))
+        if shape - halves & NARROW:
+            emit.store(_to_bfloat16(emit, values), target)
+        else:
+            for index, value in enumerate(values):
+                emit.store(value, emit.at(target, 4 * LANES * index))
         places = (SIZE(SUMS_PIXEL), operands.addend_pixel, operands.target_pixel)
         return [emit.at(at, step) for at, step in zip((sums, addend, target), places, strict=True)]
 
     emit.loop(operands.count, (operands.sums, operands.addend, operands.target), pixel)
 
 
-def _to_bfloat16(emit: Emitter, value: ir.Value) -> ir.Value:
-    """Emit the rounding of float32, to nearest even; the results are 16-bit numbers."""
-    builder, words = emit.builder, emit.words
-    bits = builder.bitcast(value, words)
-    odd = builder.and_(builder.lshr(bits, emit.constant(words, 16)), emit.constant(words, 1))
-    bits = builder.add(bits, builder.add(odd, emit.constant(words, 0x7FFF)))
-    return builder.trunc(builder.lshr(bits, emit.constant(words, 16)), ir.VectorType(HALF, emit.lanes))
+def _to_bfloat16(emit: Emitter, values: list[ir.Value]) -> ir.Value:
+    """Emit the rounding of one or two registers to nearest even; the results are 16-bit numbers.
+
+    The instruction is given as text, because llvmlite has no type for bfloat16.
+    """
+    initialize_native_asmparser()
+    name = {1: "vcvtneps2bf16 $1, $0", 2: "vcvtne2ps2bf16 $1, $2, $0"}[len(values)]
+    kind = ir.FunctionType(ir.VectorType(HALF, LANES * len(values)), [emit.singles] * len(values))
+    code = ir.InlineAsm(kind, name, ",".join(["=v", *"v" * len(values)]))
+    return emit.builder.call(code, values)

@@ -10,12 +10,13 @@ from cabm.engine import amx, amx_ir, emitter, float_rows_ir
 from cabm.engine.amx import configure, release
 from cabm.engine.amx_ir import DEPTH, LANES
 from cabm.engine.emitter import checksum, typed_call
-from cabm.engine.float_rows_ir import BLOCK, SUMS_PIXEL
+from cabm.engine.float_rows_ir import ADDS, BLOCK, NARROW, SUMS_PIXEL
 from cabm.machine.compiled import Loop
 
-KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, WEIGHTS, BIASES, SLOPE = range(8)
-"""Of a convolution: side, channels (outputs padded), the PixelShuffle after it, whether the outermost
-pixels are replicated beyond the border instead of zeros, and the addresses of weights, biases and slope."""
+KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, WEIGHTS, BIASES, SLOPE, PARTS = range(9)
+"""Of a convolution: side, channels (inputs counted by their parts, outputs padded), the PixelShuffle after
+it, whether the outermost pixels are replicated beyond the border instead of zeros, addresses of weights,
+biases and slope, and the parts of a number."""
 
 HEIGHT, WIDTH, FIRST, ROW, KEPT, MARGIN = range(PLACE := 6)
 """Of a convolution's input; see `_lay_out`."""
@@ -32,7 +33,7 @@ def multiply_tiles(_, lanes, shape, rows, offset, pixel, taps, depths, weights, 
 
 
 @intrinsic(prefer_literal=True)
-def finish_tiles(_, lanes, count, narrow, sums, addend, addend_pixel, slope, target, target_pixel):
+def finish_tiles(_, lanes, shape, count, sums, addend, addend_pixel, slope, target, target_pixel):
     """Finish adjacent pixels of a row; see `cabm.engine.float_rows_ir.End`."""
     return typed_call(lanes, float_rows_ir.End, float_rows_ir.END_INTEGERS, float_rows_ir.emit_end)
 
@@ -45,7 +46,7 @@ def rows_loop() -> Loop:
         """Run convolutions on an image.
 
         Args:
-            layers: (S, 8) int64, from `KERNEL` to `SLOPE`.
+            layers: (S, 9) int64, from `KERNEL` to `PARTS`.
             height, width: of the image.
             x: flat float32, channels last.
             addend: flat float32, added to the first result before its PixelShuffle; or empty.
@@ -59,7 +60,7 @@ def rows_loop() -> Loop:
         memory = memory[(-np.int64(memory.ctypes.data) % DEPTH) // 2 :]
         line = np.empty((out.shape[1] // layers[last, SHUFFLE], layers[last, OUTPUTS]), np.float32)
         scratch = np.empty(BLOCK * SUMS_PIXEL // 4 + 16, np.float32)
-        rows = np.empty(layers[:, KERNEL].max(), np.int64)
+        rows = np.empty((layers[:, KERNEL] * layers[:, PARTS]).max(), np.int64)
         read, made = np.zeros(last + 1, np.int64), np.zeros(last + 1, np.int64)
         configure(LANES, np.int64(scratch.ctypes.data))
         while made[last] < places[last, HEIGHT]:
@@ -117,15 +118,31 @@ def _row_at(place, y):
 
 @register_jitable
 def _read_row(x, layer, place, y, memory):
-    """Round a row of the image to bfloat16, to nearest even."""
-    width, inputs = place[WIDTH], layer[INPUTS]
-    first = _row_at(place, y) + place[MARGIN]
-    target = memory[first : first + width * inputs]
-    source = x[y * width * inputs : (y + 1) * width * inputs].view(np.uint32)
-    for i in range(width * inputs):
-        bits = source[i]
-        target[i] = (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
+    """Write a row of the image as bfloat16: the parts of a pixel's numbers after each other."""
+    inputs, channels = layer[INPUTS], layer[INPUTS] // layer[PARTS]
+    count, first = place[WIDTH] * channels, _row_at(place, y) + place[MARGIN]
+    target = memory[first : first + place[WIDTH] * inputs]
+    source = x[y * count : (y + 1) * count]
+    bits = source.view(np.uint32)
+    if layer[PARTS] == 1:
+        for i in range(count):
+            target[i] = _nearest(bits[i])
+    else:
+        upper = np.empty(count, np.uint32)
+        for i in range(count):
+            upper[i] = _nearest(bits[i]) << np.uint32(16)
+        lower = (source - upper.view(np.float32)).view(np.uint32)
+        for i in range(count):
+            there = i // channels * inputs + i % channels
+            target[there] = upper[i] >> np.uint32(16)
+            target[there + channels] = _nearest(lower[i])
     _extend_row(layer, place, y, memory)
+
+
+@register_jitable
+def _nearest(bits):
+    """Round a float32, given by its bits, to bfloat16, to nearest even."""
+    return (bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
 
 
 @register_jitable
@@ -151,7 +168,8 @@ def _find_rows(layer, place, y, memory, rows):
         if layer[REPLICATE] != 0:
             here = min(max(here, 0), place[HEIGHT] - 1)
         inside = 0 <= here < place[HEIGHT]
-        rows[tap] = start + (2 * _row_at(place, here) if inside else 0)
+        for again in range(layer[PARTS]):
+            rows[again * layer[KERNEL] + tap] = start + (2 * _row_at(place, here) if inside else 0)
 
 
 def _convolve_row(lanes, layer, place, rows, addend, scratch, target, target_place, y):
@@ -171,16 +189,16 @@ def _convolve_row(lanes, layer, place, rows, addend, scratch, target, target_pla
 
 @overload(_convolve_row, prefer_literal=True)
 def _compile_row(lanes, layer, place, rows, addend, scratch, target, target_place, y):
-    narrow = int(target.dtype == types.uint16)
+    narrow = target.dtype == types.uint16
 
     def convolve(lanes, layer, place, rows, addend, scratch, target, target_place, y):
-        inputs, outputs, taps, width = layer[INPUTS], layer[OUTPUTS], layer[KERNEL], place[WIDTH]
-        depths = -(-taps * inputs // NUMBERS)
+        inputs, outputs, width = layer[INPUTS], layer[OUTPUTS], place[WIDTH]
+        depths, taps = -(-layer[KERNEL] * inputs // NUMBERS), layer[KERNEL] * layer[PARTS]
         sums, start = np.int64(scratch.ctypes.data), np.int64(target.ctypes.data)
         table, added = np.int64(rows.ctypes.data), np.int64(addend.ctypes.data)
         factor = layer[SHUFFLE]
         channels = outputs // factor  # of a fine row, in all fine pixels of a coarse one
-        added_pixel = 4 * outputs if addend.size > 0 else 0
+        added_pixel = 4 * outputs
         for first in range(0, outputs, 2 * LANES):
             halves = min(2, (outputs - first) // LANES)
             for begin in range(0, width, BLOCK // halves):
@@ -199,7 +217,10 @@ def _compile_row(lanes, layer, place, rows, addend, scratch, target, target_plac
                     layer[BIASES] + 4 * first,
                     sums,
                 )
-                for channel in range(first, first + halves * LANES, LANES):
+                # both halves at once, unless PixelShuffle moves them to different rows
+                step = LANES if narrow and channels % (2 * LANES) != 0 else halves * LANES
+                shape = step // LANES + narrow * NARROW + (addend.size > 0) * ADDS
+                for channel in range(first, first + halves * LANES, step):
                     if narrow:
                         # the row is framed as its reader asks; see _row_at
                         fine = _row_at(target_place, y * factor + channel // channels)
@@ -209,10 +230,10 @@ def _compile_row(lanes, layer, place, rows, addend, scratch, target, target_plac
                         there, pixel = start + 4 * channel, 4 * outputs
                     finish_tiles(
                         lanes,
+                        shape,
                         count,
-                        narrow,
                         sums + 4 * (channel - first),
-                        added + added_pixel * begin + 4 * channel * (added_pixel > 0),
+                        added + added_pixel * begin + 4 * channel,
                         added_pixel,
                         layer[SLOPE],
                         there + begin * pixel,

@@ -65,6 +65,21 @@ def test_rows_equal_the_convolutions(
     assert float((found - wanted).abs().mean()) < 1e-4
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 20), (12, 70)])
+@pytest.mark.parametrize("replicate", [False, True])
+def test_two_parts_keep_16_bits(loop: Loop, size: tuple[int, int], replicate: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(20, 3, 9, 9, generator=generator)
+    layer = Layer(weight, torch.randn(20, generator=generator), slope=0.3, replicate=replicate, parts=2)
+    x = 255 * torch.rand(1, 3, *size, generator=generator)
+    padded = F.pad(x, [4] * 4, mode="replicate" if replicate else "constant").double()
+    wanted = F.leaky_relu(F.conv2d(padded, weight.double(), layer.bias.double()), 0.3)
+    most = F.conv2d(padded, weight.double().abs()) + 1
+    found = Rows(loop, [layer])(x)
+    assert found.shape == (1, 20, *size)
+    assert float(((found - wanted).abs() / most).max()) < 2.0**-16
+
+
 def test_only_whole_tiles_of_channels_between_convolutions_are_taken(loop: Loop) -> None:
     layers = random_layers(48, 2, replicate=False)
     assert rows(torch.bfloat16, layers) is not None

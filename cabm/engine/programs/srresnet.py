@@ -39,7 +39,9 @@ class SRResNetProgram:
             )
             for block in model.body
         ]
-        self._head = FloatConv(model.head.weight, None, torch.float32)
+        head, nothing = model.head.weight, torch.zeros(model.head.out_channels)
+        self._head_rows = rows(float_dtype, [Layer(head, nothing, slope=self._slope, parts=2)])
+        self._head = FloatConv(head, None, torch.float32)
         factors, biases = affine(model.body_end_bn)
         end = Layer(model.body_end.weight * factors.view(-1, 1, 1, 1), biases)
         slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
@@ -64,7 +66,10 @@ class SRResNetProgram:
 
     def run(self, x: Tensor, plan: Blocks | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
-        head = F.leaky_relu(self._head(x), self._slope, inplace=True)
+        if self._head_rows is None:
+            head = F.leaky_relu(self._head(x), self._slope, inplace=True)
+        else:
+            head = self._head_rows(x)
         if self._rows is not None:
             return self._rows(plan.run(head), addend=head)
         return self._tail(self._body_end(plan.run(head)).float().add_(head), x)
