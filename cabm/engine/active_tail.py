@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,8 +81,15 @@ class ActiveTail:
         return y
 
 
+BAND_BYTES = 2**23
+"""Of what the last convolution reads at once. malloc does not keep blocks of 32 MB and more, and mapping
+them anew for every tile takes as long as computing them."""
+
+
 class WinogradTail:
     """The same tail in float32, by Winograd convolutions that shuffle and activate on the way.
+
+    The last two convolutions run in bands of rows.
 
     Args:
         loop: from `cabm.engine.float_conv.winograd`.
@@ -104,7 +111,7 @@ class WinogradTail:
         *upsampling, last = convs
         self._factor = factors[-1]
         stages = zip(upsampling, factors, (1, *factors[:-1]), slopes, strict=True)
-        self._convs: list[Callable[[Tensor], Tensor]] = [
+        *self._convs, self._wide = [
             WinogradConv(
                 loop,
                 pixels_together(conv.weight, factor),
@@ -116,13 +123,22 @@ class WinogradTail:
         ]
         weight, bias = _last(last, factors[-1], gain, offset)
         inputs = pixels_together(weight.transpose(0, 1), factors[-1])
-        self._convs.append(FloatConv(inputs.transpose(0, 1), bias, torch.float32))
+        self._last = FloatConv(inputs.transpose(0, 1), bias, torch.float32)
+        self._reach = weight.shape[-1] // 2
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
         """Return the upscaled image (1,3,h*R,w*R) float32 for a feature (1,n,h,w)."""
         for conv in self._convs:
             feature = conv(feature)
-        return F.pixel_shuffle(feature, self._factor)
+        height, reach = feature.shape[2] * self._wide.shuffle, self._reach
+        band = max(BAND_BYTES // self._wide.row_bytes(feature), 8 * reach)
+        parts = []
+        for top in range(0, height, band):
+            # rows beyond a band's are computed again; what the last convolution makes of its border is cut
+            begin, bottom = max(top - reach, 0), min(top + band, height)
+            wide = self._wide(feature, begin, min(bottom + reach, height))
+            parts.append(self._last(wide)[:, :, top - begin : bottom - begin])
+        return F.pixel_shuffle(torch.cat(parts, dim=2), self._factor)
 
 
 def active_tail(

@@ -29,6 +29,10 @@ STRIP = 24
 GROUP = 64
 """The most output channels computed together."""
 
+APART = 64
+"""Bytes between the numbers of two positions, so that not all positions of a tile share a few sets of the
+cache."""
+
 
 def pack(weight: Tensor, lanes: int) -> Tensor:
     """Return transformed weights for (O,I,k,k), k 3 or 5: 36 times those of `pointwise.pack`."""
@@ -91,7 +95,7 @@ def convolution_loop(lanes: int) -> Loop:
 
     emitters = checksum(emitter, float_winograd_ir, pointwise)
 
-    def convolve(x, row, pixel, factor, channels, height, width, weights, biases, slope, size, out):
+    def convolve(x, row, pixel, factor, channels, height, width, first, weights, biases, slope, size, out):
         """Convolve an image.
 
         Args:
@@ -100,10 +104,11 @@ def convolution_loop(lanes: int) -> Loop:
             row, pixel: numbers from one row, and from one pixel, of ``x`` to the next.
             factor: of the shuffle; 1: none.
             channels, height, width: of the image after the shuffle.
+            first: row of the image where ``out`` starts.
             weights, biases: flat float32, packed, and padded as ``out``.
             slope: (1,) float32, factor on negative results.
             size: pixels of a tile of results along an axis: 4 for 3x3, 2 for 5x5.
-            out: (rows, columns, outputs) float32; height and width rounded up to multiples of ``size``,
+            out: (rows, columns, outputs) float32; rows and columns rounded up to multiples of ``size``,
                 output channels to one of ``lanes``.
         """
         _ = emitters
@@ -111,10 +116,10 @@ def convolution_loop(lanes: int) -> Loop:
         reach = (SIDE - size) // 2
         columns = out.shape[1] + SIDE - size
         lines = np.zeros((SIDE, columns * padded), np.float32)
-        memory = np.empty(STRIP * POSITIONS * (padded + GROUP) + GROUP + 16, np.float32)
-        for top in range(0, height, size):
+        memory = np.empty(POSITIONS * (STRIP * (padded + GROUP) + APART // 2) + GROUP + 16, np.float32)
+        for top in range(0, out.shape[0], size):
             for line in range(SIDE):
-                y = top + line - reach
+                y = first + top + line - reach
                 if y < 0 or y >= height:
                     lines[line] = 0
                 else:
@@ -141,9 +146,9 @@ def _compile_row(lanes, lines, columns, padded, weights, biases, slope, size, ou
         base = (np.int64(memory.ctypes.data) + 63) // 64 * 64
         source, kernel = np.int64(lines.ctypes.data), np.int64(weights.ctypes.data)
         first_bias, target = np.int64(biases.ctypes.data), np.int64(out.ctypes.data)
-        position = 4 * padded * STRIP
+        position = 4 * padded * STRIP + APART
         products = base + POSITIONS * position
-        zeros = products + 4 * POSITIONS * STRIP * GROUP
+        zeros = products + POSITIONS * (4 * STRIP * GROUP + APART)
         memory[(zeros - np.int64(memory.ctypes.data)) // 4 :] = 0
         outputs = out.shape[2]
         tiles, pixel = out.shape[1] // size, 4 * outputs
@@ -171,14 +176,14 @@ def _compile_row(lanes, lines, columns, padded, weights, biases, slope, size, ou
                             padded,
                             weight,
                             zeros,
-                            products + group * (p * STRIP + i),
+                            products + (group * STRIP + APART) * p + group * i,
                         )
                 for i in range(count):
                     _transform_output(
                         lanes,
                         size,
                         products + group * i,
-                        group * STRIP,
+                        group * STRIP + APART,
                         registers,
                         first_bias + 4 * first,
                         np.int64(slope.ctypes.data),
@@ -225,6 +230,9 @@ class WinogradConv:
         shuffle: r of the PixelShuffle that the input has yet to go through; its channels are in the order
             (r^2, I), as `cabm.models.tail.pixels_together` makes them.
         slope: factor on negative results; 1: none.
+
+    Attributes:
+        shuffle: r.
     """
 
     def __init__(
@@ -236,7 +244,7 @@ class WinogradConv:
         shuffle: int = 1,
         slope: float = 1.0,
     ) -> None:
-        self._run, self._shuffle = loop.run, shuffle
+        self._run, self.shuffle = loop.run, shuffle
         self._outputs, self._inputs = weight.shape[:2]
         margins = [-count % loop.lanes for count in (self._inputs, self._outputs)]
         weight = F.pad(weight.detach(), (0, 0, 0, 0, 0, margins[0], 0, margins[1]))
@@ -246,20 +254,33 @@ class WinogradConv:
         self._biases = F.pad(bias, (0, margins[1])).numpy()
         self._slope = np.array([slope], dtype=np.float32)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Convolve (1,I r^2,h,w) float32, channels side by side in memory; the result is (1,O,h r,w r)."""
+    def __call__(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Convolve (1,I r^2,h,w) float32, channels side by side in memory.
+
+        Args:
+            x: the input.
+            first, last: rows of the result to compute; default: all.
+
+        Returns:
+            (1,O,last-first,w r) float32.
+        """
         x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
         _, channels, height, width = x.shape
         row, pixel = x.stride()[2:]
         memory = x.as_strided(((height - 1) * row + (width - 1) * pixel + channels,), (1,)).numpy()
-        height, width = height * self._shuffle, width * self._shuffle
-        sides = [-(-side // self._size) * self._size for side in (height, width)]
+        height, width = height * self.shuffle, width * self.shuffle
+        rows = (height if last is None else last) - first
+        sides = [-(-side // self._size) * self._size for side in (rows, width)]
         out = torch.empty(*sides, len(self._biases))
         self._run(
-            *(memory, row, pixel, self._shuffle, self._inputs, height, width),
+            *(memory, row, pixel, self.shuffle, self._inputs, height, width, first),
             *(self._weights, self._biases, self._slope, self._size, out.numpy()),
         )
-        return out[:height, :width, : self._outputs].permute(2, 0, 1)[None]
+        return out[:rows, :width, : self._outputs].permute(2, 0, 1)[None]
+
+    def row_bytes(self, x: Tensor) -> int:
+        """Return the bytes of a row of the result for an input."""
+        return 4 * len(self._biases) * x.shape[3] * self.shuffle
 
 
 def _tried(found: Compiled) -> bool:
