@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cabm.engine.float_conv import FloatConv, minus_image, winograd
 from cabm.engine.float_rows import Layer
+from cabm.engine.tap_sums import TapConv
 from cabm.models.tail import before_pixel_shuffle, pixels_together
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ class WinogradTail:
         from cabm.engine.float_winograd import WinogradConv
 
         *upsampling, last = convs
-        self._factor = factors[-1]
         stages = zip(upsampling, factors, (1, *factors[:-1]), slopes, strict=True)
         *self._convs, self._wide = [
             WinogradConv(
@@ -121,10 +121,11 @@ class WinogradTail:
             )
             for conv, factor, shuffle, slope in stages
         ]
-        weight, bias = _last(last, factors[-1], gain, offset)
-        inputs = pixels_together(weight.transpose(0, 1), factors[-1])
-        self._last = FloatConv(inputs.transpose(0, 1), bias, torch.float32)
-        self._reach = weight.shape[-1] // 2
+        reach = last.kernel_size[0] // 2
+        self._reach = -(-reach // factors[-1])
+        bias = _bias(last) if offset is None else _bias(last) + offset.flatten()
+        kind = TapConv if reach == 1 else CoarseConv  # the sums of many taps take longer than they save
+        self._last = kind(last.weight.detach() * gain, bias * gain, factors[-1])
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
         """Return the upscaled image (1,3,h*R,w*R) float32 for a feature (1,n,h,w)."""
@@ -134,11 +135,27 @@ class WinogradTail:
         band = max(BAND_BYTES // self._wide.row_bytes(feature), 8 * reach)
         parts = []
         for top in range(0, height, band):
-            # rows beyond a band's are computed again; what the last convolution makes of its border is cut
             begin, bottom = max(top - reach, 0), min(top + band, height)
             wide = self._wide(feature, begin, min(bottom + reach, height))
-            parts.append(self._last(wide)[:, :, top - begin : bottom - begin])
-        return F.pixel_shuffle(torch.cat(parts, dim=2), self._factor)
+            parts.append(self._last(wide, top - begin, bottom - begin))
+        return torch.cat(parts, dim=2)
+
+
+class CoarseConv:
+    """The same as `TapConv`, by a convolution before the PixelShuffle.
+
+    Args:
+        weight, bias, shuffle: as there.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, shuffle: int) -> None:
+        self._shuffle = shuffle
+        inputs = pixels_together(before_pixel_shuffle(weight, shuffle).transpose(0, 1), shuffle)
+        self._conv = FloatConv(inputs.transpose(0, 1), bias.repeat_interleave(shuffle**2), torch.float32)
+
+    def __call__(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Convolve; see `TapConv`."""
+        return F.pixel_shuffle(self._conv(x)[:, :, first:last], self._shuffle)
 
 
 def active_tail(

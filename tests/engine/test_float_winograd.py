@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cabm.engine import float_conv
+from cabm.engine import active_tail, float_conv
 from cabm.engine.active_tail import WinogradTail
 from cabm.engine.float_winograd import Compiled, WinogradConv, convolution_loop
 from cabm.machine import cpu
@@ -50,11 +50,16 @@ def test_it_equals_the_direct_sums(
 
 @pytest.mark.parametrize("backbone", ["carn", "srresnet"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("band_bytes", [active_tail.BAND_BYTES, 1])
 @torch.inference_mode()
-def test_a_tail_equals_its_layers(loop: Compiled, backbone: str, scale: int) -> None:
+def test_a_tail_equals_its_layers(
+    loop: Compiled, backbone: str, scale: int, band_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in several bands of rows, the fewest that a tail takes."""
+    monkeypatch.setattr(active_tail, "BAND_BYTES", band_bytes)
     torch.manual_seed(scale)
     model = build_model(backbone, scale, Precision("float"), {"num_features": 20})
-    x = y = torch.randn(1, 20, 7, 10)
+    x = y = torch.randn(1, 20, 19, 10)
     slopes = [0.0, 0.25][: len(model.factors)]
     for conv, factor, slope in zip(model.upsample, model.factors, slopes, strict=True):
         y = F.leaky_relu(F.pixel_shuffle(conv(y), factor), slope)
