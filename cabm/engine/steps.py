@@ -81,6 +81,8 @@ def step_loop(
         scratch_bytes: of the layer's working memory: per channel, and besides.
         modules: with the code that emits a layer.
     """
+    # What differs between forms stays in run_steps: numba gives nested functions of all forms the same
+    # name, and code that is loaded for one of them would run in the others.
     emitters = checksum(emitter, epilogue, finishing, layer_numbers, *modules)
     per_channel, besides = scratch_bytes
 
@@ -106,10 +108,8 @@ def step_loop(
         start = np.int64(memory.ctypes.data)
         aligned = (start + 63) // 64 * 64
         codes = memory.view(np.uint8)
+        _clear(images, places, codes[aligned - start :])
         for m in range(len(images)):
-            if images[m, FILL] >= 0 or images[m, FILL] == CLEARED:
-                first = places[m, 3] + aligned - start
-                codes[first : first + places[m, 4]] = max(images[m, FILL], 0)
             places[m, 0] += np.int64(out.ctypes.data) if images[m, FILL] == RESULT else aligned
         begin = 0
         while begin < len(steps):
@@ -168,6 +168,14 @@ def _lay_out(images, height, width, band):
         places[m] = np.array([size + row + pixel, pixel, row, size, rows * row, kept])
         size += (rows * row + SLACK * pixel + 63) // 64 * 64
     return places, size, widest
+
+
+@register_jitable
+def _clear(images, places, codes):
+    """Fill images of bytes, and those images of float32 that start with zeros."""
+    for m in range(len(images)):
+        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED:
+            codes[places[m, 3] : places[m, 3] + places[m, 4]] = max(images[m, FILL], 0)
 
 
 @register_jitable
