@@ -21,6 +21,9 @@ biases and slope, and the parts of a number."""
 HEIGHT, WIDTH, FIRST, ROW, KEPT, MARGIN = range(PLACE := 6)
 """Of a convolution's input; see `_lay_out`."""
 
+MOST_TAPS = 64
+"""The most rows that a kernel reads, counted for each part."""
+
 NUMBERS = DEPTH // 2
 """Numbers of a tile register's row."""
 
@@ -60,7 +63,7 @@ def rows_loop() -> Loop:
         memory = memory[(-np.int64(memory.ctypes.data) % DEPTH) // 2 :]
         line = np.empty((out.shape[1] // layers[last, SHUFFLE], layers[last, OUTPUTS]), np.float32)
         scratch = np.empty(BLOCK * SUMS_PIXEL // 4 + 16, np.float32)
-        rows = np.empty((layers[:, KERNEL] * layers[:, PARTS]).max(), np.int64)
+        rows = np.empty(MOST_TAPS, np.int64)
         read, made = np.zeros(last + 1, np.int64), np.zeros(last + 1, np.int64)
         configure(LANES, np.int64(scratch.ctypes.data))
         while made[last] < places[last, HEIGHT]:
@@ -103,7 +106,10 @@ def _lay_out(layers, height, width):
         row = ((width + 2 * reach + BLOCK) * inputs + 2 * NUMBERS - 1) // NUMBERS * NUMBERS
         places[s] = np.array([height, width, 0, row, kept, reach * inputs])
         height, width = height * layers[s, SHUFFLE], width * layers[s, SHUFFLE]
-    size = places[:, ROW].max()
+    # not places[:, ROW].max(): to load code that refers to it, numba imports SciPy, which takes 0.3 s
+    size = np.int64(0)
+    for s in range(len(layers)):
+        size = max(size, places[s, ROW])
     for s in range(len(layers)):
         places[s, FIRST] = size
         size += places[s, ROW] * places[s, KEPT]
@@ -128,14 +134,14 @@ def _read_row(x, layer, place, y, memory):
         for i in range(count):
             target[i] = _nearest(bits[i])
     else:
-        upper = np.empty(count, np.uint32)
+        upper, lower = np.empty(count, np.uint32), np.empty(count, np.float32)
+        values, rest = upper.view(np.float32), lower.view(np.uint32)
         for i in range(count):
             upper[i] = _nearest(bits[i]) << np.uint32(16)
-        lower = (source - upper.view(np.float32)).view(np.uint32)
-        for i in range(count):
+            lower[i] = source[i] - values[i]
             there = i // channels * inputs + i % channels
             target[there] = upper[i] >> np.uint32(16)
-            target[there + channels] = _nearest(lower[i])
+            target[there + channels] = _nearest(rest[i])
     _extend_row(layer, place, y, memory)
 
 

@@ -229,3 +229,16 @@ def test_of_two_processes_one_compiles(tmp_path, double):
         process.stdin.flush()
     found = [int(process.communicate(timeout=300)[0]) for process in processes]
     assert sorted(found) == [0, 1]
+
+
+def test_the_kept_loops_of_the_engine_load_without_scipy():
+    """Code that refers to methods like ``max`` of an array makes numba import it, 0.3 s at every start."""
+    script = (
+        "import sys\n"
+        "from cabm.engine import float_conv, float_rows, fused\n"
+        "fused.compiled(), float_rows.compiled(), float_conv.winograd()\n"
+        "print([name for name in ('scipy.linalg', 'numba.np.arraymath') if name in sys.modules])\n"
+    )
+    for _ in range(2):  # the first process may compile, which imports everything
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
