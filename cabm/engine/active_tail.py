@@ -82,15 +82,15 @@ class ActiveTail:
         return y
 
 
-BAND_BYTES = 2**23
-"""Of what the last convolution reads at once. malloc does not keep blocks of 32 MB and more, and mapping
-them anew for every tile takes as long as computing them."""
+BAND_BYTES = 2**22
+"""Of a band. malloc does not keep blocks of 32 MB and more, and mapping them anew for every tile takes as
+long as computing them."""
 
 
 class WinogradTail:
     """The same tail in float32, by Winograd convolutions that shuffle and activate on the way.
 
-    The last two convolutions run in bands of rows.
+    The last convolution and the one before it run in bands of rows.
 
     Args:
         loop: from `cabm.engine.float_conv.winograd`.
@@ -132,12 +132,18 @@ class WinogradTail:
         for conv in self._convs:
             feature = conv(feature)
         height, reach = feature.shape[2] * self._wide.shuffle, self._reach
-        band = max(BAND_BYTES // self._wide.row_bytes(feature), 8 * reach)
+        row = 4 * self._wide.memory_for(feature, 1)[0].numel()
+        band = self._wide.size * max(BAND_BYTES // row // self._wide.size, reach)
+        # the last rows of the band before, which the last convolution reads again, and a band
+        memory = self._wide.memory_for(feature, 2 * reach + band)
         parts = []
-        for top in range(0, height, band):
-            begin, bottom = max(top - reach, 0), min(top + band, height)
-            wide = self._wide(feature, begin, min(bottom + reach, height))
-            parts.append(self._last(wide, top - begin, bottom - begin))
+        for begin in range(0, height, band):
+            end, above = min(begin + band, height), min(begin, 2 * reach)
+            memory[2 * reach - above : 2 * reach] = memory[band + 2 * reach - above : band + 2 * reach]
+            below = self._wide(feature, begin, end, out=memory[2 * reach :])
+            wide = memory[2 * reach - above :][: above + end - begin, : below.shape[3], : below.shape[1]]
+            last = len(wide) - (reach if end < height else 0)
+            parts.append(self._last(wide.permute(2, 0, 1)[None], max(above - reach, 0), last))
         return torch.cat(parts, dim=2)
 
 

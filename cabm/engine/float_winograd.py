@@ -30,8 +30,7 @@ GROUP = 64
 """The most output channels computed together."""
 
 APART = 64
-"""Bytes between the numbers of two positions, so that not all positions of a tile share a few sets of the
-cache."""
+"""Bytes between the numbers of two positions, which would share two sets of the cache otherwise."""
 
 
 def pack(weight: Tensor, lanes: int) -> Tensor:
@@ -233,54 +232,55 @@ class WinogradConv:
 
     Attributes:
         shuffle: r.
+        size: pixels of a tile of results along an axis.
     """
 
     def __init__(
-        self,
-        loop: Compiled,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        shuffle: int = 1,
-        slope: float = 1.0,
+        self, loop: Compiled, weight: Tensor, bias: Tensor | None, *, shuffle: int = 1, slope: float = 1.0
     ) -> None:
         self._run, self.shuffle = loop.run, shuffle
         self._outputs, self._inputs = weight.shape[:2]
         margins = [-count % loop.lanes for count in (self._inputs, self._outputs)]
         weight = F.pad(weight.detach(), (0, 0, 0, 0, 0, margins[0], 0, margins[1]))
-        self._size = SIDE + 1 - weight.shape[-1]
+        self.size = SIDE + 1 - weight.shape[-1]
         self._weights = pack(weight, loop.lanes).numpy()
         bias = torch.zeros(self._outputs) if bias is None else bias.detach().float()
         self._biases = F.pad(bias, (0, margins[1])).numpy()
         self._slope = np.array([slope], dtype=np.float32)
 
-    def __call__(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, first: int = 0, last: int | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """Convolve (1,I r^2,h,w) float32, channels side by side in memory.
 
         Args:
             x: the input.
             first, last: rows of the result to compute; default: all.
+            out: memory for them, from `memory_for`; default: new memory.
 
         Returns:
             (1,O,last-first,w r) float32.
         """
         x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-        _, channels, height, width = x.shape
-        row, pixel = x.stride()[2:]
+        (channels, height, width), (row, pixel) = x.shape[1:], x.stride()[2:]
         memory = x.as_strided(((height - 1) * row + (width - 1) * pixel + channels,), (1,)).numpy()
         height, width = height * self.shuffle, width * self.shuffle
         rows = (height if last is None else last) - first
-        sides = [-(-side // self._size) * self._size for side in (rows, width)]
-        out = torch.empty(*sides, len(self._biases))
+        out = self.memory_for(x, rows) if out is None else out
         self._run(
             *(memory, row, pixel, self.shuffle, self._inputs, height, width, first),
-            *(self._weights, self._biases, self._slope, self._size, out.numpy()),
+            *(self._weights, self._biases, self._slope, self.size),
+            out[: self._whole_tiles(rows)].numpy(),
         )
         return out[:rows, :width, : self._outputs].permute(2, 0, 1)[None]
 
-    def row_bytes(self, x: Tensor) -> int:
-        """Return the bytes of a row of the result for an input."""
-        return 4 * len(self._biases) * x.shape[3] * self.shuffle
+    def memory_for(self, x: Tensor, rows: int) -> Tensor:
+        """Return new memory (rows, columns, channels) for rows of the result, rounded up to whole tiles."""
+        columns = self._whole_tiles(x.shape[3] * self.shuffle)
+        return torch.empty(self._whole_tiles(rows), columns, len(self._biases))
+
+    def _whole_tiles(self, pixels: int) -> int:
+        return -(-pixels // self.size) * self.size
 
 
 def _tried(found: Compiled) -> bool:
