@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing import get_context
@@ -57,6 +58,7 @@ class OwnProcess:
 
 
 def _serve(pipe: Connection, build: Callable[[], Mapping[str, Run]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C, the process that started this one ends it
     runs = build()
     pipe.send(list(runs))
     while True:
