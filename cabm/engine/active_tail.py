@@ -123,9 +123,8 @@ class WinogradTail:
         ]
         reach = last.kernel_size[0] // 2
         self._reach = -(-reach // factors[-1])
-        bias = _bias(last) if offset is None else _bias(last) + offset.flatten()
         kind = TapConv if reach == 1 else CoarseConv  # the sums of many taps take longer than they save
-        self._last = kind(last.weight.detach() * gain, bias * gain, factors[-1])
+        self._last = kind(*_scaled(last, gain, offset), factors[-1])
 
     def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
         """Return the upscaled image (1,3,h*R,w*R) float32 for a feature (1,n,h,w)."""
@@ -200,13 +199,16 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
 
 
+def _scaled(conv: nn.Conv2d, gain: float, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution with gain and offset."""
+    bias = _bias(conv) if offset is None else _bias(conv) + offset.flatten()
+    return conv.weight.detach() * gain, bias * gain
+
+
 def _last(conv: nn.Conv2d, factor: int, gain: float, offset: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the last convolution before the PixelShuffle, with gain and offset."""
-    bias = _bias(conv)
-    if offset is not None:
-        bias = bias + offset.flatten()
-    weight = before_pixel_shuffle(conv.weight.detach(), factor)
-    return weight * gain, bias.repeat_interleave(factor**2) * gain
+    weight, bias = _scaled(conv, gain, offset)
+    return before_pixel_shuffle(weight, factor), bias.repeat_interleave(factor**2)
 
 
 def _with_image(weight: Tensor, bias: Tensor | None, copies: int) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from cabm.engine.emitter import BYTE, HALF, POINTER, SIZE, WORD, Emitter
+from cabm.engine.emitter import BYTE, HALF, POINTER, SIZE, Emitter
 
 LANES = 16
 """Output channels, and pixels, of a tile register."""
@@ -20,6 +20,9 @@ PIXELS = 2 * LANES
 
 DEPTH = 64
 """Input bytes of a tile register's row."""
+
+SUMS_PIXEL = 4 * 2 * LANES
+"""Bytes of the sums of a pixel."""
 
 SUMS, PIXELS_AT, WEIGHTS_AT, TILES = 0, 4, 6, 8
 """Numbers of the first tile register of each use, and of all."""
@@ -85,17 +88,10 @@ def emit_product(emit: Emitter, operands: Product) -> None:
 
 def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
     builder = emit.builder
-    pixel = 2 * 4 * LANES  # bytes of its sums
     size = SIZE(DEPTH * LANES)  # bytes of a tile register
     half = builder.mul(builder.mul(operands.depths, SIZE(3)), size)
     further = builder.mul(operands.pixel, SIZE(LANES))
-    for k in range(halves):
-        start = emit.load(emit.at(operands.starts, 4 * LANES * k), ir.VectorType(WORD, LANES))
-        emit.store(start, emit.at(operands.sums, 4 * LANES * k))
-        for j in range(2):  # a distance of 0 bytes repeats the row
-            call_unit(
-                emit, "tileloadd64", BYTE(SUMS + 2 * j + k), emit.at(operands.sums, 4 * LANES * k), SIZE(0)
-            )
+    start_sums(emit, operands.starts, operands.sums, 2, halves)
 
     def depth(_, source, weights):
         for j in range(2):
@@ -106,8 +102,7 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
             call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), place, SIZE(DEPTH))
         for j in range(2):
             for k in range(halves):
-                sums = BYTE(SUMS + 2 * j + k)
-                call_unit(emit, "tdpbusd", sums, BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
+                call_unit(emit, "tdpbusd", sums_at(halves, j, k), BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
         return emit.at(source, DEPTH), emit.at(weights, size)
 
     def row(_, source, weights):
@@ -115,10 +110,29 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
         return emit.at(source, operands.row), weights
 
     emit.loop(SIZE(3), (operands.source, operands.weights), row)
-    for j in range(2):
+    store_sums(emit, operands.sums, 2, halves)
+
+
+def start_sums(emit: Emitter, starts: ir.Value, sums: ir.Value, tiles: int, halves: int) -> None:
+    """Emit the starts of all sums, 32 bits each, by way of the memory of the first pixel's sums."""
+    for k in range(halves):
+        place = emit.at(sums, 4 * LANES * k)
+        emit.store(emit.load(emit.at(starts, 4 * LANES * k), emit.words), place)
+        for j in range(tiles):  # a distance of 0 bytes repeats the row
+            call_unit(emit, "tileloadd64", sums_at(halves, j, k), place, SIZE(0))
+
+
+def store_sums(emit: Emitter, sums: ir.Value, tiles: int, halves: int) -> None:
+    """Emit the stores of all sums to memory, (pixels, 2, 16)."""
+    for j in range(tiles):
         for k in range(halves):
-            place = emit.at(operands.sums, 4 * LANES * k + pixel * LANES * j)
-            call_unit(emit, "tilestored64", BYTE(SUMS + 2 * j + k), place, SIZE(pixel))
+            place = emit.at(sums, 4 * LANES * k + SUMS_PIXEL * LANES * j)
+            call_unit(emit, "tilestored64", sums_at(halves, j, k), place, SIZE(SUMS_PIXEL))
+
+
+def sums_at(halves: int, j: int, k: int) -> ir.Constant:
+    """Return the tile register of the sums of pixel tile ``j`` and of half ``k`` of the output channels."""
+    return BYTE(SUMS + halves * j + k)
 
 
 def call_unit(emit: Emitter, name: str, *arguments: ir.Value) -> None:

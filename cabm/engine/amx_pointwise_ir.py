@@ -6,17 +6,24 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from cabm.engine.amx_ir import LANES, PIXELS, PIXELS_AT, SUMS, WEIGHTS_AT, call_unit
+from cabm.engine.amx_ir import DEPTH as ROW
+from cabm.engine.amx_ir import (
+    LANES,
+    PIXELS,
+    PIXELS_AT,
+    WEIGHTS_AT,
+    call_unit,
+    start_sums,
+    store_sums,
+    sums_at,
+)
 from cabm.engine.emitter import BYTE, SIZE, WORD, Emitter
 
 PARTS = 2
 """bfloat16 numbers whose sum stands for a float32."""
 
-DEPTH = 32
+DEPTH = ROW // 2
 """Input numbers of a tile register's row."""
-
-ROW = 2 * DEPTH
-"""Bytes of a tile register's row."""
 
 TILE = ROW * LANES
 """Bytes of a tile register."""
@@ -133,15 +140,9 @@ def emit_product(emit: Emitter, operands: Product) -> None:
 
 def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
     builder = emit.builder
-    pixel = 2 * 4 * LANES  # bytes of its sums
     half = builder.mul(operands.depths, SIZE(PARTS * TILE))
     offsets = [builder.mul(operands.part, SIZE(index)) for index in range(PARTS)]
-    for k in range(halves):
-        start = emit.load(emit.at(operands.biases, 4 * LANES * k), emit.singles)
-        place = emit.at(operands.sums, 4 * LANES * k)
-        emit.store(start, place)
-        for j in range(2):  # a distance of 0 bytes repeats the row
-            call_unit(emit, "tileloadd64", BYTE(SUMS + 2 * j + k), place, SIZE(0))
+    start_sums(emit, operands.biases, operands.sums, 2, halves)
 
     def depth(_, parts, weights):
         loaded = None, None  # parts of weights and pixels that the registers hold
@@ -158,12 +159,9 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
             loaded = of_weights, of_pixels
             for j in range(2):
                 for k in range(halves):
-                    sums = BYTE(SUMS + 2 * j + k)
+                    sums = sums_at(halves, j, k)
                     call_unit(emit, "tdpbf16ps", sums, BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
         return emit.at(parts, ROW * PIXELS), emit.at(weights, PARTS * TILE)
 
     emit.loop(operands.depths, (operands.parts, operands.weights), depth)
-    for j in range(2):
-        for k in range(halves):
-            place = emit.at(operands.sums, 4 * LANES * k + pixel * LANES * j)
-            call_unit(emit, "tilestored64", BYTE(SUMS + 2 * j + k), place, SIZE(pixel))
+    store_sums(emit, operands.sums, 2, halves)

@@ -11,7 +11,17 @@ from typing import NamedTuple
 from llvmlite import ir
 from llvmlite.binding import initialize_native_asmparser
 
-from cabm.engine.amx_ir import DEPTH, LANES, PIXELS_AT, SUMS, WEIGHTS_AT, call_unit
+from cabm.engine.amx_ir import (
+    DEPTH,
+    LANES,
+    PIXELS_AT,
+    SUMS_PIXEL,
+    WEIGHTS_AT,
+    call_unit,
+    start_sums,
+    store_sums,
+    sums_at,
+)
 from cabm.engine.emitter import BYTE, HALF, SIZE, Emitter
 
 SHAPES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))
@@ -19,9 +29,6 @@ SHAPES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))
 
 BLOCK = 4 * LANES
 """The most pixels computed together."""
-
-SUMS_PIXEL = 4 * 2 * LANES
-"""Bytes of the sums of a pixel."""
 
 PRODUCT_INTEGERS = {"shape", "offset", "pixel", "taps", "depths"}
 END_INTEGERS = {"shape", "count", "addend_pixel", "target_pixel"}
@@ -90,12 +97,7 @@ def _emit_sums(emit: Emitter, operands: Product, tiles: int, halves: int) -> Non
     size = SIZE(DEPTH * LANES)  # bytes of a tile register
     half = builder.mul(builder.mul(operands.depths, operands.taps), size)
     further = [builder.mul(operands.pixel, SIZE(LANES * j)) for j in range(tiles)]
-    for k in range(halves):
-        start = emit.load(emit.at(operands.biases, 4 * LANES * k), emit.singles)
-        emit.store(start, emit.at(operands.sums, 4 * LANES * k))
-        for j in range(tiles):  # a distance of 0 bytes repeats the row
-            place = emit.at(operands.sums, 4 * LANES * k)
-            call_unit(emit, "tileloadd64", BYTE(SUMS + halves * j + k), place, SIZE(0))
+    start_sums(emit, operands.biases, operands.sums, tiles, halves)
 
     def depth(_, source, weights):
         for k in range(halves):
@@ -105,8 +107,7 @@ def _emit_sums(emit: Emitter, operands: Product, tiles: int, halves: int) -> Non
             register = BYTE(PIXELS_AT + j % 2)
             call_unit(emit, "tileloadd64", register, emit.at(source, further[j]), operands.pixel)
             for k in range(halves):
-                sums = BYTE(SUMS + halves * j + k)
-                call_unit(emit, "tdpbf16ps", sums, register, BYTE(WEIGHTS_AT + k))
+                call_unit(emit, "tdpbf16ps", sums_at(halves, j, k), register, BYTE(WEIGHTS_AT + k))
         return emit.at(source, DEPTH), emit.at(weights, size)
 
     def row(_, rows, weights):
@@ -115,10 +116,7 @@ def _emit_sums(emit: Emitter, operands: Product, tiles: int, halves: int) -> Non
         return emit.at(rows, 8), weights
 
     emit.loop(operands.taps, (operands.rows, operands.weights), row)
-    for j in range(tiles):
-        for k in range(halves):
-            place = emit.at(operands.sums, 4 * LANES * k + SUMS_PIXEL * LANES * j)
-            call_unit(emit, "tilestored64", BYTE(SUMS + halves * j + k), place, SIZE(SUMS_PIXEL))
+    store_sums(emit, operands.sums, tiles, halves)
 
 
 def emit_end(emit: Emitter, operands: End) -> None:

@@ -8,9 +8,9 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from cabm.engine import amx, amx_ir, emitter, float_rows_ir
 from cabm.engine.amx import configure, release
-from cabm.engine.amx_ir import DEPTH, LANES
+from cabm.engine.amx_ir import DEPTH, LANES, SUMS_PIXEL
 from cabm.engine.emitter import checksum, typed_call
-from cabm.engine.float_rows_ir import ADDS, BLOCK, NARROW, SUMS_PIXEL
+from cabm.engine.float_rows_ir import ADDS, BLOCK, NARROW
 from cabm.machine.compiled import Loop
 
 KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, WEIGHTS, BIASES, SLOPE, PARTS = range(9)

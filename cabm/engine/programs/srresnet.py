@@ -41,7 +41,8 @@ class SRResNetProgram:
         ]
         head, nothing = model.head.weight, torch.zeros(model.head.out_channels)
         self._head_rows = rows(float_dtype, [Layer(head, nothing, slope=self._slope, parts=2)])
-        self._head = FloatConv(head, None, torch.float32)
+        if self._head_rows is None:
+            self._head = FloatConv(head, None, torch.float32)
         factors, biases = affine(model.body_end_bn)
         end = Layer(model.body_end.weight * factors.view(-1, 1, 1, 1), biases)
         slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
