@@ -1,22 +1,31 @@
 """LLVM code for `cabm.engine.amx`: convolve 32 adjacent pixels by products of tiles.
 
 Two tile registers of 16 pixels and 64 bytes each, times two of 64 bytes and 16 output channels, add to four
-of sums: four ``tdpbusd`` for four loads.
+of sums: four ``tdpbusd`` for four loads. They keep the tile unit busy for 64 cycles, and nothing else.
+So the epilogue of the pixels before is emitted between them, and runs at the same time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
+from cabm.engine import epilogue
 from cabm.engine.emitter import BYTE, HALF, POINTER, SIZE, Emitter
+from cabm.engine.epilogue import Row, pixel_by_pixel
+from cabm.engine.layer_numbers import EPILOGUES, Epilogue
 
 LANES = 16
 """Output channels, and pixels, of a tile register."""
 
 PIXELS = 2 * LANES
 """Pixels computed together."""
+
+PRODUCTS = 4
+"""The most products of tiles of a step."""
 
 DEPTH = 64
 """Input bytes of a tile register's row."""
@@ -28,6 +37,9 @@ SUMS, PIXELS_AT, WEIGHTS_AT, TILES = 0, 4, 6, 8
 """Numbers of the first tile register of each use, and of all."""
 
 INTEGERS = {"halves", "row", "pixel", "depths"}
+
+EARLIER = "earlier_"
+BOTH_INTEGERS = INTEGERS | {EARLIER + name for name in epilogue.INTEGERS}
 
 
 class Configuration(NamedTuple):
@@ -63,6 +75,16 @@ class Product(NamedTuple):
     sums: ir.Value
 
 
+Both = namedtuple("Both", [*Product._fields, *(EARLIER + name for name in Row._fields)])
+"""Operands of `emit_both`: those of a product, and of the epilogue of PIXELS pixels whose sums
+were stored before.
+
+The epilogue's ``count`` is the number of pixels that are finished in each step of the product: a power of
+two, at least PRODUCTS and at least ``PIXELS / (3 * depths)``. When all pixels are finished, some steps are
+left, because 3 divides the number of steps.
+"""
+
+
 def emit_configuration(emit: Emitter, operands: Configuration) -> None:
     """Emit the configuration: eight registers of 16 rows of 64 bytes."""
     zeros = ir.Constant(ir.ArrayType(BYTE, 64), [0] * 64)
@@ -86,39 +108,74 @@ def emit_product(emit: Emitter, operands: Product) -> None:
     )
 
 
-def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
+def emit_both(emit: Emitter, operands: Any) -> None:
+    """Emit the same, and between its products the epilogue of the sums before; see `Both`."""
+    product, row = Product(*operands[: len(Product._fields)]), Row(*operands[len(Product._fields) :])
+
+    def emit_case(halves: int, epilogue: Epilogue) -> Callable[[], None]:
+        return lambda: _emit_sums(emit, product, halves, row, pixel_by_pixel(emit, row, epilogue, halves))
+
+    cases = {
+        len(EPILOGUES) * (halves - 1) + number: emit_case(halves, epilogue)
+        for halves in (1, 2)
+        for number, epilogue in enumerate(EPILOGUES)
+        if not epilogue.single
+    }
+    further = emit.builder.mul(emit.builder.sub(product.halves, SIZE(1)), SIZE(len(EPILOGUES)))
+    emit.choose(emit.builder.add(further, row.epilogue), cases)
+
+
+def _emit_sums(
+    emit: Emitter, operands: Product, halves: int, row: Row | None = None, pixels: Any = None
+) -> None:
     builder = emit.builder
     size = SIZE(DEPTH * LANES)  # bytes of a tile register
-    half = builder.mul(builder.mul(operands.depths, SIZE(3)), size)
+    steps = builder.mul(operands.depths, SIZE(3))
+    half = builder.mul(steps, size)
     further = builder.mul(operands.pixel, SIZE(LANES))
-    start_sums(emit, operands.starts, operands.sums, 2, halves)
+    # from the last register of a row of the kernel to the first one of the next
+    to_next_row = builder.sub(operands.row, builder.mul(builder.sub(operands.depths, SIZE(1)), SIZE(DEPTH)))
+    start_sums(emit, operands.starts, 2, halves)
 
-    def depth(_, source, weights):
-        for j in range(2):
-            place = source if j == 0 else emit.at(source, further)
-            call_unit(emit, "tileloadd64", BYTE(PIXELS_AT + j), place, operands.pixel)
-        for k in range(halves):
-            place = weights if k == 0 else emit.at(weights, half)
-            call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), place, SIZE(DEPTH))
+    def step(_, left, source, weights, *addresses):
+        registers = [
+            (BYTE(PIXELS_AT), source, operands.pixel),
+            (BYTE(PIXELS_AT + 1), emit.at(source, further), operands.pixel),
+            *(
+                (BYTE(WEIGHTS_AT + k), emit.at(weights, half) if k else weights, SIZE(DEPTH))
+                for k in range(halves)
+            ),
+        ]
+        loaded = set()
         for j in range(2):
             for k in range(halves):
+                for each in (j, 2 + k):
+                    if each not in loaded:
+                        call_unit(emit, "tileloadd64", *registers[each])
+                        loaded.add(each)
                 call_unit(emit, "tdpbusd", sums_at(halves, j, k), BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
-        return emit.at(source, DEPTH), emit.at(weights, size)
+                if addresses:
+                    addresses = emit.loop(between, addresses, pixels[1])
+        ends = builder.icmp_unsigned("==", left, SIZE(1))
+        left = builder.select(ends, operands.depths, builder.sub(left, SIZE(1)))
+        source = emit.at(source, builder.select(ends, to_next_row, SIZE(DEPTH)))
+        return left, source, emit.at(weights, size), *addresses
 
-    def row(_, source, weights):
-        _, weights = emit.loop(operands.depths, (source, weights), depth)
-        return emit.at(source, operands.row), weights
-
-    emit.loop(SIZE(3), (operands.source, operands.weights), row)
+    state = operands.depths, operands.source, operands.weights
+    if row is not None:
+        shared = builder.udiv(SIZE(PIXELS), row.count)
+        between = builder.udiv(row.count, SIZE(2 * halves))
+        state = emit.loop(shared, (*state, *pixels[0]), step)[:3]
+        steps = builder.sub(steps, shared)
+    emit.loop(steps, state, step)
     store_sums(emit, operands.sums, 2, halves)
 
 
-def start_sums(emit: Emitter, starts: ir.Value, sums: ir.Value, tiles: int, halves: int) -> None:
-    """Emit the starts of all sums, 32 bits each, by way of the memory of the first pixel's sums."""
+def start_sums(emit: Emitter, starts: ir.Value, tiles: int, halves: int) -> None:
+    """Emit the starts of all sums, 32 bits each."""
     for k in range(halves):
-        place = emit.at(sums, 4 * LANES * k)
-        emit.store(emit.load(emit.at(starts, 4 * LANES * k), emit.words), place)
         for j in range(tiles):  # a distance of 0 bytes repeats the row
+            place = emit.at(starts, 4 * LANES * k)
             call_unit(emit, "tileloadd64", sums_at(halves, j, k), place, SIZE(0))
 
 

@@ -142,7 +142,7 @@ def _emit_sums(emit: Emitter, operands: Product, halves: int) -> None:
     builder = emit.builder
     half = builder.mul(operands.depths, SIZE(PARTS * TILE))
     offsets = [builder.mul(operands.part, SIZE(index)) for index in range(PARTS)]
-    start_sums(emit, operands.biases, operands.sums, 2, halves)
+    start_sums(emit, operands.biases, 2, halves)
 
     def depth(_, parts, weights):
         loaded = None, None  # parts of weights and pixels that the registers hold

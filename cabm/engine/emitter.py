@@ -73,6 +73,18 @@ class Emitter:
         value = self.builder.select(self.builder.fcmp_ordered(">", value, low), value, low)
         return self.builder.select(self.builder.fcmp_ordered("<", value, high), value, high)
 
+    def limit(self, value: ir.Value, most: ir.Value) -> ir.Value:
+        """Clip numbers to -most..most."""
+        if self.lanes < 16:
+            return self.clip(value, self.builder.fneg(most), most)
+        # AVX512DQ in one instruction: the smaller magnitude (2), with the sign of the value
+        arguments = [value, most, WORD(2), value, HALF(-1), WORD(4)]
+        return self.call("llvm.x86.avx512.mask.range.ps.512", self.singles, arguments)
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Return a * b + c, rounded once."""
+        return self.call(f"llvm.fma.v{self.lanes}f32", self.singles, [a, b, c])
+
     def call(self, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
         """Call one of LLVM's functions for a processor's instruction."""
         module = self.builder.module
@@ -133,23 +145,36 @@ class Emitter:
 
 
 def typed_call(
-    lanes: types.Type, operands: type, numbers: set[str], emit: Callable[[Emitter, Any], None]
+    lanes: types.Type,
+    operands: type,
+    numbers: set[str],
+    emit: Callable[[Emitter, Any], None],
+    *,
+    packed: int = 0,
 ) -> tuple:
     """Return what a numba intrinsic returns: its signature and the function that generates its code.
 
     Args:
         lanes: type of the first argument, a literal number.
-        operands: the NamedTuple of the other arguments, all signed integers: numbers (those in
+        operands: the named tuple of the other arguments, all signed integers: numbers (those in
             ``numbers``) or addresses.
         numbers: names of the integers.
         emit: emits the code; called with the operands, the addresses as pointers.
+        packed: the last argument is a tuple of so many operands.
     """
     names = operands._fields
+    given = [types.intp] * (len(names) - packed)
+    if packed:
+        given.append(types.UniTuple(types.intp, packed))
 
     def generate(target, builder, signature, values):
         emitter = Emitter(builder, lanes.literal_value)
-        named = zip(names, values[1:], strict=True)
+        values = list(values[1:])
+        if packed:
+            rest = values.pop()
+            values += [builder.extract_value(rest, i) for i in range(packed)]
+        named = zip(names, values, strict=True)
         emit(emitter, operands(*(v if name in numbers else emitter.pointer(v) for name, v in named)))
         return target.get_dummy_value()
 
-    return types.void(lanes, *[types.intp] * len(names)), generate
+    return types.void(lanes, *given), generate

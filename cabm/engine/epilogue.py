@@ -6,8 +6,8 @@ simulation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -71,33 +71,57 @@ INTEGERS = {"registers", "count", "sums_pixel", "epilogue", "codes_pixel", "floa
 
 
 class _Pixel(NamedTuple):
-    """Addresses of a register's numbers at one pixel."""
+    """Addresses of a register's numbers at one pixel, or how far to move them."""
 
-    sums: ir.Value
-    target: ir.Value
-    following: ir.Value
-    floats: ir.Value
-    addend: ir.Value
+    sums: Any
+    target: Any
+    following: Any
+    floats: Any
+    addend: Any
 
 
 def emit_row(emit: Emitter, operands: Row) -> None:
     """Emit the epilogues of ``count`` pixels, and the choice between them."""
 
-    def emit_epilogue(epilogue: Epilogue) -> Callable[[], None]:
-        def body() -> None:
-            numbers = [
-                emit.splat(emit.load(emit.at(operands.numbers, 4 * i), SINGLE)) for i in range(NUMBERS)
-            ]
-            _emit_registers(emit, operands, epilogue, numbers)
-
-        return body
-
-    emit.choose(operands.epilogue, {i: emit_epilogue(each) for i, each in enumerate(EPILOGUES)})
+    bodies = {
+        i: lambda each=each: _emit_registers(emit, operands, each) for i, each in enumerate(EPILOGUES)
+    }
+    emit.choose(operands.epilogue, bodies)
 
 
-def _emit_registers(emit: Emitter, operands: Row, epilogue: Epilogue, numbers: list[ir.Value]) -> None:
+def _emit_registers(emit: Emitter, operands: Row, epilogue: Epilogue) -> None:
     """Emit an epilogue: a loop over registers and, inside it, over pixels."""
-    size = 4 * emit.lanes
+    sizes = _register_sizes(emit)
+
+    def register(_, factors, biases, *first):
+        row = operands._replace(factors=factors, biases=biases, **_Pixel(*first)._asdict())
+        addresses, pixel = pixel_by_pixel(emit, row, epilogue, 1)
+        emit.loop(operands.count, addresses, pixel)
+        further = (emit.at(each, step) for each, step in zip(first, sizes, strict=True))
+        return emit.at(factors, sizes.sums), emit.at(biases, sizes.sums), *further
+
+    first = (getattr(operands, name) for name in _Pixel._fields)
+    emit.loop(operands.registers, (operands.factors, operands.biases, *first), register)
+
+
+def pixel_by_pixel(
+    emit: Emitter, operands: Row, epilogue: Epilogue, registers: int
+) -> tuple[Sequence[ir.Value], Callable[..., Sequence[ir.Value]]]:
+    """Emit what an epilogue loads once, for so many registers of output channels.
+
+    Returns:
+        The first pixel's addresses, and the body of a loop that finishes a pixel and returns the addresses
+        of the next; see `Emitter.loop`.
+    """
+    sizes = _register_sizes(emit)
+    numbers = [emit.splat(emit.load(emit.at(operands.numbers, 4 * i), SINGLE)) for i in range(NUMBERS)]
+    affine = [
+        [
+            emit.load(emit.at(each, sizes.sums * k), emit.singles)
+            for each in (operands.factors, operands.biases)
+        ]
+        for k in range(registers)
+    ]
     steps = _Pixel(
         operands.sums_pixel,
         operands.codes_pixel,
@@ -106,20 +130,19 @@ def _emit_registers(emit: Emitter, operands: Row, epilogue: Epilogue, numbers: l
         operands.addend_pixel,
     )
 
-    def register(_, factors, biases, *first):
-        affine = [emit.load(each, emit.singles) for each in (factors, biases)]
+    def pixel(_, *here):
+        for k in range(registers):
+            register = (emit.at(each, k * size) for each, size in zip(here, sizes, strict=True))
+            _emit_pixel(emit, epilogue, numbers, affine[k], _Pixel(*register))
+        return tuple(emit.at(each, step) for each, step in zip(here, steps, strict=True))
 
-        def pixel(_, *here):
-            _emit_pixel(emit, epilogue, numbers, affine, _Pixel(*here))
-            return tuple(emit.at(each, step) for each, step in zip(here, steps, strict=True))
+    return [getattr(operands, name) for name in _Pixel._fields], pixel
 
-        emit.loop(operands.count, first, pixel)
-        sizes = _Pixel(size, emit.lanes, emit.lanes, size, size)
-        further = (emit.at(each, step) for each, step in zip(first, sizes, strict=True))
-        return emit.at(factors, size), emit.at(biases, size), *further
 
-    first = (getattr(operands, name) for name in _Pixel._fields)
-    emit.loop(operands.registers, (operands.factors, operands.biases, *first), register)
+def _register_sizes(emit: Emitter) -> _Pixel:
+    """Return the bytes of a register's numbers."""
+    size = 4 * emit.lanes
+    return _Pixel(size, emit.lanes, emit.lanes, size, size)
 
 
 def _emit_pixel(
@@ -131,7 +154,8 @@ def _emit_pixel(
     if epilogue.leaky:
         value = _emit_leaky(emit, value, numbers[SLOPE])
     if epilogue.coded:
-        value = _emit_whole(emit, builder.fmul(value, numbers[GAIN]), *numbers[INVERSE : HIGH + 1])
+        value = builder.fmul(builder.fmul(value, numbers[GAIN]), numbers[INVERSE])
+        value = builder.fadd(emit.limit(value, numbers[HIGH]), emit.constant(emit.singles, ROUND))
         value = builder.fsub(value, emit.constant(emit.singles, ROUND))
         value = builder.fmul(value, numbers[STEP])
     if epilogue.adds == "codes":
@@ -142,13 +166,13 @@ def _emit_pixel(
     if epilogue.floats:
         emit.store(value, at.floats)
     if epilogue.codes == "own":
-        limits = numbers[LOW : ROUNDING + 1]
-        _emit_bytes(emit, _emit_whole(emit, value, numbers[INVERSE], *limits), at.target)
+        whole = emit.clip(builder.fmul(value, numbers[INVERSE]), *numbers[LOW : HIGH + 1])
+        _emit_bytes(emit, builder.fadd(whole, numbers[ROUNDING]), at.target)
     if epilogue.codes == "two":
         rounding = emit.constant(emit.singles, ROUND + ZERO)
         for first, place in ((READ_INVERSE, at.following), (NEXT_INVERSE, at.target)):
             inverse, high = numbers[first : first + 2]
-            _emit_bytes(emit, _emit_whole(emit, value, inverse, builder.fneg(high), high, rounding), place)
+            _emit_bytes(emit, builder.fadd(emit.limit(builder.fmul(value, inverse), high), rounding), place)
 
 
 def _emit_value(emit: Emitter, epilogue: Epilogue, affine: list[ir.Value], at: _Pixel) -> ir.Value:
@@ -165,26 +189,12 @@ def _emit_leaky(emit: Emitter, value: ir.Value, slope: ir.Value) -> ir.Value:
     return emit.builder.select(negative, emit.builder.fmul(value, slope), value)
 
 
-def _emit_whole(
-    emit: Emitter,
-    value: ir.Value,
-    inverse: ir.Value,
-    low: ir.Value,
-    high: ir.Value,
-    rounding: ir.Value | None = None,
-) -> ir.Value:
-    """Emit value * inverse, clipped, plus ``rounding`` (default: `ROUND`), which rounds it."""
-    rounding = emit.constant(emit.singles, ROUND) if rounding is None else rounding
-    return emit.builder.fadd(emit.clip(emit.builder.fmul(value, inverse), low, high), rounding)
-
-
 def _emit_bytes(emit: Emitter, whole: ir.Value, place: ir.Value) -> None:
     emit.store(emit.builder.trunc(emit.builder.bitcast(whole, emit.words), emit.bytes), place)
 
 
 def _emit_skip(emit: Emitter, numbers: list[ir.Value], at: _Pixel) -> ir.Value:
-    """Emit the values of the skip connection's codes."""
-    builder = emit.builder
-    bytes_ = builder.zext(emit.load(at.target, emit.bytes), emit.words)
-    codes = builder.sitofp(builder.sub(bytes_, emit.constant(emit.words, ZERO)), emit.singles)
-    return builder.fmul(codes, numbers[SKIP_STEP])
+    """Emit the values of the skip connection's codes: (byte - ZERO) * step, rounded once."""
+    builder, step = emit.builder, numbers[SKIP_STEP]
+    bytes_ = builder.sitofp(builder.zext(emit.load(at.target, emit.bytes), emit.words), emit.singles)
+    return emit.multiply_add(bytes_, step, builder.fmul(step, emit.constant(emit.singles, -ZERO)))

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, register_jitable
 
 from cabm.engine import epilogue
 from cabm.engine.emitter import typed_call
 
+ENDS = len(epilogue.Row._fields) - epilogue.Row._fields.index("epilogue")
+"""Operands of an epilogue that depend on the layer and the place."""
+
 
 @intrinsic(prefer_literal=True)
-def _finish_row(
-    _,
-    lanes,
-    registers,
-    count,
-    sums,
-    sums_pixel,
-    epilogue_number,
-    factors,
-    biases,
-    numbers,
-    target,
-    following,
-    codes_pixel,
-    floats,
-    floats_pixel,
-    addend,
-    addend_pixel,
-):
-    """Finish adjacent pixels; see `cabm.engine.epilogue.Row`."""
-    return typed_call(lanes, epilogue.Row, epilogue.INTEGERS, epilogue.emit_row)
+def _finish_row(_, lanes, registers, count, sums, sums_pixel, ends):
+    """Finish adjacent pixels; see `cabm.engine.epilogue.Row`, whose last operands are from `ends_at`."""
+    return typed_call(lanes, epilogue.Row, epilogue.INTEGERS, epilogue.emit_row, packed=ENDS)
 
 
 def finish(lanes, registers, count, sums, sums_pixel, first, y, x, ends):
@@ -52,25 +37,26 @@ def finish(lanes, registers, count, sums, sums_pixel, first, y, x, ends):
 @overload(finish, prefer_literal=True)
 def _finish(lanes, registers, count, sums, sums_pixel, first, y, x, ends):
     def finish_pixels(lanes, registers, count, sums, sums_pixel, first, y, x, ends):
-        epilogue_number, factors, biases, numbers, target, following, floats, addend = ends
-        codes = y * target[2] + x * target[1] + first
-        _finish_row(
-            lanes,
-            registers,
-            count,
-            sums,
-            sums_pixel,
-            epilogue_number,
-            factors + 4 * first,
-            biases + 4 * first,
-            numbers,
-            target[0] + codes,
-            following[0] + codes,
-            target[1],
-            floats[0] + y * floats[2] + x * floats[1] + 4 * first,
-            floats[1],
-            addend[0] + y * addend[2] + x * addend[1] + 4 * first,
-            addend[1],
-        )
+        _finish_row(lanes, registers, count, sums, sums_pixel, ends_at(ends, first, y, x))
 
     return finish_pixels
+
+
+@register_jitable
+def ends_at(ends, first, y, x):
+    """Return the operands of `cabm.engine.epilogue.Row` from ``epilogue`` on; arguments as in `finish`."""
+    epilogue_number, factors, biases, numbers, target, following, floats, addend = ends
+    codes = y * target[2] + x * target[1] + first
+    return (
+        epilogue_number,
+        factors + 4 * first,
+        biases + 4 * first,
+        numbers,
+        target[0] + codes,
+        following[0] + codes,
+        target[1],
+        floats[0] + y * floats[2] + x * floats[1] + 4 * first,
+        floats[1],
+        addend[0] + y * addend[2] + x * addend[1] + 4 * first,
+        addend[1],
+    )

@@ -97,7 +97,7 @@ def _emit_sums(emit: Emitter, operands: Product, tiles: int, halves: int) -> Non
     size = SIZE(DEPTH * LANES)  # bytes of a tile register
     half = builder.mul(builder.mul(operands.depths, operands.taps), size)
     further = [builder.mul(operands.pixel, SIZE(LANES * j)) for j in range(tiles)]
-    start_sums(emit, operands.biases, operands.sums, tiles, halves)
+    start_sums(emit, operands.biases, tiles, halves)
 
     def depth(_, source, weights):
         for k in range(halves):

@@ -66,7 +66,8 @@ def choose_form() -> Form | None:
     from cabm.engine import neon_ir
 
     features = compiler_features()
-    if features.get("amx-int8") and features.get("avx512bw"):
+    has_wide = features.get("avx512bw") and features.get("avx512dq")
+    if features.get("amx-int8") and has_wide:
         from cabm.engine.amx import permitted
 
         if permitted():
@@ -78,7 +79,14 @@ def choose_form() -> Form | None:
         ("avx512bw", winograd, 16),
         ("avx2", winograd, 8),
     )
-    return next((form(lanes) for feature, form, lanes in choices if features.get(feature)), None)
+    return next(
+        (
+            form(lanes)
+            for feature, form, lanes in choices
+            if features.get(feature) and (has_wide or lanes < 16)
+        ),
+        None,
+    )
 
 
 def matrix() -> Form:
@@ -99,7 +107,9 @@ def matrix() -> Form:
         pack=lambda codes, _: amx.pack(codes),
         pack_floats=amx_pointwise.pack,
         narrow_bits=0,
-        loop=lambda: steps.step_loop(amx.run_layer, run_pointwise, amx_ir.LANES, 1, scratch, modules),
+        loop=lambda: steps.step_loop(
+            amx.run_layer, run_pointwise, amx_ir.LANES, 1, scratch, modules, spills=True
+        ),
     )
 
 

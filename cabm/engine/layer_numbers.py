@@ -94,3 +94,6 @@ EPILOGUES = (
     SINGLE_TO_BOTH := Epilogue(single=True, leaky=True, codes="own", floats=True),
 )
 """All epilogues; a step names one by its index."""
+
+WRITE_FLOATS = tuple(each.floats for each in EPILOGUES)
+"""Whether each epilogue writes float32."""

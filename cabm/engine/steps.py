@@ -66,6 +66,8 @@ def step_loop(
     band: int,
     scratch_bytes: tuple[int, int],
     modules: Sequence[ModuleType],
+    *,
+    spills: bool = False,
 ) -> Loop:
     """Return the function to compile.
 
@@ -80,6 +82,7 @@ def step_loop(
         band: rows that a step of a group computes before the next step does.
         scratch_bytes: of the layer's working memory: per channel, and besides.
         modules: with the code that emits a layer.
+        spills: whether ``run_layer`` also writes what lies between the rows of images.
     """
     # What differs between forms stays in run_steps: numba gives nested functions of all forms the same
     # name, and code that is loaded for one of them would run in the others.
@@ -137,6 +140,10 @@ def step_loop(
                     if step[KIND] == CONVOLVE:
                         image = first - row - pixel, row, lines, width
                         run_layer(lanes, layer, image, ends, aligned + size)
+                        if spills:
+                            for m in (step[TARGET], step[FOLLOWING]):
+                                at = _place(places[m], 0, y)[0] - start
+                                _clear_between_rows(codes[at:], images[m, FILL], places[m], lines, width)
                     else:
                         run_pointwise(lanes, layer, (first, pixel, row, lines, width), ends, aligned + size)
             begin = last + 1
@@ -176,6 +183,14 @@ def _clear(images, places, codes):
     for m in range(len(images)):
         if images[m, FILL] >= 0 or images[m, FILL] == CLEARED:
             codes[places[m, 3] : places[m, 3] + places[m, 4]] = max(images[m, FILL], 0)
+
+
+@register_jitable
+def _clear_between_rows(codes, fill, place, height, width):
+    """Fill the frame between the rows of an image of bytes, which starts with its first row."""
+    if fill >= 0:
+        for y in range(height):
+            codes[y * place[2] + width * place[1] : (y + 1) * place[2]] = fill
 
 
 @register_jitable

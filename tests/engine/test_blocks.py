@@ -195,7 +195,9 @@ def test_uniform_tiles_agree_with_the_simulation(backbone: str, pixel: int) -> N
     assert float((found - simulated(model, tiles, rows)).abs().mean()) <= 0.25
 
 
-@pytest.mark.parametrize(("height", "width"), [(3, width) for width in range(1, 14)] + [(1, 25), (2, 49)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(3, width) for width in range(1, 14)] + [(1, 25), (2, 49), (9, 40)]
+)
 def test_sums_codes_and_borders_are_exact(kernel: Kernel, height: int, width: int) -> None:
     """Compare with double precision; factors and steps are powers of two, so nothing is rounded."""
     channels = 64
@@ -362,6 +364,9 @@ def forgetful() -> Iterator[None]:
     fused.compiled()  # compile here, not in the next test, which may patch it
 
 
+REGISTERS_512 = {"avx512bw": True, "avx512dq": True}
+
+
 @pytest.mark.parametrize(
     ("features", "name"),
     [
@@ -369,10 +374,11 @@ def forgetful() -> Iterator[None]:
         ({"avx": True}, None),
         ({"avx2": True}, "winograd 256"),
         ({"avx2": True, "avx512f": True}, "winograd 256"),
-        ({"avx2": True, "avx512bw": True}, "winograd 512"),
+        ({"avx2": True, "avx512bw": True}, "winograd 256"),
+        ({"avx2": True} | REGISTERS_512, "winograd 512"),
         ({"avx2": True, "avxvnni": True}, "direct 256"),
-        ({"avx2": True, "avx512bw": True, "avx512vnni": True, "avxvnni": True}, "direct 512"),
-        ({"avx2": True, "avx512bw": True, "avx512vnni": True, "amx-int8": True}, "matrix 512"),
+        ({"avx2": True, "avx512vnni": True, "avxvnni": True} | REGISTERS_512, "direct 512"),
+        ({"avx2": True, "avx512vnni": True, "amx-int8": True} | REGISTERS_512, "matrix 512"),
     ],
     ids=str,
 )
@@ -386,7 +392,7 @@ def test_the_cpu_chooses_the_form(
 
 
 def test_without_permission_amx_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = {"avx512bw": True, "avx512vnni": True, "amx-int8": True}
+    features = {"avx512vnni": True, "amx-int8": True} | REGISTERS_512
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: features)
     monkeypatch.setattr("cabm.engine.amx.permitted", lambda: False)
     assert forms.choose_form().name == "direct 512"
