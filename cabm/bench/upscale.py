@@ -40,7 +40,7 @@ class UpscaleBench:
         tile, stride: of its tiles, in pixels.
         threads: CPU threads; 0: PyTorch's setting.
         rounds: timings of each contender.
-        tiles: tiles per timing; the float models take them as one batch.
+        tiles: tiles per timing, as many as make the start of threads count for little.
         peers: also time OpenVINO, ONNX Runtime and ncnn, as far as they are installed.
     """
 
@@ -54,7 +54,7 @@ class UpscaleBench:
     stride: int = 94
     threads: int = 0
     rounds: int = 5
-    tiles: int = 4
+    tiles: int = 12
     peers: bool = True
 
     def work(self) -> Work:
