@@ -29,9 +29,6 @@ OPENVINO = "OpenVINO int8 (NNCF)"
 ONNX_RUNTIME = "ONNX Runtime"
 NCNN = "ncnn"
 
-BATCH = 4
-"""Tiles that the float models take at once."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -41,7 +38,7 @@ class Work:
         model: a quantized model directory; None: ``backbone`` with random weights, calibrated.
         backbone, scale, weight_bits: of the random model; see `cabm.quant.Precision`.
         tile: side of the tiles in pixels.
-        tiles: their number. The float models take them in batches of `BATCH`.
+        tiles: their number; the float models take them as one batch.
         threads: CPU threads.
     """
 
@@ -163,11 +160,8 @@ def float_twin(model: Backbone) -> Backbone:
 
 @torch.inference_mode()
 def _forward(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
-    takes = bits if model.precision.kind == "cabm" else None
-    batches = tiles.float().split(BATCH)
-    rows = [None] * len(batches) if takes is None else takes.split(BATCH)
-    pairs = zip(batches, rows, strict=True)
-    return torch.cat([model(x.contiguous(memory_format=torch.channels_last), row).sr for x, row in pairs])
+    takes = None if model.precision.kind in ("float", "pams", "cadyq") else bits
+    return model(tiles.float().contiguous(memory_format=torch.channels_last), takes).sr
 
 
 def _noise(count: int, side: int, generator: torch.Generator) -> Tensor:

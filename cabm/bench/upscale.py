@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,10 @@ from cabm.bench.rounds import interleaved, median_ratio
 from cabm.engine.integer import supports
 from cabm.models import Backbone
 from cabm.tiling.plan import plan
+
+FAST, MORE = (INTEGER, OPENVINO), 6
+"""Contenders that upscale this many times more tiles: so the start of threads, some milliseconds, counts as
+little as in an image."""
 
 PAUSE = 0.3
 """Seconds between two timings, until the threads of the last one sleep."""
@@ -40,7 +44,8 @@ class UpscaleBench:
         tile, stride: of its tiles, in pixels.
         threads: CPU threads; 0: PyTorch's setting.
         rounds: timings of each contender.
-        tiles: tiles per timing, as many as make the start of threads count for little.
+        tiles: tiles per timing, and of `FAST` contenders so many times `MORE`; the float models take them
+            as one batch.
         peers: also time OpenVINO, ONNX Runtime and ncnn, as far as they are installed.
     """
 
@@ -54,7 +59,7 @@ class UpscaleBench:
     stride: int = 94
     threads: int = 0
     rounds: int = 5
-    tiles: int = 12
+    tiles: int = 4
     peers: bool = True
 
     def work(self) -> Work:
@@ -87,10 +92,13 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
             name: stack.enter_context(closing(OwnProcess(build))) for name, build in builds.items()
         }
         runs = {name: run for process in processes.values() for name, run in process.runs.items()}
-        _, seconds = interleaved(runs, options.rounds, pause=PAUSE)
+        _, timings = interleaved(runs, options.rounds, pause=PAUSE)
         peaks = {
             name: processes[name].peak_memory() / 2**20 for name in (FLOAT, INTEGER) if name in processes
         }
+    seconds = {
+        name: [time / _tiles(name, options.tiles) for time in times] for name, times in timings.items()
+    }
     num_tiles = len(plan(options.height, options.width, options.tile, options.stride))
     result: dict[str, Any] = {
         "options": asdict(options) | {"model": None if options.model is None else str(options.model)},
@@ -99,8 +107,8 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         "rows": [
             {
                 "name": name,
-                "seconds_per_tile": statistics.median(times) / options.tiles,
-                "seconds_per_image": statistics.median(times) / options.tiles * num_tiles,
+                "seconds_per_tile": statistics.median(times),
+                "seconds_per_image": statistics.median(times) * num_tiles,
                 "speedup": median_ratio(seconds[FLOAT], times),
             }
             for name, times in seconds.items()
@@ -117,23 +125,34 @@ def _builds(
     model: Backbone, work: Work, *, with_peers: bool
 ) -> tuple[dict[str, Callable[[], dict[str, Run]]], dict[str, str]]:
     """Return what builds the contenders of each process, by name, and why others cannot run."""
-    builds = {FLOAT: partial(contenders.float_eager, work), SIMULATED: partial(contenders.simulated, work)}
+
+    def build(
+        name: str, make: Callable[..., dict[str, Run]], *arguments: Any
+    ) -> Callable[[], dict[str, Run]]:
+        return partial(make, replace(work, tiles=_tiles(name, work.tiles)), *arguments)
+
+    makers = {FLOAT: contenders.float_eager, SIMULATED: contenders.simulated}
+    builds = {name: build(name, make) for name, make in makers.items()}
     skipped = {}
     reason = supports(model)
     if reason is None:
-        builds[INTEGER] = partial(contenders.integer, work)
+        builds[INTEGER] = build(INTEGER, contenders.integer)
     else:
         skipped[INTEGER] = reason
     if not with_peers:
         return builds, skipped
     hints = {
-        f"{OPENVINO}, {hint.lower()}": partial(contenders.openvino_int8, work, hint)
+        f"{OPENVINO}, {hint.lower()}": build(OPENVINO, contenders.openvino_int8, hint)
         for hint in ("LATENCY", "THROUGHPUT")
     }
     for peer, modules, those in (
         (OPENVINO, ("openvino", "nncf"), hints),
-        (ONNX_RUNTIME, ("onnx", "onnxruntime"), {ONNX_RUNTIME: partial(contenders.onnx_runtime, work)}),
-        (NCNN, ("ncnn", "pnnx"), {NCNN: partial(contenders.ncnn, work)}),
+        (
+            ONNX_RUNTIME,
+            ("onnx", "onnxruntime"),
+            {ONNX_RUNTIME: build(ONNX_RUNTIME, contenders.onnx_runtime)},
+        ),
+        (NCNN, ("ncnn", "pnnx"), {NCNN: build(NCNN, contenders.ncnn)}),
     ):
         reason = peers.missing(*modules)
         if reason is None:
@@ -143,10 +162,15 @@ def _builds(
     return builds, skipped
 
 
+def _tiles(name: str, tiles: int) -> int:
+    """Return how many tiles a contender upscales per timing."""
+    return tiles * MORE if name.startswith(FAST) else tiles
+
+
 def _of_engine(model: Backbone, work: Work, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Return the entries of the result that only the engine has."""
+    """Return the entries of the result that only the engine has, from seconds per tile."""
     one = seconds[ONE_THREAD]
-    operations = 2 * _quantized_macs(model) * work.tile**2 * work.tiles
+    operations = 2 * _quantized_macs(model) * work.tile**2
     rate, peak = operations / statistics.median(one), int8_peak()
     by_bits = {width: seconds[contenders.at_width(width)] for width in contenders.widths(model)}
     return {
