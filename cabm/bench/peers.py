@@ -40,7 +40,7 @@ class OutputOnly(nn.Module):
 def missing(*modules: str) -> str | None:
     """Return why a runtime cannot be timed, or None if its modules are installed."""
     absent = [name for name in modules if find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed; pip install cabm[bench]" if absent else None
+    return f'{" and ".join(absent)} not installed; pip install "cabm[bench]"' if absent else None
 
 
 def onnx_runtime_runners(model: Backbone, calibration: Tensor, threads: int) -> dict[str, Run]:

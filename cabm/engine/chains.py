@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from cabm.engine.layer_numbers import (
     EPILOGUES,
     FACTORS,
     FIELDS,
+    FILL,
     FLOATING,
     FLOATS,
     FLOATS_AT,
@@ -51,6 +53,7 @@ from cabm.engine.layer_numbers import (
     READ_INVERSE,
     RESULT,
     ROUND,
+    ROUNDED,
     ROUNDING,
     SKIP_STEP,
     SLOPE,
@@ -106,14 +109,16 @@ class Chain:
         """Return a new image of bytes, whose code 0 is byte ``zero``."""
         return self._image(channels, zero)
 
-    def floats(self, *parts: int, passing: bool = False) -> int:
+    def floats(self, *parts: int, passing: bool = False, rounded: bool = False) -> int:
         """Return a new image of float32, of one or several parts of so many channels, each padded.
 
+        A ``rounded`` image is of bfloat16, if the kernel `rounds`.
         A ``passing`` image holds only the rows that a group still needs, so that they stay in the cache.
-        Each group that reads it writes it first.
+        Each group that reads it writes it first, and has several steps.
         """
-        padded = [self._kernel.padded(part) for part in parts]
-        image = self._image(sum(padded), FLOATING if padded == list(parts) else CLEARED)
+        padded = [self._kernel.padded_floats(part, rounded=rounded) for part in parts]
+        start = FLOATING if padded == list(parts) else CLEARED
+        image = self._image(sum(padded), ROUNDED if rounded else start)
         if passing:
             self._passing.append(image)
         return image
@@ -156,20 +161,13 @@ class Chain:
         """
         factors, biases = conv.affine
         step = {KIND: CONVOLVE, SOURCE: source, TARGET: target, FOLLOWING: following}
-        step |= {
-            INPUTS: conv.conv.inputs,
-            OUTPUTS: len(conv.conv.starts),
-            EPILOGUE: EPILOGUES.index(epilogue),
-        }
+        step |= {INPUTS: conv.conv.inputs, OUTPUTS: len(conv.conv.starts)}
+        step |= {EPILOGUE: self._number(epilogue, floats)}
         step |= {WEIGHTS: self._address(conv.conv.packed), STARTS: self._address(conv.conv.starts)}
         step |= {PRODUCTS: conv.conv.products}
         step |= {FACTORS: self._address(factors), BIASES: self._address(biases)}
-        step |= {
-            FLOATS: floats.image,
-            FLOATS_AT: floats.first,
-            ADDEND: addend.image,
-            ADDEND_AT: addend.first,
-        }
+        step |= {FLOATS: floats.image, FLOATS_AT: floats.first}
+        step |= {ADDEND: addend.image, ADDEND_AT: addend.first}
         self._step(step, numbers)
 
     def pointwise(
@@ -182,10 +180,11 @@ class Chain:
         target: int = 0,
         floats: Place = NOWHERE,
     ) -> None:
-        """Convolve an image of float32 by a 1x1 kernel; arguments as in `convolve`."""
+        """Convolve an image of floats by a 1x1 kernel; arguments as in `convolve`."""
         biases = self._address(weights.biases)
-        step = {KIND: POINTWISE, SOURCE: source, TARGET: target, EPILOGUE: EPILOGUES.index(epilogue)}
+        step = {KIND: POINTWISE, SOURCE: source, TARGET: target}
         step |= {INPUTS: weights.inputs, OUTPUTS: len(weights.biases)}
+        step |= {EPILOGUE: self._number(epilogue, floats)}
         step |= {WEIGHTS: self._address(weights.packed), STARTS: biases}
         step |= {FACTORS: biases, BIASES: biases}
         self._step(step | {FLOATS: floats.image, FLOATS_AT: floats.first}, numbers)
@@ -203,7 +202,14 @@ class Chain:
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for image in self._passing:
             self._images[image][KEPT] = max(_span(group, image) for group in self._groups)
+            if any(len(group) == 1 and _uses(group[0], image) for group in self._groups):
+                raise ValueError("a step that takes all rows at once uses an image that holds some of them")
         return np.stack(self._steps), np.stack(self._numbers), np.array(self._images)
+
+    def _number(self, epilogue: Epilogue, floats: Place) -> int:
+        """Return the number of an epilogue that writes these floats; an addend is of the same kind."""
+        rounded = epilogue.floats and self._images[floats.image][FILL] == ROUNDED
+        return EPILOGUES.index(replace(epilogue, rounded=rounded))
 
     def _address(self, numbers: np.ndarray | Tensor) -> int:
         """Return the address of an array, and keep the array.
@@ -244,9 +250,14 @@ def _lag(before: Sequence[Numbers], step: Numbers) -> int:
     return lag + bool(step[KIND] != CONVOLVE and overwritten & read)
 
 
+def _uses(step: Numbers, image: int) -> bool:
+    """Return whether a step reads or writes an image of floats."""
+    return image in (step.get(SOURCE), step.get(FLOATS), step.get(ADDEND))
+
+
 def _span(group: Sequence[Numbers], image: int) -> int:
     """Return how many bands of an image of float32 a group needs at once."""
-    lags = [step[LAG] for step in group if image in (step.get(SOURCE), step.get(FLOATS), step.get(ADDEND))]
+    lags = [step[LAG] for step in group if _uses(step, image)]
     return max(lags) - min(lags) + 1 if lags else 1
 
 

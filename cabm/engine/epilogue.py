@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from cabm.engine.emitter import SINGLE, Emitter
+from cabm.engine.emitter import HALF, SINGLE, Emitter
 from cabm.engine.layer_numbers import (
     AFTER,
     EPILOGUES,
@@ -30,6 +30,12 @@ from cabm.engine.layer_numbers import (
     ZERO,
     Epilogue,
 )
+
+ROUNDED_LANES = 16
+"""Lanes of the forms whose floats are bfloat16."""
+
+HALF_UNIT = 0x8000
+"""Half of the lowest bit of a bfloat16, in the bits of a float32."""
 
 
 class Row(NamedTuple):
@@ -84,14 +90,16 @@ def emit_row(emit: Emitter, operands: Row) -> None:
     """Emit the epilogues of ``count`` pixels, and the choice between them."""
 
     bodies = {
-        i: lambda each=each: _emit_registers(emit, operands, each) for i, each in enumerate(EPILOGUES)
+        i: lambda each=each: _emit_registers(emit, operands, each)
+        for i, each in enumerate(EPILOGUES)
+        if emit.lanes == ROUNDED_LANES or not each.rounded
     }
     emit.choose(operands.epilogue, bodies)
 
 
 def _emit_registers(emit: Emitter, operands: Row, epilogue: Epilogue) -> None:
     """Emit an epilogue: a loop over registers and, inside it, over pixels."""
-    sizes = _register_sizes(emit)
+    sizes = _register_sizes(emit, epilogue)
 
     def register(_, factors, biases, *first):
         row = operands._replace(factors=factors, biases=biases, **_Pixel(*first)._asdict())
@@ -113,7 +121,7 @@ def pixel_by_pixel(
         The first pixel's addresses, and the body of a loop that finishes a pixel and returns the addresses
         of the next; see `Emitter.loop`.
     """
-    sizes = _register_sizes(emit)
+    sizes = _register_sizes(emit, epilogue)
     numbers = [emit.splat(emit.load(emit.at(operands.numbers, 4 * i), SINGLE)) for i in range(NUMBERS)]
     affine = [
         [
@@ -139,10 +147,11 @@ def pixel_by_pixel(
     return [getattr(operands, name) for name in _Pixel._fields], pixel
 
 
-def _register_sizes(emit: Emitter) -> _Pixel:
+def _register_sizes(emit: Emitter, epilogue: Epilogue) -> _Pixel:
     """Return the bytes of a register's numbers."""
     size = 4 * emit.lanes
-    return _Pixel(size, emit.lanes, emit.lanes, size, size)
+    floats = size // 2 if epilogue.rounded else size
+    return _Pixel(size, emit.lanes, emit.lanes, floats, floats)
 
 
 def _emit_pixel(
@@ -161,10 +170,11 @@ def _emit_pixel(
     if epilogue.adds == "codes":
         value = builder.fadd(value, _emit_skip(emit, numbers, at))
     if epilogue.adds == "floats":
-        value = builder.fadd(value, emit.load(at.addend, emit.singles))
+        addend = _load_rounded(emit, at.addend) if epilogue.rounded else emit.load(at.addend, emit.singles)
+        value = builder.fadd(value, addend)
         value = _emit_leaky(emit, value, numbers[AFTER])
     if epilogue.floats:
-        emit.store(value, at.floats)
+        emit.store(_rounded(emit, value) if epilogue.rounded else value, at.floats)
     if epilogue.codes == "own":
         whole = emit.clip(builder.fmul(value, numbers[INVERSE]), *numbers[LOW : HIGH + 1])
         _emit_bytes(emit, builder.fadd(whole, numbers[ROUNDING]), at.target)
@@ -198,3 +208,18 @@ def _emit_skip(emit: Emitter, numbers: list[ir.Value], at: _Pixel) -> ir.Value:
     builder, step = emit.builder, numbers[SKIP_STEP]
     bytes_ = builder.sitofp(builder.zext(emit.load(at.target, emit.bytes), emit.words), emit.singles)
     return emit.multiply_add(bytes_, step, builder.fmul(step, emit.constant(emit.singles, -ZERO)))
+
+
+def _rounded(emit: Emitter, value: ir.Value) -> ir.Value:
+    """Emit the nearest bfloat16, as 16-bit numbers."""
+    builder = emit.builder
+    bits = builder.add(builder.bitcast(value, emit.words), emit.constant(emit.words, HALF_UNIT))
+    upper = builder.lshr(bits, emit.constant(emit.words, 16))
+    return builder.trunc(upper, ir.VectorType(HALF, emit.lanes))
+
+
+def _load_rounded(emit: Emitter, place: ir.Value) -> ir.Value:
+    """Emit bfloat16 numbers as float32."""
+    builder = emit.builder
+    bits = builder.zext(emit.load(place, ir.VectorType(HALF, emit.lanes)), emit.words)
+    return builder.bitcast(builder.shl(bits, emit.constant(emit.words, 16)), emit.singles)

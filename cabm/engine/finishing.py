@@ -6,6 +6,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from cabm.engine import epilogue
 from cabm.engine.emitter import typed_call
+from cabm.engine.layer_numbers import FLOAT_BYTES
 
 ENDS = len(epilogue.Row._fields) - epilogue.Row._fields.index("epilogue")
 """Operands of an epilogue that depend on the layer and the place."""
@@ -46,7 +47,7 @@ def _finish(lanes, registers, count, sums, sums_pixel, first, y, x, ends):
 def ends_at(ends, first, y, x):
     """Return the operands of `cabm.engine.epilogue.Row` from ``epilogue`` on; arguments as in `finish`."""
     epilogue_number, factors, biases, numbers, target, following, floats, addend = ends
-    codes = y * target[2] + x * target[1] + first
+    codes, size = y * target[2] + x * target[1] + first, FLOAT_BYTES[epilogue_number]
     return (
         epilogue_number,
         factors + 4 * first,
@@ -55,8 +56,8 @@ def ends_at(ends, first, y, x):
         target[0] + codes,
         following[0] + codes,
         target[1],
-        floats[0] + y * floats[2] + x * floats[1] + 4 * first,
+        floats[0] + y * floats[2] + x * floats[1] + size * first,
         floats[1],
-        addend[0] + y * addend[2] + x * addend[1] + 4 * first,
+        addend[0] + y * addend[2] + x * addend[1] + size * first,
         addend[1],
     )

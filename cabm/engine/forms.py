@@ -40,6 +40,8 @@ class Form:
         pack: packs weights (O,I,3,3), given in whole numbers, to multiply them in the given way
             (`cabm.engine.layer_numbers.WIDE` or another); O and I are multiples of the granule.
         pack_floats: packs float32 weights (O,I) of a 1x1 convolution.
+        pack_rounded: the same for images of bfloat16, which have a multiple of 32 channels; None if the
+            form has no such images.
         narrow_bits: inputs and weights of at most this many bits are multiplied in a way of their own; 0 if
             there is none.
         loop: makes the function to compile; see `cabm.engine.steps.step_loop`.
@@ -53,6 +55,7 @@ class Form:
     unit: int
     pack: Callable[[Tensor, int], Tensor]
     pack_floats: Callable[[Tensor], Tensor]
+    pack_rounded: Callable[[Tensor], Tensor] | None
     narrow_bits: int
     loop: Callable[[], Loop]
 
@@ -91,25 +94,23 @@ def choose_form() -> Form | None:
 
 def matrix() -> Form:
     """Return the matrix form (AMX)."""
-    from cabm.engine import amx, amx_ir, amx_pointwise, amx_pointwise_ir, steps
+    from cabm.engine import amx, amx_ir, amx_pointwise, amx_pointwise_ir, pointwise, steps
 
-    parts = amx_pointwise.SCRATCH_PER_CHANNEL
-    scratch = parts, parts * amx_ir.LANES + amx.SCRATCH
-    modules = amx, amx_ir, amx_pointwise, amx_pointwise_ir
-    run_pointwise = amx_pointwise.run_pointwise
+    modules = amx, amx_ir, amx_pointwise, amx_pointwise_ir, pointwise
+    loops = amx.run_layer, pointwise.run_pointwise, amx_pointwise.run_rounded
+    lanes, scratch = amx_ir.LANES, (0, amx.SCRATCH)
     return Form(
         name="matrix 512",
-        lanes=amx_ir.LANES,
+        lanes=lanes,
         granule=amx_ir.LANES,
         most_channels=(2**31 - 1) // (TAPS * LARGEST_PRODUCT),
         offset=0,
         unit=1,
         pack=lambda codes, _: amx.pack(codes),
-        pack_floats=amx_pointwise.pack,
+        pack_floats=lambda weight: pointwise.pack(weight, lanes),
+        pack_rounded=amx_pointwise.pack,
         narrow_bits=0,
-        loop=lambda: steps.step_loop(
-            amx.run_layer, run_pointwise, amx_ir.LANES, 1, scratch, modules, spills=True
-        ),
+        loop=lambda: steps.step_loop(*loops, lanes, 1, scratch, modules, spills=True),
     )
 
 
@@ -118,7 +119,7 @@ def direct(lanes: int) -> Form:
     from cabm.engine import neon_ir, pointwise, steps, vnni, vnni_ir
 
     modules = pointwise, vnni, vnni_ir, neon_ir
-    run_pointwise = pointwise.run_pointwise
+    loops = vnni.run_layer, pointwise.run_pointwise, pointwise.run_pointwise
     return Form(
         name=f"direct {32 * lanes}",
         lanes=lanes,
@@ -128,8 +129,9 @@ def direct(lanes: int) -> Form:
         unit=1,
         pack=lambda codes, _: vnni.pack(codes, lanes),
         pack_floats=lambda weight: pointwise.pack(weight, lanes),
+        pack_rounded=None,
         narrow_bits=0,
-        loop=lambda: steps.step_loop(vnni.run_layer, run_pointwise, lanes, 1, (0, vnni.SCRATCH), modules),
+        loop=lambda: steps.step_loop(*loops, lanes, 1, (0, vnni.SCRATCH), modules),
     )
 
 
@@ -140,7 +142,7 @@ def winograd(lanes: int) -> Form:
 
     group = winograd_ir.REGISTERS * lanes
     modules = loops, narrow, narrow_ir, pointwise, winograd_ir
-    run_pointwise = pointwise.run_pointwise
+    floats = pointwise.run_pointwise
     scratch = loops.scratch_bytes(lanes)
     return Form(
         name=f"winograd {32 * lanes}",
@@ -151,6 +153,7 @@ def winograd(lanes: int) -> Form:
         unit=loops.UNIT,
         pack=lambda codes, products: loops.pack(codes, group, products),
         pack_floats=lambda weight: pointwise.pack(weight, lanes),
+        pack_rounded=None,
         narrow_bits=narrow.BITS,
-        loop=lambda: steps.step_loop(loops.run_layer, run_pointwise, lanes, 2, scratch, modules),
+        loop=lambda: steps.step_loop(loops.run_layer, floats, floats, lanes, 2, scratch, modules),
     )

@@ -22,6 +22,9 @@ from cabm.engine.layer_numbers import NARROW_POSITIVE, NARROW_SIGNED, WIDE
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.quant.layers import QuantConv2d
 
+ROUNDED_GRANULE = 32
+"""Images of bfloat16 have a multiple of this number of channels, 64 bytes."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -69,21 +72,38 @@ class Kernel:
             self.form.pack(codes, products), starts, self.form.unit, codes.shape[1], outputs, products
         )
 
-    def pack_floats(self, conv: nn.Conv2d, parts: Sequence[int]) -> FloatWeights:
-        """Pack a 1x1 convolution whose input is an image of ``parts`` channels, each padded."""
+    @property
+    def rounds(self) -> bool:
+        """Whether images can be of bfloat16."""
+        return self.form.pack_rounded is not None
+
+    def padded_floats(self, channels: int, *, rounded: bool = False) -> int:
+        """Return the number of channels of an image of floats that holds ``channels``."""
+        return -(-channels // ROUNDED_GRANULE) * ROUNDED_GRANULE if rounded else self.padded(channels)
+
+    def pack_floats(self, conv: nn.Conv2d, parts: Sequence[int], *, rounded: bool = False) -> FloatWeights:
+        """Pack a 1x1 convolution whose input is an image of ``parts`` channels, each padded.
+
+        Args:
+            conv: the convolution.
+            parts: channels of the parts.
+            rounded: whether the image is of bfloat16.
+        """
         weight = conv.weight.detach()[:, :, 0, 0]
         outputs = self.padded(len(weight)) - len(weight)
         columns = [
-            F.pad(part, (0, self.padded(part.shape[1]) - part.shape[1])) for part in weight.split(parts, 1)
+            F.pad(part, (0, self.padded_floats(part.shape[1], rounded=rounded) - part.shape[1]))
+            for part in weight.split(parts, 1)
         ]
         weight = F.pad(torch.cat(columns, dim=1), (0, 0, 0, outputs))
         biases = F.pad(conv.bias.detach(), (0, outputs)).float().contiguous()
-        return FloatWeights(self.form.pack_floats(weight), biases, weight.shape[1])
+        pack = self.form.pack_rounded if rounded else self.form.pack_floats
+        return FloatWeights(pack(weight), biases, weight.shape[1])
 
 
 @dataclass(frozen=True)
 class FloatWeights:
-    """Weights of a 1x1 convolution of float32.
+    """Weights of a 1x1 convolution of floats.
 
     Attributes:
         packed: in the order of the form.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 CONVOLVE, POINTWISE, ENCODE, COPY = range(4)
@@ -39,11 +39,12 @@ WIDE, NARROW_SIGNED, NARROW_POSITIVE = range(3)
 or without a sign."""
 
 CHANNELS, FILL, KEPT = range(3)
-"""Columns of an image: numbers per pixel; the byte of code 0, or one of the next three; bands of rows that
+"""Columns of an image: numbers per pixel; the byte of code 0, or one of the next four; bands of rows that
 are kept while a group runs, 0: all rows."""
 
-FLOATING, CLEARED, RESULT = -1, -2, -3
-"""Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result."""
+FLOATING, CLEARED, RESULT, ROUNDED = -1, -2, -3, -4
+"""Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result; and
+one of bfloat16 that starts with zeros."""
 
 ZERO = 128
 """Byte of code 0 for codes with a sign."""
@@ -70,6 +71,7 @@ class Epilogue:
             convolution to read (READ) and for the next skip connection (NEXT), by an inverse step and
             the largest code each.
         floats: values are also, or only, written as float32.
+        rounded: floats are read and written as bfloat16.
     """
 
     single: bool = False
@@ -78,6 +80,7 @@ class Epilogue:
     adds: Literal["codes", "floats"] | None = None
     codes: Literal["own", "two"] | None = None
     floats: bool = False
+    rounded: bool = False
 
 
 EPILOGUES = (
@@ -92,8 +95,12 @@ EPILOGUES = (
     JOIN := Epilogue(leaky=True, adds="floats", floats=True),
     SINGLE_TO_FLOATS := Epilogue(single=True, leaky=True, floats=True),
     SINGLE_TO_BOTH := Epilogue(single=True, leaky=True, codes="own", floats=True),
+    *(replace(each, rounded=True) for each in (JOIN, SINGLE_TO_FLOATS, SINGLE_TO_BOTH)),
 )
 """All epilogues; a step names one by its index."""
 
 WRITE_FLOATS = tuple(each.floats for each in EPILOGUES)
-"""Whether each epilogue writes float32."""
+"""Whether each epilogue writes floats."""
+
+FLOAT_BYTES = tuple(2 if each.rounded else 4 for each in EPILOGUES)
+"""Bytes of each epilogue's floats."""

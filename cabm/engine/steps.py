@@ -21,6 +21,7 @@ from numba.extending import register_jitable
 
 from cabm.engine import emitter, epilogue, finishing, layer_numbers
 from cabm.engine.emitter import checksum
+from cabm.engine.epilogue import HALF_UNIT
 from cabm.engine.layer_numbers import (
     ADDEND,
     ADDEND_AT,
@@ -33,6 +34,7 @@ from cabm.engine.layer_numbers import (
     EPILOGUE,
     FACTORS,
     FILL,
+    FLOAT_BYTES,
     FLOATS,
     FLOATS_AT,
     FOLLOWING,
@@ -47,6 +49,7 @@ from cabm.engine.layer_numbers import (
     PRODUCTS,
     RESULT,
     ROUND,
+    ROUNDED,
     ROUNDING,
     SOURCE,
     STARTS,
@@ -62,6 +65,7 @@ SLACK = 64
 def step_loop(
     run_layer: Loop,
     run_pointwise: Loop,
+    run_rounded: Loop,
     lanes: int,
     band: int,
     scratch_bytes: tuple[int, int],
@@ -78,6 +82,7 @@ def step_loop(
             the next, height and width; ``ends`` are explained in `cabm.engine.finishing.finish`.
         run_pointwise: the same for the pixels of a float32 image by a 1x1 kernel; ``layer`` holds biases in
             place of the starts, ``image`` also the bytes from one pixel to the next.
+        run_rounded: the same for an image of bfloat16.
         lanes: 32-bit numbers per register.
         band: rows that a step of a group computes before the next step does.
         scratch_bytes: of the layer's working memory: per channel, and besides.
@@ -97,7 +102,7 @@ def step_loop(
                 convolution reads image SOURCE with its INPUTS channels and makes OUTPUTS channels: sums by
                 WEIGHTS, packed for the form, plus int32 STARTS, float32 FACTORS and BIASES for each, then
                 its EPILOGUE, which writes and adds TARGET, FOLLOWING, FLOATS (from channel FLOATS_AT on)
-                and ADDEND (from ADDEND_AT on). A 1x1 convolution reads an image of float32; its STARTS are
+                and ADDEND (from ADDEND_AT on). A 1x1 convolution reads an image of floats; its STARTS are
                 float32 biases. A step with a LAG belongs to the group of the step before it.
             numbers: (S, NUMBERS) float32; see `cabm.engine.layer_numbers.Epilogue`.
             images: (M, 3) int64, CHANNELS, FILL and KEPT.
@@ -132,7 +137,11 @@ def step_loop(
                         )
                         continue
                     if step[KIND] == COPY:
-                        _copy(x[y : y + lines], memory, _place(places[step[FLOATS]], 0, y), start)
+                        there = _place(places[step[FLOATS]], 0, y)
+                        if images[step[FLOATS], FILL] == ROUNDED:
+                            _round(x[y : y + lines], memory.view(np.uint16), there, start)
+                        else:
+                            _copy(x[y : y + lines], memory, there, start)
                         continue
                     first, pixel, row = _place(places[step[SOURCE]], 0, y)
                     layer = step[WEIGHTS], step[STARTS], step[INPUTS], step[OUTPUTS], step[PRODUCTS]
@@ -144,8 +153,12 @@ def step_loop(
                             for m in (step[TARGET], step[FOLLOWING]):
                                 at = _place(places[m], 0, y)[0] - start
                                 _clear_between_rows(codes[at:], images[m, FILL], places[m], lines, width)
+                        continue
+                    image = first, pixel, row, lines, width
+                    if images[step[SOURCE], FILL] == ROUNDED:
+                        run_rounded(lanes, layer, image, ends, aligned + size)
                     else:
-                        run_pointwise(lanes, layer, (first, pixel, row, lines, width), ends, aligned + size)
+                        run_pointwise(lanes, layer, image, ends, aligned + size)
             begin = last + 1
 
     return run_steps
@@ -164,7 +177,7 @@ def _lay_out(images, height, width, band):
     for m in range(len(images)):
         channels, fill = images[m, CHANNELS], images[m, FILL]
         widest = max(widest, channels)
-        pixel = channels if fill >= 0 else 4 * channels
+        pixel = channels * (1 if fill >= 0 else 2 if fill == ROUNDED else 4)
         if fill == RESULT:
             places[m] = np.array([0, pixel, width * pixel, 0, 0, height])
             continue
@@ -179,9 +192,9 @@ def _lay_out(images, height, width, band):
 
 @register_jitable
 def _clear(images, places, codes):
-    """Fill images of bytes, and those images of float32 that start with zeros."""
+    """Fill images of bytes, and those images of floats that start with zeros."""
     for m in range(len(images)):
-        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED:
+        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED or images[m, FILL] == ROUNDED:
             codes[places[m, 3] : places[m, 3] + places[m, 4]] = max(images[m, FILL], 0)
 
 
@@ -196,6 +209,7 @@ def _clear_between_rows(codes, fill, place, height, width):
 @register_jitable
 def _ends(step, numbers, places, y):
     """Return the operands of `cabm.engine.finishing.finish`, whose row 0 is row ``y`` of the images."""
+    size = FLOAT_BYTES[step[EPILOGUE]]
     return (
         step[EPILOGUE],
         step[FACTORS],
@@ -203,8 +217,8 @@ def _ends(step, numbers, places, y):
         numbers,
         _place(places[step[TARGET]], 0, y),
         _place(places[step[FOLLOWING]], 0, y),
-        _place(places[step[FLOATS]], 4 * step[FLOATS_AT], y),
-        _place(places[step[ADDEND]], 4 * step[ADDEND_AT], y),
+        _place(places[step[FLOATS]], size * step[FLOATS_AT], y),
+        _place(places[step[ADDEND]], size * step[ADDEND_AT], y),
     )
 
 
@@ -236,3 +250,15 @@ def _copy(x, memory, place, start):
         for column in range(x.shape[1]):
             first = (place[0] - start + y * place[2] + column * place[1]) // 4
             memory[first : first + x.shape[2]] = x[y, column]
+
+
+@register_jitable
+def _round(x, memory, place, start):
+    """Write x as bfloat16, from the place on; further channels stay as they are."""
+    for y in range(x.shape[0]):
+        for column in range(x.shape[1]):
+            bits = x[y, column].view(np.uint32)
+            first = (place[0] - start + y * place[2] + column * place[1]) // 2
+            target = memory[first : first + len(bits)]
+            for c in range(len(bits)):
+                target[c] = (bits[c] + np.uint32(HALF_UNIT)) >> np.uint32(16)

@@ -69,8 +69,8 @@ class _Plan(NamedTuple):
 class IdnProgram:
     """A trained IDN: entry and distillation blocks on bytes; compressions and tail in float.
 
-    The compressions are followed by quantizers, and a code that is rounded differently would change many
-    codes after it. So they are computed in float32, or by the form for AMX with 16 bits of every factor.
+    The compressions stay in float32 with AMX, too. A code that is rounded differently changes many after
+    it: images of bfloat16 leave the quality as it is, but change pixels by 0.2 to 0.35 levels on average.
 
     Args:
         model: of any quantized kind, with float tail.
