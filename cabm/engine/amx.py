@@ -98,7 +98,6 @@ def _run_layer(lanes, layer, image, ends, scratch):
         framed = not WRITE_FLOATS[ends[0]] or floats[2] == pitch * floats[1]
         sums, other = scratch, scratch + SUMS
         earlier = 0, 0, 0  # tiles of channels whose sums wait to be finished, their first channel and pixel
-        configure(lanes, scratch)
         for first in range(0, outputs, GROUP):
             halves = min(2, (outputs - first) // LANES)
             kernel = weights + first * 3 * depths * DEPTH
@@ -127,7 +126,6 @@ def _run_layer(lanes, layer, image, ends, scratch):
                 earlier = halves, first, begin
                 sums, other = other, sums
         _finish_pixels(earlier, last, other, pitch, width, ends)
-        release(lanes, scratch)
 
     return loop
 

@@ -11,7 +11,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from cabm.engine import amx_pointwise_ir
-from cabm.engine.amx import GROUP, configure, release
+from cabm.engine.amx import GROUP
 from cabm.engine.amx_ir import LANES, PIXELS
 from cabm.engine.amx_pointwise_ir import DEPTH, PARTS
 from cabm.engine.emitter import typed_call
@@ -46,7 +46,6 @@ def _run_rounded(lanes, layer, image, ends, scratch):
         weights, biases, inputs, outputs, _ = layer
         source, pixel, row, height, width = image
         depths = inputs // DEPTH
-        configure(lanes, scratch)
         for y in range(height):
             for x in range(0, width, PIXELS):
                 count = min(PIXELS, width - x)
@@ -56,6 +55,5 @@ def _run_rounded(lanes, layer, image, ends, scratch):
                     kernel = weights + 2 * PARTS * first * depths * DEPTH
                     _multiply(lanes, halves, place, pixel, depths, kernel, biases + 4 * first, scratch)
                     finish(lanes, halves, count, scratch, 4 * GROUP, first, y, x, ends)
-        release(lanes, scratch)
 
     return loop

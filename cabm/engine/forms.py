@@ -110,7 +110,9 @@ def matrix() -> Form:
         pack_floats=lambda weight: pointwise.pack(weight, lanes),
         pack_rounded=amx_pointwise.pack,
         narrow_bits=0,
-        loop=lambda: steps.step_loop(*loops, lanes, 1, scratch, modules, spills=True),
+        loop=lambda: steps.step_loop(
+            *(*loops, lanes, 1, scratch, modules), spills=True, prepare=amx.configure, end=amx.release
+        ),
     )
 
 

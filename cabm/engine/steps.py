@@ -62,6 +62,11 @@ SLACK = 64
 """Pixels behind an image that a form may read."""
 
 
+@register_jitable
+def _nothing(lanes, scratch):
+    """Do nothing."""
+
+
 def step_loop(
     run_layer: Loop,
     run_pointwise: Loop,
@@ -72,6 +77,8 @@ def step_loop(
     modules: Sequence[ModuleType],
     *,
     spills: bool = False,
+    prepare: Loop = _nothing,
+    end: Loop = _nothing,
 ) -> Loop:
     """Return the function to compile.
 
@@ -88,6 +95,7 @@ def step_loop(
         scratch_bytes: of the layer's working memory: per channel, and besides.
         modules: with the code that emits a layer.
         spills: whether ``run_layer`` also writes what lies between the rows of images.
+        prepare, end: called before the first step and after the last one, with lanes and scratch.
     """
     # What differs between forms stays in run_steps: numba gives nested functions of all forms the same
     # name, and code that is loaded for one of them would run in the others.
@@ -119,6 +127,7 @@ def step_loop(
         _clear(images, places, codes[aligned - start :])
         for m in range(len(images)):
             places[m, 0] += np.int64(out.ctypes.data) if images[m, FILL] == RESULT else aligned
+        prepare(lanes, aligned + size)
         begin = 0
         while begin < len(steps):
             last = begin
@@ -160,6 +169,7 @@ def step_loop(
                     else:
                         run_pointwise(lanes, layer, image, ends, aligned + size)
             begin = last + 1
+        end(lanes, aligned + size)
 
     return run_steps
 
