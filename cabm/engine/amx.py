@@ -47,6 +47,21 @@ def release(_, lanes, memory):
     return typed_call(lanes, amx_ir.Configuration, set(), amx_ir.emit_release)
 
 
+@register_jitable
+def prepare(lanes, scratch):
+    """Set the shapes before a tile's layers.
+
+    This is a function, because numba's cache does not recognise an intrinsic in a closure again.
+    """
+    configure(LANES, scratch)
+
+
+@register_jitable
+def end(lanes, scratch):
+    """Reset the tile registers behind a tile's layers."""
+    release(LANES, scratch)
+
+
 @intrinsic(prefer_literal=True)
 def _multiply(_, lanes, halves, source, row, pixel, depths, weights, starts, sums):
     """Convolve adjacent pixels to a group of output channels; see `cabm.engine.amx_ir.Product`."""

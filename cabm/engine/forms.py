@@ -111,7 +111,7 @@ def matrix() -> Form:
         pack_rounded=amx_pointwise.pack,
         narrow_bits=0,
         loop=lambda: steps.step_loop(
-            *(*loops, lanes, 1, scratch, modules), spills=True, prepare=amx.configure, end=amx.release
+            *(*loops, lanes, 1, scratch, modules), spills=True, prepare=amx.prepare, end=amx.end
         ),
     )
 
