@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from cabm.engine import epilogue
 from cabm.engine.emitter import BYTE, HALF, POINTER, SIZE, Emitter
-from cabm.engine.epilogue import Row, pixel_by_pixel
+from cabm.engine.epilogue import Row, pixel_by_pixel, splat_numbers
 from cabm.engine.layer_numbers import EPILOGUES, Epilogue
 
 LANES = 16
@@ -112,14 +112,18 @@ def emit_both(emit: Emitter, operands: Any) -> None:
     """Emit the same, and between its products the epilogue of the sums before; see `Both`."""
     product, row = Product(*operands[: len(Product._fields)]), Row(*operands[len(Product._fields) :])
 
-    def emit_case(halves: int, epilogue: Epilogue) -> Callable[[], None]:
-        return lambda: _emit_sums(emit, product, halves, row, pixel_by_pixel(emit, row, epilogue, halves))
+    def emit_case(halves: int, end: Epilogue) -> Callable[[], None]:
+        def body() -> None:
+            pixels = pixel_by_pixel(emit, row, end, halves, splat_numbers(emit, row))
+            _emit_sums(emit, product, halves, row, pixels)
+
+        return body
 
     cases = {
-        len(EPILOGUES) * (halves - 1) + number: emit_case(halves, epilogue)
+        len(EPILOGUES) * (halves - 1) + number: emit_case(halves, end)
         for halves in (1, 2)
-        for number, epilogue in enumerate(EPILOGUES)
-        if not epilogue.single
+        for number, end in enumerate(EPILOGUES)
+        if not end.single
     }
     further = emit.builder.mul(emit.builder.sub(product.halves, SIZE(1)), SIZE(len(EPILOGUES)))
     emit.choose(emit.builder.add(further, row.epilogue), cases)
@@ -138,21 +142,13 @@ def _emit_sums(
     start_sums(emit, operands.starts, 2, halves)
 
     def step(_, left, source, weights, *addresses):
-        registers = [
-            (BYTE(PIXELS_AT), source, operands.pixel),
-            (BYTE(PIXELS_AT + 1), emit.at(source, further), operands.pixel),
-            *(
-                (BYTE(WEIGHTS_AT + k), emit.at(weights, half) if k else weights, SIZE(DEPTH))
-                for k in range(halves)
-            ),
-        ]
-        loaded = set()
         for j in range(2):
+            place = emit.at(source, further) if j else source
+            call_unit(emit, "tileloadd64", BYTE(PIXELS_AT + j), place, operands.pixel)
             for k in range(halves):
-                for each in (j, 2 + k):
-                    if each not in loaded:
-                        call_unit(emit, "tileloadd64", *registers[each])
-                        loaded.add(each)
+                if j == 0:
+                    place = emit.at(weights, half) if k else weights
+                    call_unit(emit, "tileloadd64", BYTE(WEIGHTS_AT + k), place, SIZE(DEPTH))
                 call_unit(emit, "tdpbusd", sums_at(halves, j, k), BYTE(PIXELS_AT + j), BYTE(WEIGHTS_AT + k))
                 if addresses:
                     addresses = emit.loop(between, addresses, pixels[1])

@@ -36,7 +36,7 @@ def _multiply(_, lanes, halves, source, pixel, depths, weights, biases, sums):
 
 
 def run_rounded(lanes, layer, image, ends, scratch):
-    """Convolve all pixels of an image of float32; see `cabm.engine.pointwise.run_rounded`."""
+    """Convolve all pixels of an image of bfloat16; see `cabm.engine.pointwise.run_pointwise`."""
     raise NotImplementedError("only compiled loops call this")
 
 

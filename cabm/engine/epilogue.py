@@ -99,11 +99,11 @@ def emit_row(emit: Emitter, operands: Row) -> None:
 
 def _emit_registers(emit: Emitter, operands: Row, epilogue: Epilogue) -> None:
     """Emit an epilogue: a loop over registers and, inside it, over pixels."""
-    sizes = _register_sizes(emit, epilogue)
+    sizes, numbers = _register_sizes(emit, epilogue), splat_numbers(emit, operands)
 
     def register(_, factors, biases, *first):
         row = operands._replace(factors=factors, biases=biases, **_Pixel(*first)._asdict())
-        addresses, pixel = pixel_by_pixel(emit, row, epilogue, 1)
+        addresses, pixel = pixel_by_pixel(emit, row, epilogue, 1, numbers)
         emit.loop(operands.count, addresses, pixel)
         further = (emit.at(each, step) for each, step in zip(first, sizes, strict=True))
         return emit.at(factors, sizes.sums), emit.at(biases, sizes.sums), *further
@@ -112,17 +112,26 @@ def _emit_registers(emit: Emitter, operands: Row, epilogue: Epilogue) -> None:
     emit.loop(operands.registers, (operands.factors, operands.biases, *first), register)
 
 
+def splat_numbers(emit: Emitter, operands: Row) -> list[ir.Value]:
+    """Emit the loads of a step's numbers, each into a register of its own."""
+    return [emit.splat(emit.load(emit.at(operands.numbers, 4 * i), SINGLE)) for i in range(NUMBERS)]
+
+
 def pixel_by_pixel(
-    emit: Emitter, operands: Row, epilogue: Epilogue, registers: int
+    emit: Emitter, operands: Row, epilogue: Epilogue, registers: int, numbers: list[ir.Value]
 ) -> tuple[Sequence[ir.Value], Callable[..., Sequence[ir.Value]]]:
-    """Emit what an epilogue loads once, for so many registers of output channels.
+    """Emit what an epilogue loads once.
+
+    Args:
+        emit, operands, epilogue: the epilogue; the numbers of registers and pixels are not used.
+        registers: of output channels.
+        numbers: from `splat_numbers`.
 
     Returns:
         The first pixel's addresses, and the body of a loop that finishes a pixel and returns the addresses
         of the next; see `Emitter.loop`.
     """
     sizes = _register_sizes(emit, epilogue)
-    numbers = [emit.splat(emit.load(emit.at(operands.numbers, 4 * i), SINGLE)) for i in range(NUMBERS)]
     affine = [
         [
             emit.load(emit.at(each, sizes.sums * k), emit.singles)

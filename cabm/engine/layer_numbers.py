@@ -63,8 +63,8 @@ class Epilogue:
     Attributes:
         single: the sums are float32 and already the values.
         leaky: negative values are multiplied by SLOPE.
-        coded: values are multiplied by GAIN and rounded to codes by INVERSE, LOW and HIGH, then decoded by
-            STEP.
+        coded: values are multiplied by GAIN and rounded to signed codes by INVERSE and HIGH, then decoded
+            by STEP.
         adds: added to the values: the target's codes, whose step is SKIP_STEP, or floats. Negative sums
             with floats are multiplied by AFTER.
         codes: ``own``: codes by INVERSE, LOW, HIGH and ROUNDING; ``two``: signed codes for the next
