@@ -112,7 +112,7 @@ class Chain:
     def floats(self, *parts: int, passing: bool = False, rounded: bool = False) -> int:
         """Return a new image of float32, of one or several parts of so many channels, each padded.
 
-        A ``rounded`` image is of bfloat16, if the kernel `rounds`.
+        A ``rounded`` image is of bfloat16; only a kernel that ``rounds`` can read it.
         A ``passing`` image holds only the rows that a group still needs, so that they stay in the cache.
         Each group that reads it writes it first, and has several steps.
         """
