@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -184,15 +185,23 @@ def tail_layers(
     *,
     gain: float = 1.0,
     offset: Tensor | None = None,
+    first_bytes: Literal[1, 2] = 1,
 ) -> list[Layer]:
-    """Return the tail as layers of `cabm.engine.float_rows`; arguments as in `ActiveTail`."""
+    """Return the tail as layers of `cabm.engine.float_rows`.
+
+    Weights of 8 bits in the last convolution would change the image's brightness, so on bytes they have 16.
+
+    Args:
+        convs, factors, slopes, gain, offset: as in `ActiveTail`.
+        first_bytes: numbers of 8 bits that stand for an input of the first convolution.
+    """
     *upsampling, last = convs
-    shuffles = (*factors[:-1], 1)  # the last convolution runs before the last PixelShuffle
     layers = [
-        Layer(conv.weight, _bias(conv), shuffle, slope)
-        for conv, shuffle, slope in zip(upsampling, shuffles, slopes, strict=True)
+        Layer(conv.weight, _bias(conv), factor, slope)
+        for conv, factor, slope in zip(upsampling, factors, slopes, strict=True)
     ]
-    return [*layers, Layer(*_last(last, factors[-1], gain, offset), shuffle=factors[-1])]
+    layers[0] = replace(layers[0], input_bytes=first_bytes)
+    return [*layers, Layer(*_scaled(last, gain, offset), weight_bytes=2)]
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -1,15 +1,14 @@
 """Float convolutions one after another, row by row, for processors with AMX and bfloat16.
 
-Each convolution holds as many rows of its input as its kernel reads, and computes a row as soon as they are
-there. So all numbers between two convolutions stay in the cache, and PixelShuffle and activations cost no
-pass over memory. Sums are in float32, and rounded to bfloat16 only where the next convolution reads them.
+PixelShuffle and activations cost no pass over memory. Sums are in float32, and rounded to bfloat16 only
+where the next convolution reads them. `cabm.engine.row_order` explains the order of the rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from cabm.engine.elementwise import dense, flat
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features, multiplies_bfloat16
-from cabm.models.tail import pixels_together
+from cabm.models.tail import before_pixel_shuffle, pixels_together
 
 CHANNELS = 16
 """Output channels of a tile register."""
@@ -42,6 +41,8 @@ class Layer:
         replicate: what lies beyond the border is the outermost pixel instead of 0.
         parts: bfloat16 numbers that stand for an input or a weight: 1, or, in the first convolution only, 2
             for 16 bits.
+        input_bytes, weight_bytes: numbers of 8 bits that stand for an input, and for a weight, where bytes
+            are multiplied; see `cabm.engine.byte_rows`.
     """
 
     weight: Tensor
@@ -50,6 +51,8 @@ class Layer:
     slope: float = 1.0
     replicate: bool = False
     parts: Literal[1, 2] = 1
+    input_bytes: Literal[1, 2] = 1
+    weight_bytes: Literal[1, 2] = 1
 
 
 class Rows:
@@ -75,13 +78,12 @@ class Rows:
         packed = [
             pack(in_parts(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin)), layer.parts)),
             F.pad(bias, (0, margin)).float().contiguous(),
-            torch.tensor([layer.slope], dtype=torch.float32),
         ]
-        self._kept += packed
+        slope = torch.tensor([layer.slope], dtype=torch.float32)
+        self._kept += [*packed, slope]
         outputs, inputs, size, _ = weight.shape
-        addresses = [tensor.data_ptr() for tensor in packed]
-        shape = [size, inputs * layer.parts, outputs + margin, layer.shuffle]
-        return [*shape, int(layer.replicate), *addresses, layer.parts]
+        shape = [size, inputs * layer.parts, outputs + margin, layer.shuffle, int(layer.replicate)]
+        return [*shape, slope.data_ptr(), *[tensor.data_ptr() for tensor in packed], layer.parts]
 
     def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
         """Convolve (1,I,h,w) float32.
@@ -130,9 +132,25 @@ def pack(weight: Tensor) -> Tensor:
 
 def rows(dtype: torch.dtype, layers: Sequence[Layer]) -> Rows | None:
     """Return convolutions that compute in ``dtype``; None where this CPU or their shapes rule that out."""
+    layers = on_coarse_grid(layers)
     whole = all(len(layer.weight) // layer.shuffle**2 % CHANNELS == 0 for layer in layers[:-1])
     loop = compiled() if dtype == torch.bfloat16 and whole else None
     return None if loop is None else Rows(loop, layers)
+
+
+def on_coarse_grid(layers: Sequence[Layer]) -> list[Layer]:
+    """Move a last convolution of few channels from behind a PixelShuffle to before it.
+
+    This computes the same numbers. It makes r^2 times as many channels of r^2 times as few pixels, which
+    fill a tile register.
+    """
+    *others, last = layers
+    factor = others[-1].shuffle if others else 1
+    if factor == 1 or last.shuffle > 1 or len(last.weight) >= CHANNELS:
+        return list(layers)
+    weight = before_pixel_shuffle(last.weight.detach(), factor)
+    moved = Layer(weight, last.bias.detach().repeat_interleave(factor**2), shuffle=factor)
+    return [*others[:-1], replace(others[-1], shuffle=1), moved]
 
 
 @cache

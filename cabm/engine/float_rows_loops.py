@@ -6,20 +6,37 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
-from cabm.engine import amx, amx_ir, emitter, float_rows_ir
+from cabm.engine import amx, amx_ir, emitter, float_rows_ir, row_order
 from cabm.engine.amx import configure, release
 from cabm.engine.amx_ir import DEPTH, LANES, SUMS_PIXEL
 from cabm.engine.emitter import checksum, typed_call
 from cabm.engine.float_rows_ir import ADDS, BLOCK, NARROW
+from cabm.engine.row_order import (
+    FIRST,
+    HEIGHT,
+    INPUTS,
+    KEPT,
+    KERNEL,
+    MARGIN,
+    OUTPUTS,
+    OWN,
+    PLACE,
+    REPLICATE,
+    ROW,
+    SHUFFLE,
+    SLOPE,
+    WIDTH,
+    kept_rows,
+    next_layer,
+    row_at,
+    row_of_tap,
+    write_rows,
+)
 from cabm.machine.compiled import Loop
 
-KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, WEIGHTS, BIASES, SLOPE, PARTS = range(9)
-"""Of a convolution: side, channels (inputs counted by their parts, outputs padded), the PixelShuffle after
-it, whether the outermost pixels are replicated beyond the border instead of zeros, addresses of weights,
-biases and slope, and the parts of a number."""
-
-HEIGHT, WIDTH, FIRST, ROW, KEPT, MARGIN = range(PLACE := 6)
-"""Of a convolution's input; see `_lay_out`."""
+WEIGHTS, BIASES, PARTS = range(OWN, OWN + 3)
+"""Of a convolution: addresses, and the parts of a number, which count as inputs. The first ones are in
+`cabm.engine.row_order`."""
 
 MOST_TAPS = 64
 """The most rows that a kernel reads, counted for each part."""
@@ -43,13 +60,13 @@ def finish_tiles(_, lanes, shape, count, sums, addend, addend_pixel, slope, targ
 
 def rows_loop() -> Loop:
     """Return the function to compile."""
-    emitters = checksum(amx, amx_ir, emitter, float_rows_ir)
+    emitters = checksum(amx, amx_ir, emitter, float_rows_ir, row_order)
 
     def run(layers, height, width, x, addend, base, out):
         """Run convolutions on an image.
 
         Args:
-            layers: (S, 9) int64, from `KERNEL` to `PARTS`.
+            layers: (S, PARTS + 1) int64.
             height, width: of the image.
             x: flat float32, channels last.
             addend: flat float32, added to the first result before its PixelShuffle; or empty.
@@ -67,9 +84,7 @@ def rows_loop() -> Loop:
         read, made = np.zeros(last + 1, np.int64), np.zeros(last + 1, np.int64)
         configure(LANES, np.int64(scratch.ctypes.data))
         while made[last] < places[last, HEIGHT]:
-            s = last  # the last convolution that can go on
-            while s >= 0 and read[s] < min(made[s] + layers[s, KERNEL] // 2 + 1, places[s, HEIGHT]):
-                s -= 1
+            s = next_layer(layers, places, read, made)
             if s < 0:
                 _read_row(x, layers[0], places[0], read[0], memory)
                 read[0] += 1
@@ -85,7 +100,7 @@ def rows_loop() -> Loop:
                 read[s + 1] += factor
             else:
                 _convolve_row(LANES, layers[s], places[s], rows, added, scratch, line, places[s], y)
-                _write_rows(line, layers[s], y, base, out)
+                write_rows(line, layers[s], y, base, out)
             made[s] += 1
         release(LANES, np.int64(scratch.ctypes.data))
 
@@ -96,15 +111,13 @@ def rows_loop() -> Loop:
 def _lay_out(layers, height, width):
     """Return the place of each convolution's input, and the size of the memory in bfloat16.
 
-    A place holds: height and width; where the first row starts, numbers of a row, rows that
-    are kept, and numbers to the left of the first pixel. The memory starts with a row of zeros.
+    The memory starts with a row of zeros.
     """
     places = np.empty((len(layers), PLACE), np.int64)
     for s in range(len(layers)):
         reach, inputs = layers[s, KERNEL] // 2, layers[s, INPUTS]
-        kept = 2 * reach + (layers[s - 1, SHUFFLE] if s > 0 else 1)
         row = ((width + 2 * reach + BLOCK) * inputs + 2 * NUMBERS - 1) // NUMBERS * NUMBERS
-        places[s] = np.array([height, width, 0, row, kept, reach * inputs])
+        places[s] = np.array([height, width, 0, row, kept_rows(layers, s), reach * inputs])
         height, width = height * layers[s, SHUFFLE], width * layers[s, SHUFFLE]
     # not places[:, ROW].max(): to load code that refers to it, numba imports SciPy, which takes 0.3 s
     size = np.int64(0)
@@ -117,16 +130,10 @@ def _lay_out(layers, height, width):
 
 
 @register_jitable
-def _row_at(place, y):
-    """Return where row ``y`` of a convolution's input starts."""
-    return place[FIRST] + y % place[KEPT] * place[ROW]
-
-
-@register_jitable
 def _read_row(x, layer, place, y, memory):
     """Write a row of the image as bfloat16: the parts of a pixel's numbers after each other."""
     inputs, channels = layer[INPUTS], layer[INPUTS] // layer[PARTS]
-    count, first = place[WIDTH] * channels, _row_at(place, y) + place[MARGIN]
+    count, first = place[WIDTH] * channels, row_at(place, y) + place[MARGIN]
     target = memory[first : first + place[WIDTH] * inputs]
     source = x[y * count : (y + 1) * count]
     bits = source.view(np.uint32)
@@ -157,7 +164,7 @@ def _extend_row(layer, place, y, memory):
     if layer[REPLICATE] == 0:
         return
     inputs, reach = layer[INPUTS], layer[KERNEL] // 2
-    left = _row_at(place, y) + place[MARGIN]
+    left = row_at(place, y) + place[MARGIN]
     right = left + (place[WIDTH] - 1) * inputs
     for pixel in range(1, reach + 1):
         for c in range(inputs):
@@ -170,12 +177,9 @@ def _find_rows(layer, place, y, memory, rows):
     """Write the addresses of the rows that the kernel reads for row ``y``."""
     start = np.int64(memory.ctypes.data)
     for tap in range(layer[KERNEL]):
-        here = y + tap - layer[KERNEL] // 2
-        if layer[REPLICATE] != 0:
-            here = min(max(here, 0), place[HEIGHT] - 1)
-        inside = 0 <= here < place[HEIGHT]
+        here = row_of_tap(layer, place, y, tap)
         for again in range(layer[PARTS]):
-            rows[again * layer[KERNEL] + tap] = start + (2 * _row_at(place, here) if inside else 0)
+            rows[again * layer[KERNEL] + tap] = start + (2 * row_at(place, here) if here >= 0 else 0)
 
 
 def _convolve_row(lanes, layer, place, rows, addend, scratch, target, target_place, y):
@@ -228,8 +232,8 @@ def _compile_row(lanes, layer, place, rows, addend, scratch, target, target_plac
                 shape = step // LANES + narrow * NARROW + (addend.size > 0) * ADDS
                 for channel in range(first, first + halves * LANES, step):
                     if narrow:
-                        # the row is framed as its reader asks; see _row_at
-                        fine = _row_at(target_place, y * factor + channel // channels)
+                        # the row is framed as its reader asks; see row_at
+                        fine = row_at(target_place, y * factor + channel // channels)
                         pixel = 2 * channels
                         there = start + 2 * (fine + target_place[MARGIN]) + channel % channels * 2
                     else:
@@ -247,17 +251,3 @@ def _compile_row(lanes, layer, place, rows, addend, scratch, target, target_plac
                     )
 
     return convolve
-
-
-@register_jitable
-def _write_rows(line, layer, y, base, out):
-    """Write a row of results through the last PixelShuffle."""
-    factor = layer[SHUFFLE]
-    numbers = factor * out.shape[2]
-    for row in range(factor):
-        target = out[y * factor + row].reshape(-1)
-        for pixel in range(len(line)):
-            for i in range(numbers):
-                target[pixel * numbers + i] = line[pixel, row * numbers + i]
-        if base.size > 0:
-            target += base[y * factor + row].reshape(-1)

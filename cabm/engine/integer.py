@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cabm.engine import elementwise, onednn
+from cabm.engine.ends import Ends, fastest
 from cabm.engine.fused import kernel_for
 from cabm.engine.packing import Row
 from cabm.engine.programs import Program
@@ -17,7 +18,6 @@ from cabm.engine.programs.edsr import EdsrProgram
 from cabm.engine.programs.idn import IdnProgram
 from cabm.engine.programs.srresnet import SRResNetProgram
 from cabm.errors import InputError
-from cabm.machine.cpu import multiplies_bfloat16
 from cabm.machine.memory import keep_freed_memory
 from cabm.machine.threads import in_order
 from cabm.models.base import Backbone
@@ -49,12 +49,12 @@ class IntegerModel:
     in_batches = False
     splits_border = False
 
-    def __init__(self, model: Backbone, float_dtype: torch.dtype) -> None:
+    def __init__(self, model: Backbone, ends: Ends) -> None:
         self.scale = model.scale
         self._kind = model.precision.kind
         self._search_space = model.precision.search_space
         self.num_adaptive = 0 if self._kind == "pams" else model.num_adaptive
-        self._program = PROGRAMS[model.name](model.eval(), float_dtype)
+        self._program = PROGRAMS[model.name](model.eval(), ends)
         self._plan = lru_cache(KEPT_PLANS)(self._program.plan)
 
     def run(
@@ -132,8 +132,8 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
     Args:
         model: a quantized backbone on the CPU with calibrated clip values. CADyQ models run at given
             bits; their bit selectors are not used.
-        float_dtype: type of the float convolutions after the quantized ones; default: bfloat16 if the CPU
-            has units for it, else float32.
+        float_dtype: type of the float convolutions after the quantized ones; default: the fastest on this
+            CPU, see `cabm.engine.ends`.
 
     Raises:
         InputError: the model or this machine is not supported; see `supports`.
@@ -141,12 +141,10 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
     reason = supports(model)
     if reason is not None:
         raise InputError(f"engine int8: {reason}; use engine float or auto")
-    if float_dtype is None:
-        float_dtype = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
     elementwise.compiled()  # before threads need it
     keep_freed_memory()
     with torch.no_grad():
-        return IntegerModel(model, float_dtype)
+        return IntegerModel(model, fastest() if float_dtype is None else Ends(float_dtype))
 
 
 def supports(model: Backbone) -> str | None:

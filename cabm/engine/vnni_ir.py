@@ -86,7 +86,7 @@ def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -
         for pixel, offset in enumerate(offsets):
             four = emit.splat(emit.load(emit.at(source, offset), WORD))
             for k, register in enumerate(loaded):
-                added.append(_dot(emit, sums[pixel * registers + k], four, register))
+                added.append(dot(emit, sums[pixel * registers + k], four, register))
         return emit.at(source, 4), emit.at(weights, size * registers), *added
 
     def row(_, source, weights, *sums):
@@ -96,6 +96,7 @@ def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -
     return emit.loop(SIZE(3), (operands.source, operands.weights, *starts), row)[2:]
 
 
-def _dot(emit: Emitter, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+def dot(emit: Emitter, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    """Emit the addition of four products each of unsigned and signed bytes to 32-bit sums."""
     name = f"llvm.x86.avx512.vpdpbusd.{32 * emit.lanes}"  # the 256-bit one serves AVX-VNNI, too
     return emit.call(name, emit.words, [sums, unsigned, signed])

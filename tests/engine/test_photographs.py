@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from cabm import Upscaler
-from cabm.engine import compile_model
+from cabm.engine import compile_model, integer
+from cabm.engine.ends import Ends
 from cabm.evaluation.quality import psnr_y
 
 from .helpers import BACKBONES, calibrated, needs_units, row, simulated
@@ -43,8 +44,19 @@ def check(found: np.ndarray, wanted: np.ndarray, high: np.ndarray, scale: int = 
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ends", ["fastest", "on bytes"])
 @pytest.mark.parametrize(("model", "scale", "psnr"), [("edsr_x4", 4, 25), ("idn_x2", 2, 30)])
-def test_the_shipped_models(model: str, scale: int, psnr: float, name: str, shared_data: Path) -> None:
+def test_the_shipped_models(
+    model: str,
+    scale: int,
+    psnr: float,
+    ends: str,
+    name: str,
+    shared_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if ends == "on bytes":
+        monkeypatch.setattr(integer, "fastest", lambda: Ends(torch.float32, in_bytes=True))
     low, high = photograph_of(name, scale, shared_data)
     found, wanted = (Upscaler.load(model, engine=engine)(low) for engine in ("int8", "float"))
     check(found, wanted, high, scale)

@@ -235,8 +235,8 @@ def test_the_kept_loops_of_the_engine_load_without_scipy():
     """Code that refers to methods like ``max`` of an array makes numba import it, 0.3 s at every start."""
     script = (
         "import sys\n"
-        "from cabm.engine import float_conv, float_rows, fused\n"
-        "fused.compiled(), float_rows.compiled(), float_conv.winograd()\n"
+        "from cabm.engine import byte_rows, float_conv, float_rows, fused\n"
+        "fused.compiled(), byte_rows.compiled(), float_rows.compiled(), float_conv.winograd()\n"
         "print([name for name in ('scipy.linalg', 'numba.np.arraymath') if name in sys.modules])\n"
     )
     for _ in range(2):  # the first process may compile, which imports everything

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from cabm.engine.active_tail import active_tail, tail_layers
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
+from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
-from cabm.engine.float_rows import rows
 from cabm.engine.fused import Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import AFTER, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
@@ -43,10 +43,10 @@ class CarnProgram:
 
     Args:
         model: of any quantized kind, with float head and tail.
-        float_dtype: type that the tail computes in.
+        ends: how the float convolutions run.
     """
 
-    def __init__(self, model: CARN, float_dtype: torch.dtype) -> None:
+    def __init__(self, model: CARN, ends: Ends) -> None:
         self._model = model
         self._kernel = kernel = kernel_for(model)
         packs = packing(kernel)
@@ -67,8 +67,8 @@ class CarnProgram:
         slopes = [0.0] * len(model.factors)
         tail = [*model.upsample, model.tail], model.factors, slopes
         output = {"gain": 255.0, "offset": model.mean}
-        self._rows = rows(float_dtype, tail_layers(*tail, **output))
-        self._tail = active_tail(*tail, float_dtype, **output) if self._rows is None else None
+        self._rows = ends.rows(tail_layers(*tail, **output))
+        self._tail = active_tail(*tail, ends.dtype, **output) if self._rows is None else None
 
     def plan(self, row: Row) -> dict[ResidualBlock, _Block] | Chain:
         """Return the residual blocks at the bits of ``row``."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cabm.engine.blocks import Block, Blocks
 from cabm.engine.chains import Chain, residual_chain
+from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
-from cabm.engine.float_rows import Layer, rows
+from cabm.engine.float_rows import Layer
 from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.linear_tail import CollapsedTail, Edge, collapse_at
@@ -23,10 +24,10 @@ class EdsrProgram:
 
     Args:
         model: of any quantized kind, with float head and tail.
-        float_dtype: type of the float convolutions after the blocks.
+        ends: how the float convolutions run.
     """
 
-    def __init__(self, model: EDSR, float_dtype: torch.dtype) -> None:
+    def __init__(self, model: EDSR, ends: Ends) -> None:
         self._model = model
         self._kernel = kernel_for(model)
         packs = packing(self._kernel)
@@ -35,11 +36,11 @@ class EdsrProgram:
         ]
         self._block = cache(self._make_block)  # hundreds of rows combine a few widths per block
         self._head = FloatConv(model.head.weight, model.head.bias, torch.float32)
-        self._rows = rows(float_dtype, _end(model)) if model.replicate_tail else None
+        self._rows = ends.rows(_end(model)) if model.replicate_tail else None
         if self._rows is None:
-            self._body_end = FloatConv(model.body_end.weight, model.body_end.bias, float_dtype)
+            self._body_end = FloatConv(model.body_end.weight, model.body_end.bias, ends.dtype)
             tail = [*model.upsample, model.tail]
-            self._tail = CollapsedTail(tail, model.factors, float_dtype, replicate=model.replicate_tail)
+            self._tail = CollapsedTail(tail, model.factors, ends.dtype, replicate=model.replicate_tail)
 
     def plan(self, row: Row) -> Blocks | Chain:
         """Return the blocks at the bits of ``row``."""
@@ -70,7 +71,7 @@ def _end(model: EDSR) -> list[Layer]:
     """Return the last convolution of the body, and the tail as one."""
     weight, bias = collapse_at([*model.upsample, model.tail], model.factors, Edge())
     bias = bias + model.mean.flatten().repeat_interleave(model.scale**2)
-    tail = Layer(weight, bias, shuffle=model.scale, replicate=True)
+    tail = Layer(weight, bias, shuffle=model.scale, replicate=True, input_bytes=2, weight_bytes=2)
     return [Layer(model.body_end.weight, model.body_end.bias), tail]
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from cabm.engine import layer_numbers as numbering
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
+from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
-from cabm.engine.float_rows import Layer, rows
+from cabm.engine.float_rows import Layer
 from cabm.engine.fused import FloatWeights, Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import (
@@ -74,18 +75,18 @@ class IdnProgram:
 
     Args:
         model: of any quantized kind, with float tail.
-        float_dtype: type that the tail computes in.
+        ends: how the float convolutions run.
     """
 
-    def __init__(self, model: IDN, float_dtype: torch.dtype) -> None:
+    def __init__(self, model: IDN, ends: Ends) -> None:
         self._model = model
         self._kernel = kernel_for(model)
         self._packing = packing(self._kernel)
         self._entry = tuple(PackedConv(conv, **self._packing) for conv in (model.entry1, model.entry2))
         self._blocks = [self._pack(block) for block in model.body]
         tail = as_convolution(model.tail)
-        self._rows = rows(float_dtype, [Layer(*tail, shuffle=model.scale)])
-        self._tail = FloatConv(*tail, float_dtype) if self._rows is None else None
+        self._rows = ends.rows([Layer(*tail, shuffle=model.scale, weight_bytes=2)])
+        self._tail = FloatConv(*tail, ends.dtype) if self._rows is None else None
 
     def _pack(self, block: DistillationBlock) -> tuple[list[PackedConv], FloatConv | FloatWeights]:
         everything, n = slice(None), block.compression.out_channels

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from cabm.engine.active_tail import active_tail, tail_layers
 from cabm.engine.blocks import Block, Blocks
 from cabm.engine.chains import Chain, residual_chain
+from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
-from cabm.engine.float_rows import Layer, rows
+from cabm.engine.float_rows import Layer
 from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_of, skip_grid
@@ -24,10 +25,10 @@ class SRResNetProgram:
 
     Args:
         model: of any quantized kind, with float head and tail, not of the released graph.
-        float_dtype: type of the float convolutions after the blocks.
+        ends: how the float convolutions run.
     """
 
-    def __init__(self, model: SRResNet, float_dtype: torch.dtype) -> None:
+    def __init__(self, model: SRResNet, ends: Ends) -> None:
         self._slope = float(model.prelu.weight)
         self._blocks = model.body
         self._kernel = kernel_for(model)
@@ -40,17 +41,17 @@ class SRResNetProgram:
             for block in model.body
         ]
         head, nothing = model.head.weight, torch.zeros(model.head.out_channels)
-        self._head_rows = rows(float_dtype, [Layer(head, nothing, slope=self._slope, parts=2)])
+        self._head_rows = ends.rows([Layer(head, nothing, slope=self._slope, parts=2)])
         if self._head_rows is None:
             self._head = FloatConv(head, None, torch.float32)
         factors, biases = affine(model.body_end_bn)
         end = Layer(model.body_end.weight * factors.view(-1, 1, 1, 1), biases)
         slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
         tail = [*model.upsample, model.tail], model.factors, slopes
-        self._rows = rows(float_dtype, [end, *tail_layers(*tail)])
+        self._rows = ends.rows([end, *tail_layers(*tail, first_bytes=2)])
         if self._rows is None:
-            self._body_end = FloatConv(end.weight, end.bias, float_dtype)
-            self._tail = active_tail(*tail, float_dtype)
+            self._body_end = FloatConv(end.weight, end.bias, ends.dtype)
+            self._tail = active_tail(*tail, ends.dtype)
 
     def plan(self, row: Row) -> Blocks | Chain:
         """Return the blocks at the bits of ``row``."""

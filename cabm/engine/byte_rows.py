@@ -1,0 +1,166 @@
+"""Float convolutions one after another, row by row, by products of bytes, for processors with VNNI.
+
+Each row of an input is rounded to 8 bits, with a scale and a zero of its own, and the weights of each
+output channel to 8 bits with one scale. Where that is too coarse, a number is the sum of two such bytes,
+which makes 16 bits. Sums are exact for a row of the kernel, and in float32 from there on.
+
+`cabm.engine.row_order` explains the order of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cabm.engine.elementwise import dense, flat
+from cabm.engine.float_rows import Layer
+from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
+from cabm.machine.cpu import compiler_features
+from cabm.models.tail import pixels_together
+
+CHANNELS = 16
+"""Convolutions but the last make a multiple of this many channels."""
+
+
+class ByteRows:
+    """Convolutions one after another, on bytes, with results in float32.
+
+    Args:
+        loop, lanes: from `compiled`.
+        layers: first to last. All but the last make a multiple of 16 channels after their PixelShuffle.
+    """
+
+    def __init__(self, loop: Loop, lanes: int, layers: Sequence[Layer]) -> None:
+        self._loop, self._lanes = loop, lanes
+        self._scale = math.prod(layer.shuffle for layer in layers)
+        self._channels = len(layers[-1].weight) // layers[-1].shuffle ** 2
+        self._kept: list[Tensor] = []
+        self._table = np.array([self._row(layer, layer is layers[-1]) for layer in layers], np.int64)
+
+    def _row(self, layer: Layer, last: bool) -> list[int]:
+        """Return a row of the loop's table; see `cabm.engine.row_order.KERNEL` and those after it."""
+        weight, bias = (
+            pixels_together(each.detach(), layer.shuffle).float() for each in (layer.weight, layer.bias)
+        )
+        planar = last and len(weight) == 3
+        margin = 0 if planar else -len(weight) % CHANNELS
+        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin))
+        upper, lower, scales = in_bytes(weight)
+        again = [upper] * layer.input_bytes + [lower] * (layer.weight_bytes - 1)
+        codes = torch.cat(again, dim=2)  # (O,I,taps,k)
+        groups = [codes] if planar else _groups(codes, self._lanes, 1 if last else layer.shuffle)
+        packed = [
+            torch.cat([pack(group, planar=planar).flatten() for group in groups]),
+            torch.cat([group.sum(dim=(1, 3)).T.flatten() for group in groups]).to(torch.int32),
+            scales.contiguous(),
+            F.pad(bias, (0, margin)).contiguous(),
+        ]
+        slope = torch.tensor([layer.slope], dtype=torch.float32)
+        self._kept += [*packed, slope]
+        outputs, inputs, size, _ = weight.shape
+        addresses = [tensor.data_ptr() for tensor in packed]
+        shape = [size, inputs, outputs, layer.shuffle, int(layer.replicate), slope.data_ptr()]
+        return [*shape, *addresses, layer.input_bytes, layer.weight_bytes, int(planar)]
+
+    def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
+        """Convolve (1,I,h,w) float32; see `cabm.engine.float_rows.Rows`."""
+        height, width = x.shape[2:]
+        out = torch.empty(height * self._scale, width * self._scale, self._channels)
+        nothing = np.empty(0, np.float32)
+        self._loop(
+            *(self._table, height, width, flat(dense(x))),
+            nothing if addend is None else flat(dense(addend)),
+            nothing.reshape(0, 0, 0) if base is None else dense(base)[0].permute(1, 2, 0).numpy(),
+            out.numpy(),
+        )
+        return out.permute(2, 0, 1)[None]
+
+
+def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whole numbers -127..127 for the upper and the lower parts of weights, and scales (O,).
+
+    A weight is about scale * (upper + lower / 254).
+    """
+    from cabm.engine.byte_rows_codes import LOWER_WEIGHT
+
+    scales = weight.abs().amax(dim=(1, 2, 3)) / 127
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    codes = weight / scales.view(-1, 1, 1, 1)
+    upper = codes.round()
+    return upper, ((codes - upper) * LOWER_WEIGHT).round(), scales
+
+
+def _groups(codes: Tensor, lanes: int, split: int) -> list[Tensor]:
+    """Split output channels into those computed together: of one row after PixelShuffle."""
+    from cabm.engine.byte_rows_ir import REGISTERS
+
+    return [group for part in codes.chunk(split) for group in part.split(REGISTERS * lanes)]
+
+
+def pack(codes: Tensor, *, planar: bool) -> Tensor:
+    """Return int8 weights (taps, k, I / 4, O, 4) for whole numbers (O,I,taps,k).
+
+    ``planar`` is the same order: a loop over columns outside of one over planes of four channels.
+    """
+    quads = codes.unflatten(1, (-1, 4))
+    return quads.permute(3, 4, 1, 0, 2).to(torch.int8)
+
+
+def rows(layers: Sequence[Layer]) -> ByteRows | None:
+    """Return convolutions on bytes; None where this CPU or their shapes rule that out."""
+    whole = all(len(layer.weight) // layer.shuffle**2 % CHANNELS == 0 for layer in layers[:-1])
+    fits = whole and all(layer.weight.shape[1] % CHANNELS == 0 for layer in layers)
+    found = compiled() if fits else None
+    return None if found is None else ByteRows(*found, layers)
+
+
+@cache
+@none_if_numba_fails
+def compiled() -> tuple[Loop, int] | None:
+    """Return the compiled loop and its lanes, or None where the CPU has no VNNI; the first call compiles.
+
+    Raises:
+        ArithmeticError: it computes wrong results.
+    """
+    features = compiler_features()
+    wide = all(features.get(each) for each in ("avx512vnni", "avx512bw", "avx512dq"))
+    if not compiles_for_this_cpu() or not (wide or features.get("avxvnni")):
+        return None
+    return compile_loop(16 if wide else 8)
+
+
+def compile_loop(lanes: int) -> tuple[Loop, int]:
+    """Compile the loop for registers of ``lanes`` 32-bit numbers and try it.
+
+    Raises:
+        ArithmeticError: it computes wrong results.
+    """
+    from cabm.engine.byte_rows_loops import rows_loop
+
+    loop = jit(rows_loop(lanes))
+    if not _tried(loop, lanes):
+        raise ArithmeticError("compiled convolutions of bytes compute wrong results")
+    return loop, lanes
+
+
+def _tried(loop: Loop, lanes: int) -> bool:
+    """Run two convolutions on small whole numbers, with an error of 16 bits at most."""
+    random = np.random.default_rng(0)  # PyTorch's generators need modules that a start does without
+    x, *weights = (
+        torch.from_numpy(random.integers(-3, 4, size)).float()
+        for size in ((1, 16, 5, 9), (64, 16, 3, 3), (3, 16, 3, 3))
+    )
+    exact: dict[str, Any] = {"input_bytes": 2, "weight_bytes": 2}
+    first = Layer(weights[0] / 64, torch.full((64,), 0.5), shuffle=2, slope=0.5, **exact)
+    hidden = F.pixel_shuffle(F.conv2d(x, first.weight, first.bias, padding=1), 2)
+    hidden = F.leaky_relu(hidden, 0.5)
+    last = Layer(weights[1], torch.zeros(3), **exact)
+    wanted = F.conv2d(hidden, last.weight, padding=1)
+    return bool((ByteRows(loop, lanes, [first, last])(x) - wanted).abs().max() <= 1e-2)

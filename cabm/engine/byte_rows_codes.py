@@ -1,0 +1,125 @@
+"""The bytes of `cabm.engine.byte_rows`: a convolution's numbers, and a row of its input as bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.extending import intrinsic, overload, register_jitable
+
+from cabm.engine import byte_rows_ir
+from cabm.engine.byte_rows_ir import STREAMS
+from cabm.engine.emitter import typed_call
+from cabm.engine.row_order import INPUTS, KEPT, KERNEL, MARGIN, OWN, PLACE, REPLICATE, ROW, WIDTH, row_at
+
+WEIGHTS, COLUMNS, SCALES, BIASES, INPUT_PARTS, WEIGHT_PARTS, PLANAR = range(OWN, FIELDS := OWN + 7)
+"""Of a convolution: addresses, parts of inputs and of weights, and whether it computes three colours from
+planes of four channels. `cabm.engine.row_order` has the first numbers."""
+
+PLANE = PLACE
+"""Of a convolution's input: bytes of a plane. The other numbers are those of `cabm.engine.row_order`."""
+
+LOWER_INPUT, LOWER_WEIGHT, MIDDLE = 255, 254, 128
+"""By how much the lower part's scale is smaller than the upper one's, of an input and of a weight; and the
+zero of the lower part of an input."""
+
+ALIGNED = 64
+
+
+@intrinsic(prefer_literal=True)
+def compare(_, lanes, count, starts, found):
+    """Find the least and the greatest number; see `cabm.engine.byte_rows_ir.Range`."""
+    return typed_call(lanes, byte_rows_ir.Range, byte_rows_ir.RANGE_INTEGERS, byte_rows_ir.emit_range)
+
+
+@register_jitable
+def unit_of(layer):
+    """Return how many bytes of a pixel lie together in what a convolution reads."""
+    return 4 if layer[PLANAR] != 0 else layer[INPUTS]
+
+
+def encode_row(lanes, values, layers, places, s, y, memory, grids, scratch):
+    """Write a row of float32 as bytes, and its scale and zero.
+
+    The scale is the row's own: the least of its numbers, or 0, becomes byte 0, and the greatest, 255.
+
+    Args:
+        lanes: 32-bit numbers per register.
+        values: flat float32, channels last.
+        layers, places: of all convolutions.
+        s: the one that reads the row.
+        y: the row.
+        memory: bytes.
+        grids: (S, rows, 2) float32, scales and zeros of the rows that are kept.
+        scratch: float32, at least two registers.
+    """
+    raise NotImplementedError("only compiled loops call this")
+
+
+@overload(encode_row, prefer_literal=True)
+def _compile_encoding(lanes, values, layers, places, s, y, memory, grids, scratch):
+    size = lanes.literal_value
+
+    def encode(lanes, values, layers, places, s, y, memory, grids, scratch):
+        layer, place = layers[s], places[s]
+        starts = np.empty(STREAMS, np.int64)
+        registers = values.size // size
+        each = -(-registers // STREAMS)
+        for i in range(STREAMS):
+            starts[i] = np.int64(values.ctypes.data) + 4 * size * min(i * each, registers - each)
+        compare(lanes, each, np.int64(starts.ctypes.data), np.int64(scratch.ctypes.data))
+        low, high = np.float32(0), np.float32(0)
+        for i in range(size):
+            low, high = min(low, scratch[i]), max(high, scratch[size + i])
+        scale = (high - low) / np.float32(255)
+        scale = scale if scale > np.float32(0) else np.float32(1)
+        zero = np.float32(np.int32(np.float32(0.5) - low / scale))
+        grids[s, y % place[KEPT], 0], grids[s, y % place[KEPT], 1] = scale, zero
+        first = row_at(place, y)
+        codes = memory[first : first + place[ROW]]
+        for part in range(layer[INPUT_PARTS]):
+            here = codes[part * (place[ROW] // layer[INPUT_PARTS]) :]
+            fill = zero if part == 0 else np.float32(MIDDLE)
+            _write_codes(values, scale, zero, part, layer, place, here)
+            _frame_row(np.uint8(np.int32(fill)), layer, place, here)
+
+    return encode
+
+
+@register_jitable
+def _write_codes(values, scale, zero, part, layer, place, codes):
+    """Write the upper or the lower part of a row's numbers as bytes, to planes if the layer reads those."""
+    planar = layer[PLANAR] != 0
+    target = codes[place[MARGIN] : place[MARGIN] + values.size]
+    if planar:
+        target = np.empty(values.size, np.uint8)
+    inverse, shift, half = np.float32(1) / scale, zero + np.float32(0.5), np.float32(0.5)
+    if part == 0:
+        for i in range(values.size):
+            code = values[i] * inverse + shift
+            target[i] = np.int32(min(max(code, np.float32(0)), np.float32(255)))
+    else:
+        finer, middle = inverse * np.float32(LOWER_INPUT), np.float32(MIDDLE) + half
+        for i in range(values.size):
+            code = values[i] * inverse + shift
+            upper = np.float32(np.int32(min(max(code, np.float32(0)), np.float32(255)))) - zero
+            code = (values[i] - scale * upper) * finer + middle
+            target[i] = np.int32(min(max(code, np.float32(0)), np.float32(255)))
+    if planar:
+        planes = layer[INPUTS] // 4
+        source, there = target.view(np.int32), codes[: planes * place[PLANE]].view(np.int32)
+        for plane in range(planes):
+            row = there[(plane * place[PLANE] + place[MARGIN]) // 4 :]
+            for pixel in range(place[WIDTH]):
+                row[pixel] = source[pixel * planes + plane]
+
+
+@register_jitable
+def _frame_row(zero, layer, place, codes):
+    """Write what the kernel reads to the left and to the right of a row."""
+    unit, reach = unit_of(layer), layer[KERNEL] // 2
+    for plane in range(layer[INPUTS] // unit):
+        left = plane * place[PLANE] + place[MARGIN]
+        right = left + (place[WIDTH] - 1) * unit
+        for pixel in range(1, reach + 1):
+            for c in range(unit):
+                codes[left - pixel * unit + c] = codes[left + c] if layer[REPLICATE] != 0 else zero
+                codes[right + pixel * unit + c] = codes[right + c] if layer[REPLICATE] != 0 else zero

@@ -1,0 +1,38 @@
+"""How the float convolutions before and behind the quantized ones run on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cabm.engine import byte_rows, float_rows
+from cabm.engine.byte_rows import ByteRows
+from cabm.engine.float_rows import Layer, Rows
+from cabm.machine.cpu import multiplies_bfloat16
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How float convolutions are computed.
+
+    Attributes:
+        dtype: type of those that run one by one, float32 or bfloat16.
+        in_bytes: whether several at once may run on bytes, where AMX cannot run them in bfloat16.
+    """
+
+    dtype: torch.dtype
+    in_bytes: bool = False
+
+    def rows(self, layers: Sequence[Layer]) -> Rows | ByteRows | None:
+        """Return convolutions as one compiled call; None if this CPU or their shapes rule that out."""
+        found = float_rows.rows(self.dtype, layers)
+        return byte_rows.rows(layers) if found is None and self.in_bytes else found
+
+
+def fastest() -> Ends:
+    """Return what is fastest on this CPU."""
+    return Ends(
+        torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32, in_bytes=True
+    )
