@@ -221,6 +221,7 @@ def emit_colours(emit: Emitter, operands: Colours) -> None:
 
 def _read_tap(emit: Emitter, table: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Emit the loads of a tap: where its row starts, minus its zero, and its scale."""
+    emit.forget_memory()  # or LLVM keeps the sums of the taps before in registers, and spills them
     source = emit.pointer(emit.load(table, SIZE))
     return source, emit.load(emit.at(table, 8), WORD), emit.load(emit.at(table, 16), SINGLE)
 

@@ -94,6 +94,11 @@ class Emitter:
             function = ir.Function(module, kind, name=name)
         return self.builder.call(function, arguments)
 
+    def forget_memory(self) -> None:
+        """Let LLVM store before this place, and load behind it, what it would keep in registers."""
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        self.builder.call(ir.InlineAsm(nothing, "", "~{memory}", side_effect=True), [])
+
     def multiply_pairs(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Multiply 16-bit numbers and add adjacent products in 32 bits (AVX2 or AVX-512BW)."""
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
