@@ -68,7 +68,7 @@ def quantize_to_codes(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tenso
     """
     if not isinstance(levels, Tensor):
         # one bound for all samples takes one pass
-        return (x * _per_sample(levels / alpha)).round_().clamp_(-levels, levels)
+        return (x * _per_sample(fused.inverse_step(alpha, levels))).round_().clamp_(-levels, levels)
     bound = _per_sample(levels)
     codes = (x * _per_sample(levels / alpha)).round_()
     torch.minimum(codes, bound, out=codes)

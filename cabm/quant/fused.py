@@ -31,10 +31,15 @@ def available(x: Tensor, *, types: tuple[torch.dtype, ...] = (torch.float32,)) -
     )
 
 
+def inverse_step(alpha: Tensor, levels: Tensor | float) -> Tensor:
+    """Return n / alpha, rounded once: PyTorch multiplies a number by the reciprocal of a tensor."""
+    return torch.as_tensor(levels, dtype=alpha.dtype, device=alpha.device) / alpha
+
+
 def encode(x: Tensor, alpha: Tensor, levels: Tensor | float, out_type: torch.dtype) -> Tensor:
     """Return the codes round(clip(x) n / alpha) as ``out_type``, one of `TYPES`."""
     batch = len(x)
-    inverse, bound = _each(levels / alpha, batch), _each(levels, batch)
+    inverse, bound = _each(inverse_step(alpha, levels), batch), _each(levels, batch)
     out = torch.empty_like(x, dtype=out_type)
     _run("encode", _rows(x), inverse, bound, np.ones(batch, np.float32), _rows(out))
     return out
@@ -43,7 +48,7 @@ def encode(x: Tensor, alpha: Tensor, levels: Tensor | float, out_type: torch.dty
 def decode(x: Tensor, alpha: Tensor, levels: Tensor | float) -> Tensor:
     """Return the values of the codes of ``x`` as float32."""
     batch = len(x)
-    inverse, bound = _each(levels / alpha, batch), _each(levels, batch)
+    inverse, bound = _each(inverse_step(alpha, levels), batch), _each(levels, batch)
     out = torch.empty_like(x)
     _run("encode", _rows(x), inverse, bound, _each(alpha / levels, batch), _rows(out))
     return out
