@@ -101,7 +101,7 @@ def run_layer(lanes, layer, image, ends, scratch):
 @overload(run_layer, prefer_literal=True)
 def _run_layer(lanes, layer, image, ends, scratch):
     def loop(lanes, layer, image, ends, scratch):
-        weights, starts, inputs, outputs, _ = layer
+        weights, starts, inputs, outputs = layer
         source, row, height, width = image
         pitch = row // inputs
         depths = -(-3 * inputs // DEPTH)

@@ -43,7 +43,7 @@ def run_rounded(lanes, layer, image, ends, scratch):
 @overload(run_rounded, prefer_literal=True)
 def _run_rounded(lanes, layer, image, ends, scratch):
     def loop(lanes, layer, image, ends, scratch):
-        weights, biases, inputs, outputs, _ = layer
+        weights, biases, inputs, outputs = layer
         source, pixel, row, height, width = image
         depths = inputs // DEPTH
         for y in range(height):

@@ -48,7 +48,6 @@ from cabm.engine.layer_numbers import (
     NUMBERS,
     OUTPUTS,
     POINTWISE,
-    PRODUCTS,
     READ_HIGH,
     READ_INVERSE,
     RESULT,
@@ -164,7 +163,6 @@ class Chain:
         step |= {INPUTS: conv.conv.inputs, OUTPUTS: len(conv.conv.starts)}
         step |= {EPILOGUE: self._number(epilogue, floats)}
         step |= {WEIGHTS: self._address(conv.conv.packed), STARTS: self._address(conv.conv.starts)}
-        step |= {PRODUCTS: conv.conv.products}
         step |= {FACTORS: self._address(factors), BIASES: self._address(biases)}
         step |= {FLOATS: floats.image, FLOATS_AT: floats.first}
         step |= {ADDEND: addend.image, ADDEND_AT: addend.first}

@@ -3,13 +3,12 @@
 | CPU | form |
 |---|---|
 | AMX | products of tiles of bytes |
-| AVX512-VNNI, AVX-VNNI | direct sums of byte products, in registers of 512 or 256 bits |
+| AVX512-VNNI | direct sums of byte products, in registers of 512 bits |
 | NEON with dot products | direct sums of byte products, in registers of 128 bits |
-| AVX-512BW, AVX2 | integer Winograd, in registers of 512 or 256 bits |
+| AVX-512BW, AVX-VNNI, AVX2 | integer Winograd, in registers of 512 or 256 bits |
 | others | none |
 
-All forms give the same codes. Layers whose inputs and weights have few bits take less time with integer
-Winograd, which multiplies them as bytes. The other forms gain nothing from them.
+All forms give the same codes, and take the same time at any width of the codes.
 """
 
 from __future__ import annotations
@@ -36,14 +35,10 @@ class Form:
         granule: images have a multiple of this number of channels.
         most_channels: convolutions have at most this many input channels, or sums could exceed 32 bits.
         offset: subtracted from the bytes of images before they are multiplied.
-        unit: sums are this many times the convolution; a power of two, so that scaling stays exact.
-        pack: packs weights (O,I,3,3), given in whole numbers, to multiply them in the given way
-            (`cabm.engine.layer_numbers.WIDE` or another); O and I are multiples of the granule.
+        pack: packs weights (O,I,3,3), given in whole numbers; O and I are multiples of the granule.
         pack_floats: packs float32 weights (O,I) of a 1x1 convolution.
         pack_rounded: the same for images of bfloat16, which have a multiple of 32 channels; None if the
             form has no such images.
-        narrow_bits: inputs and weights of at most this many bits are multiplied in a way of their own; 0 if
-            there is none.
         loop: makes the function to compile; see `cabm.engine.steps.step_loop`.
     """
 
@@ -52,11 +47,9 @@ class Form:
     granule: int
     most_channels: int
     offset: int
-    unit: int
-    pack: Callable[[Tensor, int], Tensor]
+    pack: Callable[[Tensor], Tensor]
     pack_floats: Callable[[Tensor], Tensor]
     pack_rounded: Callable[[Tensor], Tensor] | None
-    narrow_bits: int
     loop: Callable[[], Loop]
 
 
@@ -77,7 +70,6 @@ def choose_form() -> Form | None:
             return matrix()
     choices = (
         ("avx512vnni", direct, 16),
-        ("avxvnni", direct, 8),
         ("dotprod", direct, neon_ir.LANES),
         ("avx512bw", winograd, 16),
         ("avx2", winograd, 8),
@@ -105,11 +97,9 @@ def matrix() -> Form:
         granule=amx_ir.LANES,
         most_channels=(2**31 - 1) // (TAPS * LARGEST_PRODUCT),
         offset=0,
-        unit=1,
-        pack=lambda codes, _: amx.pack(codes),
+        pack=amx.pack,
         pack_floats=lambda weight: pointwise.pack(weight, lanes),
         pack_rounded=amx_pointwise.pack,
-        narrow_bits=0,
         loop=lambda: steps.step_loop(
             *(*loops, lanes, 1, scratch, modules), spills=True, prepare=amx.prepare, end=amx.end
         ),
@@ -128,34 +118,30 @@ def direct(lanes: int) -> Form:
         granule=16,
         most_channels=(2**31 - 1) // (TAPS * LARGEST_PRODUCT),
         offset=neon_ir.OFFSET if lanes == neon_ir.LANES else 0,
-        unit=1,
-        pack=lambda codes, _: vnni.pack(codes, lanes),
+        pack=lambda codes: vnni.pack(codes, lanes),
         pack_floats=lambda weight: pointwise.pack(weight, lanes),
         pack_rounded=None,
-        narrow_bits=0,
         loop=lambda: steps.step_loop(*loops, lanes, 1, (0, vnni.SCRATCH), modules),
     )
 
 
 def winograd(lanes: int) -> Form:
     """Return the Winograd form (AVX2 or AVX-512BW)."""
-    from cabm.engine import narrow, narrow_ir, pointwise, steps, winograd_ir
+    from cabm.engine import pointwise, steps, winograd_ir
     from cabm.engine import winograd as loops
 
     group = winograd_ir.REGISTERS * lanes
-    modules = loops, narrow, narrow_ir, pointwise, winograd_ir
+    modules = loops, pointwise, winograd_ir
     floats = pointwise.run_pointwise
     scratch = loops.scratch_bytes(lanes)
     return Form(
         name=f"winograd {32 * lanes}",
         lanes=lanes,
         granule=winograd_ir.CHUNK,
-        most_channels=(2**31 - 1) // (loops.UNIT * TAPS * LARGEST_PRODUCT),
+        most_channels=(2**31 - 1) // (TAPS * LARGEST_PRODUCT),
         offset=0,
-        unit=loops.UNIT,
-        pack=lambda codes, products: loops.pack(codes, group, products),
+        pack=lambda codes: loops.pack(codes, group),
         pack_floats=lambda weight: pointwise.pack(weight, lanes),
         pack_rounded=None,
-        narrow_bits=narrow.BITS,
-        loop=lambda: steps.step_loop(loops.run_layer, floats, floats, lanes, 2, scratch, modules),
+        loop=lambda: steps.step_loop(loops.run_layer, floats, floats, lanes, 4, scratch, modules),
     )

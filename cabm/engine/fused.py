@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from cabm.engine.forms import Form, choose_form
 from cabm.engine.grid import Storage
-from cabm.engine.layer_numbers import NARROW_POSITIVE, NARROW_SIGNED, WIDE
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.quant.layers import QuantConv2d
 
@@ -47,7 +46,6 @@ class Kernel:
         codes: Tensor,
         *,
         shifted: bool,
-        narrow: bool = False,
         groups: int = 1,
         **geometry: object,
     ) -> CompiledWeights:
@@ -56,7 +54,6 @@ class Kernel:
         Args:
             codes: (O,I/groups,3,3) whole numbers in -127..127, of any type.
             shifted: whether the input's code 0 is byte 128.
-            narrow: whether inputs and weights have at most the form's ``narrow_bits``.
             groups: as in `torch.nn.Conv2d`; the products of different groups are with zeros.
             geometry: ignored; `kernel_for` accepts one geometry only.
         """
@@ -64,13 +61,9 @@ class Kernel:
         outputs, inputs = codes.shape[:2]
         margins = [(0, self.padded(count) - count) for count in (inputs, outputs)]
         codes = F.pad(codes, (0, 0, 0, 0, *margins[0], *margins[1]))
-        products = (NARROW_SIGNED if shifted else NARROW_POSITIVE) if narrow else WIDE
         zero = (Storage.SHIFTED if shifted else Storage.POSITIVE).value[1]
-        shift = 0 if narrow else self.form.unit * (zero - self.form.offset)
-        starts = (-shift * codes.sum(dim=(1, 2, 3))).to(torch.int32).numpy()
-        return CompiledWeights(
-            self.form.pack(codes, products), starts, self.form.unit, codes.shape[1], outputs, products
-        )
+        starts = ((self.form.offset - zero) * codes.sum(dim=(1, 2, 3))).to(torch.int32).numpy()
+        return CompiledWeights(self.form.pack(codes), starts, codes.shape[1], outputs)
 
     @property
     def rounds(self) -> bool:
@@ -123,18 +116,14 @@ class CompiledWeights:
     Attributes:
         packed: in the order of the form.
         starts: (O,) int32 added to the sums, which cancel the shift of the input; O is padded.
-        unit: the sums are this many times the convolution.
         inputs: padded number of input channels.
         channels: number of output channels without padding.
-        products: how the form multiplies them; see `cabm.engine.layer_numbers.WIDE`.
     """
 
     packed: Tensor
     starts: np.ndarray
-    unit: int
     inputs: int
     channels: int
-    products: int
 
 
 def kernel_for(model: nn.Module) -> Kernel | None:
@@ -146,7 +135,7 @@ def kernel_for(model: nn.Module) -> Kernel | None:
 
 def packing(kernel: Kernel | None) -> dict[str, Any]:
     """Return how `cabm.engine.packing.PackedConv` packs weights for a compiled call, or for oneDNN."""
-    return {} if kernel is None else {"pack": kernel.pack, "narrow_bits": kernel.form.narrow_bits}
+    return {} if kernel is None else {"pack": kernel.pack}
 
 
 @cache

@@ -17,7 +17,6 @@ CONVOLVE, POINTWISE, ENCODE, COPY = range(4)
     STARTS,
     FACTORS,
     BIASES,
-    PRODUCTS,
     EPILOGUE,
     TARGET,
     FOLLOWING,
@@ -27,16 +26,12 @@ CONVOLVE, POINTWISE, ENCODE, COPY = range(4)
     ADDEND_AT,
     LAG,
     FIELDS,
-) = range(18)
+) = range(17)
 """Columns of a step; see `cabm.engine.steps.step_loop`."""
 
 SLOPE, GAIN, INVERSE, LOW, HIGH, ROUNDING, STEP, SKIP_STEP, AFTER = range(9)
 READ_INVERSE, READ_HIGH, NEXT_INVERSE, NEXT_HIGH, NUMBERS = range(9, 14)
 """Places of a step's numbers, float32; see `Epilogue`."""
-
-WIDE, NARROW_SIGNED, NARROW_POSITIVE = range(3)
-"""How a layer multiplies: as the form does for 8 bits; or as it does for few bits, on codes of either sign
-or without a sign."""
 
 CHANNELS, FILL, KEPT = range(3)
 """Columns of an image: numbers per pixel; the byte of code 0, or one of the next four; bands of rows that

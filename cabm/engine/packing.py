@@ -77,7 +77,6 @@ class BoundConv:
         numbers = np.zeros((2, len(self.conv.starts)), dtype=np.float32)
         for row, values in zip(numbers, self.scaling.arrays, strict=True):
             row[: self.conv.channels] = values
-        numbers[0] /= self.conv.unit
         return numbers
 
     def to_codes(self, x: Tensor, out: Grid) -> Tensor:
@@ -101,8 +100,6 @@ class PackedConv:
         conv: the convolution.
         outputs: the output channels to compute; all of them for grouped convolutions.
         pack: packs weights; called like `IntegerConv`.
-        narrow_bits: weights of at most this many bits are packed once more, with ``narrow=True``, for
-            inputs of at most this many bits.
         after: factors and biases (O,) that follow the convolution.
     """
 
@@ -112,23 +109,20 @@ class PackedConv:
         outputs: slice = slice(None),
         *,
         pack: Callable[..., Any] = IntegerConv,
-        narrow_bits: int = 0,
         after: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._conv = conv
         self._outputs = outputs
         self._packer = pack
         self._after = after
-        self._narrow_bits = narrow_bits
-        self._packs: dict[tuple[int, bool, bool], tuple[Any, Tensor]] = {}
+        self._packs: dict[tuple[int, bool], tuple[Any, Tensor]] = {}
         self._bound: dict[Grid, BoundConv] = {}  # few: hundreds of rows combine a few widths per layer
 
     def at(self, grid: Grid) -> BoundConv:
         """Return the convolution for inputs on ``grid``."""
         if grid not in self._bound:
             bits = weight_bits_at(self._conv, grid.bits)
-            narrow = max(bits, grid.bits) <= self._narrow_bits
-            packed, scale = self._pack(bits, shifted=grid.zero != 0, narrow=narrow)
+            packed, scale = self._pack(bits, shifted=grid.zero != 0)
             bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
             factors = scale * float(grid.scale)
             if self._after is not None:
@@ -137,8 +131,8 @@ class PackedConv:
             self._bound[grid] = BoundConv(packed, grid, Scaling(factors, bias))
         return self._bound[grid]
 
-    def _pack(self, bits: int, *, shifted: bool, narrow: bool) -> tuple[Any, Tensor]:
-        key = bits, shifted, narrow
+    def _pack(self, bits: int, *, shifted: bool) -> tuple[Any, Tensor]:
+        key = bits, shifted
         if key not in self._packs:
             conv = self._conv
             with torch.no_grad():
@@ -150,7 +144,6 @@ class PackedConv:
                 dilation=conv.dilation,
                 groups=conv.groups,
                 shifted=shifted,
-                **({"narrow": True} if narrow else {}),
             )
             scale = scale.flatten()
             self._packs[key] = packed, scale[self._outputs] if len(scale) > 1 else scale

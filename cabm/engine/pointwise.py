@@ -106,7 +106,7 @@ def _run_pointwise(lanes, layer, image, ends, scratch):
     most = REGISTERS[size]
 
     def loop(lanes, layer, image, ends, scratch):
-        weights, biases, inputs, outputs, _ = layer
+        weights, biases, inputs, outputs = layer
         source, pixel, row, height, width = image
         for y in range(height):
             x = 0

@@ -46,7 +46,6 @@ from cabm.engine.layer_numbers import (
     LAG,
     LOW,
     OUTPUTS,
-    PRODUCTS,
     RESULT,
     ROUND,
     ROUNDED,
@@ -84,9 +83,9 @@ def step_loop(
 
     Args:
         run_layer: convolves all pixels of an image; its arguments are (lanes, layer, image, ends, scratch).
-            ``layer`` holds the addresses of weights and starts, the numbers of input and output channels,
-            and PRODUCTS; ``image`` the address of the frame's upper left byte, the bytes from one row to
-            the next, height and width; ``ends`` are explained in `cabm.engine.finishing.finish`.
+            ``layer`` holds the addresses of weights and starts, and the numbers of input and output
+            channels; ``image`` the address of the frame's upper left byte, the bytes from one row to the
+            next, height and width; ``ends`` are explained in `cabm.engine.finishing.finish`.
         run_pointwise: the same for the pixels of a float32 image by a 1x1 kernel; ``layer`` holds biases in
             place of the starts, ``image`` also the bytes from one pixel to the next.
         run_rounded: the same for an image of bfloat16.
@@ -153,7 +152,7 @@ def step_loop(
                             _copy(x[y : y + lines], memory, there, start)
                         continue
                     first, pixel, row = _place(places[step[SOURCE]], 0, y)
-                    layer = step[WEIGHTS], step[STARTS], step[INPUTS], step[OUTPUTS], step[PRODUCTS]
+                    layer = step[WEIGHTS], step[STARTS], step[INPUTS], step[OUTPUTS]
                     ends = _ends(step, np.int64(numbers[s].ctypes.data), places, y)
                     if step[KIND] == CONVOLVE:
                         image = first - row - pixel, row, lines, width
@@ -191,7 +190,8 @@ def _lay_out(images, height, width, band):
         if fill == RESULT:
             places[m] = np.array([0, pixel, width * pixel, 0, 0, height])
             continue
-        kept = height + height % 2
+        whole = max(band, 2)
+        kept = -(-height // whole) * whole
         if images[m, KEPT] > 0:
             kept = min(kept, band * images[m, KEPT])
         row, rows = columns * pixel, kept + 2

@@ -49,7 +49,7 @@ def _run_layer(lanes, layer, image, ends, scratch):
     most = vnni_ir.REGISTERS
 
     def loop(lanes, layer, image, ends, scratch):
-        weights, starts, inputs, outputs, _ = layer
+        weights, starts, inputs, outputs = layer
         source, row, height, width = image
         for first in range(0, outputs, most * size):
             registers = min(most, (outputs - first) // size)

@@ -4,7 +4,7 @@ This module has the instructions of x86; `cabm.engine.neon_ir` those of ARM.
 
 The innermost loop keeps all sums in registers: those of several pixels, each with up to four registers of
 output channels. It issues one ``vpdpbusd`` per register, which multiplies unsigned by signed bytes and adds
-each four products to a 32-bit sum: 64 products at once with AVX512-VNNI, 32 with AVX-VNNI.
+each four products to a 32-bit sum: 64 products at once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from cabm.engine.emitter import SIZE, WORD, Emitter
 REGISTERS = 4
 """Registers of output channels computed together."""
 
-PIXELS = {4: 5, 8: 2, 16: 6}
-"""Pixels computed together, by lanes. Sums, weights and inputs take 29 of 32 (NEON), 13 of 16 or 29 of 32
-registers."""
+PIXELS = {4: 5, 16: 6}
+"""Pixels computed together, by lanes. Sums, weights and inputs take 29 of 32 registers."""
 
 
 class Operands(NamedTuple):
@@ -98,5 +97,5 @@ def _emit_sums(emit: Emitter, operands: Operands, registers: int, pixels: int) -
 
 def dot(emit: Emitter, sums: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
     """Emit the addition of four products each of unsigned and signed bytes to 32-bit sums."""
-    name = f"llvm.x86.avx512.vpdpbusd.{32 * emit.lanes}"  # the 256-bit one serves AVX-VNNI, too
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * emit.lanes}"  # the one of 256 bits serves AVX-VNNI, too
     return emit.call(name, emit.words, [sums, unsigned, signed])

@@ -1,12 +1,16 @@
-"""The Winograd form, F(2x2,3x3) in exact integers, for processors without VNNI.
+"""The Winograd form, F(4x4,3x3) in exact integers, for processors that have no direct form.
 
-A tile of 2x2 outputs takes 16 products per pair of channels where the direct sum takes 36 (Lavin and Gray,
-2016). The transformed inputs (at most 4 * 255) and 4 times the transformed kernels (at most 9 * 127) fit 16
-bits; products and sums fit 32 bits, up to a number of channels (`cabm.engine.forms`), and are exactly 4
-times the direct sums.
+A tile of 4x4 outputs takes 36 products per pair of channels where the direct sum takes 144 (Lavin and Gray,
+2016). Whole numbers are enough for it:
 
-Tiles are computed in strips of `STRIP`, which a core's caches hold. Layers of few bits are multiplied as
-bytes (`cabm.engine.narrow`).
+- Transformed inputs are in -17340..17340. A row of B^T has at most 5 of each sign, or 2 and 8; so a product
+  of two rows has at most 68 of one sign, times 255.
+- Kernels are transformed by `KERNEL`, the rows of G times 4, 6, 6, 24, 24 and 1: at most 49 * 127.
+- Both fit 16 bits. All else is computed modulo 2^32, so sums may overflow on the way. `winograd_ir` gathers
+  24^2 = 9 * 64 times the convolution. 9 has an inverse modulo 2^32; and 64 times the convolution of up to
+  `PART` channels fits 32 bits with its sign, so a shift divides by 64.
+
+Tiles are computed in strips of `STRIP`, which a core's caches hold.
 """
 
 from __future__ import annotations
@@ -15,34 +19,28 @@ import torch
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from cabm.engine import narrow, narrow_ir, winograd_ir
+from cabm.engine import winograd_ir
 from cabm.engine.emitter import typed_call
 from cabm.engine.finishing import finish
-from cabm.engine.layer_numbers import NARROW_POSITIVE, WIDE
-from cabm.engine.narrow_ir import SHIFT
-from cabm.engine.winograd_ir import CHUNK, POSITIONS, REGISTERS, STRIP
+from cabm.engine.winograd_ir import CHUNK, PIXELS, POSITIONS, REGISTERS, STRIP
 
-UNIT = 4
-"""The sums are this many times the convolution."""
+KERNEL = ((1, 0, 0), (-1, -1, -1), (-1, 1, -1), (1, 2, 4), (1, -2, 4), (0, 0, 1))
+
+PART = 96
+"""Input channels whose sums are gathered together: 64 * 9 * 96 * 255 * 127 is below 2^31."""
 
 
 def scratch_bytes(lanes: int) -> tuple[int, int]:
     """Return the bytes of a layer's working memory: per channel, and besides."""
     sums = 4 * REGISTERS * lanes * STRIP
-    return 2 * POSITIONS * STRIP, (POSITIONS + 4) * sums + 64
+    return 2 * POSITIONS * STRIP, (POSITIONS + PIXELS**2) * sums + 64
 
 
-def pack(codes: Tensor, group: int, products: int) -> Tensor:
-    """Return packed weights for whole numbers (O,I,3,3) in -127..127.
-
-    They are int16 (O / group, 16, I / 2, group, 2) if ``products`` is WIDE; else see
-    `cabm.engine.narrow.pack`.
-    """
+def pack(codes: Tensor, group: int) -> Tensor:
+    """Return int16 weights (O / group, 36, I / 2, group, 2) for whole numbers (O,I,3,3) in -127..127."""
     outputs, inputs = codes.shape[:2]
-    matrix = torch.tensor([[2.0, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
+    matrix = torch.tensor(KERNEL).float()
     transformed = (matrix @ codes.float() @ matrix.T).view(outputs, inputs, POSITIONS)
-    if products != WIDE:
-        return narrow.pack(transformed, group, products)
     groups = transformed.view(outputs // group, group, inputs // 2, 2, POSITIONS)
     return groups.permute(0, 4, 2, 1, 3).to(torch.int16).contiguous()
 
@@ -60,56 +58,39 @@ def _multiply(_, lanes, count, transformed, pairs, weights, products):
 
 
 @intrinsic(prefer_literal=True)
-def _transform_output(_, lanes, products, starts, sums):
+def _transform_output(_, lanes, products, starts, each, sums):
     """Transform the products of one tile to sums; see `cabm.engine.winograd_ir.Output`."""
-    return typed_call(lanes, winograd_ir.Output, set(), winograd_ir.emit_output)
+    return typed_call(lanes, winograd_ir.Output, {"each"}, winograd_ir.emit_output)
 
 
-def _transform_strip(lanes, products, count, source, row, channels, transformed):
-    """Transform the inputs of ``count`` adjacent tiles."""
-    raise NotImplementedError("only compiled loops call this")
+def _multiply_strip(lanes, count, transformed, channels, part, weights, products):
+    """Multiply adjacent tiles at all positions with the weights of a group of output channels.
 
-
-@overload(_transform_strip, prefer_literal=True)
-def _typed_transform_strip(lanes, products, count, source, row, channels, transformed):
-    def loop(lanes, products, count, source, row, channels, transformed):
-        shift = 0 if products == NARROW_POSITIVE else SHIFT
-        for i in range(count):
-            here = source + 2 * i * channels
-            if products == WIDE:
-                _transform_input(lanes, here, row, channels, transformed + 2 * CHUNK * i)
-            else:
-                there = transformed + CHUNK * i
-                narrow.transform_input(lanes, here, row, channels, shift, there)
-
-    return loop
-
-
-def _multiply_strip(lanes, products, count, transformed, channels, weights, sums):
-    """Multiply ``count`` adjacent tiles at all positions with the weights of a group of output channels."""
+    Args:
+        lanes: 32-bit numbers per register.
+        count: number of tiles.
+        transformed: see `cabm.engine.winograd_ir.Input`; at the first channel of the part.
+        channels: of the convolution.
+        part: channels of the part.
+        weights: of the group, from the first channel of the part on.
+        products: see `cabm.engine.winograd_ir.Output`.
+    """
     raise NotImplementedError("only compiled loops call this")
 
 
 @overload(_multiply_strip, prefer_literal=True)
-def _typed_multiply_strip(lanes, products, count, transformed, channels, weights, sums):
+def _typed_multiply_strip(lanes, count, transformed, channels, part, weights, products):
     group = REGISTERS * lanes.literal_value
-    wide, few = winograd_ir.TILES[lanes.literal_value], narrow_ir.TILES[lanes.literal_value]
+    most = winograd_ir.TILES[lanes.literal_value]
 
-    def loop(lanes, products, count, transformed, channels, weights, sums):
+    def loop(lanes, count, transformed, channels, part, weights, products):
         for p in range(POSITIONS):
-            there = sums + 4 * group * p * STRIP
-            if products == WIDE:
-                source = transformed + 2 * STRIP * channels * p
-                kernel = weights + 2 * channels * group * p
-                for i in range(0, count, wide):
-                    tiles, here = min(wide, count - i), source + 2 * CHUNK * i
-                    _multiply(lanes, tiles, here, channels // 2, kernel, there + 4 * group * i)
-            else:
-                source = transformed + STRIP * channels * p
-                kernel = weights + ((4 + channels) * group * p)
-                for i in range(0, count, few):
-                    tiles, here = min(few, count - i), source + CHUNK * i
-                    narrow.multiply(lanes, tiles, here, channels // CHUNK, kernel, there + 4 * group * i)
+            there = products + 4 * group * p * STRIP
+            source = transformed + 2 * STRIP * channels * p
+            kernel = weights + 2 * channels * group * p
+            for i in range(0, count, most):
+                tiles, here = min(most, count - i), source + 2 * CHUNK * i
+                _multiply(lanes, tiles, here, part // 2, kernel, there + 4 * group * i)
 
     return loop
 
@@ -124,28 +105,32 @@ def _run_layer(lanes, layer, image, ends, scratch):
     group = REGISTERS * lanes.literal_value
 
     def loop(lanes, layer, image, ends, scratch):
-        weights, starts, inputs, outputs, multiply = layer
+        weights, starts, inputs, outputs = layer
         source, row, height, width = image
-        weight = 2 * inputs if multiply == WIDE else 4 + inputs  # bytes per output channel and position
         products = scratch + 2 * POSITIONS * STRIP * inputs
         sums = products + POSITIONS * STRIP * group * 4
-        tiles = -(-width // 2)
-        for y in range(0, height, 2):
+        tiles = -(-width // PIXELS)
+        for y in range(0, height, PIXELS):
             tile = 0
             for left in range(-(-tiles // STRIP), 0, -1):
                 count = -(-(tiles - tile) // left)  # as even as possible
-                here = source + y * row + 2 * tile * inputs
-                _transform_strip(lanes, multiply, count, here, row, inputs, scratch)
+                x = PIXELS * tile
+                for i in range(count):
+                    here = source + y * row + (x + PIXELS * i) * inputs
+                    _transform_input(lanes, here, row, inputs, scratch + 2 * CHUNK * i)
                 for first in range(0, outputs, group):
-                    kernel = weights + weight * POSITIONS * first
-                    _multiply_strip(lanes, multiply, count, scratch, inputs, kernel, products)
-                    for i in range(count):
-                        there = sums + 8 * group * i
-                        _transform_output(lanes, products + 4 * group * i, starts + 4 * first, there)
-                    pixels = min(2 * count, width - 2 * tile)
-                    for line in range(min(2, height - y)):
-                        there = sums + 8 * STRIP * group * line
-                        finish(lanes, REGISTERS, pixels, there, 4 * group, first, y + line, 2 * tile, ends)
+                    for begin in range(0, inputs, PART):
+                        part, here = min(PART, inputs - begin), scratch + 2 * STRIP * begin
+                        kernel = weights + 2 * (inputs * POSITIONS * first + group * begin)
+                        _multiply_strip(lanes, count, here, inputs, part, kernel, products)
+                        for i in range(count):
+                            there, each = sums + 4 * PIXELS * group * i, min(begin, 1)
+                            added = there if each else starts + 4 * first
+                            _transform_output(lanes, products + 4 * group * i, added, each, there)
+                    pixels = min(PIXELS * count, width - x)
+                    for line in range(min(PIXELS, height - y)):
+                        there = sums + 4 * PIXELS * STRIP * group * line
+                        finish(lanes, REGISTERS, pixels, there, 4 * group, first, y + line, x, ends)
                 tile += count
 
     return loop

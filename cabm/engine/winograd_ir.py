@@ -2,20 +2,24 @@
 
 The innermost loop keeps all sums in registers: those of several tiles, each with two registers of output
 channels. Each step broadcasts two 16-bit inputs of a tile, multiplies them by two weights of each output
-channel and adds the pair: ``vpmaddwd`` and ``vpaddd`` of AVX2 or AVX-512.
+channel and adds the pair: ``vpmaddwd`` and ``vpaddd`` of AVX2 or AVX-512, which LLVM makes one ``vpdpwssd``
+where the CPU has VNNI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from llvmlite import ir
 
-from cabm.engine.emitter import SIZE, WORD, Emitter
+from cabm.engine.emitter import BYTE, SIZE, WORD, Emitter
 
-POSITIONS = 16
-"""Numbers of a transformed tile, 4x4."""
+SIDE, POSITIONS = 6, 36
+"""Numbers of a transformed tile, along a side and in all."""
+
+PIXELS = 4
+"""Outputs of a tile along a side."""
 
 STRIP = 12
 """Tiles transformed together."""
@@ -25,6 +29,9 @@ CHUNK = 32
 
 REGISTERS = 2
 """Registers of output channels computed together."""
+
+INVERSE_OF_9 = 954437177
+"""9 times this is 1, modulo 2^32."""
 
 TILES = {8: 6, 16: 12}
 """Tiles multiplied together, by lanes. Sums, weights and products take 16 of 16 or 28 of 32 registers."""
@@ -69,66 +76,59 @@ class Output(NamedTuple):
 
     Attributes:
         products: (POSITIONS, STRIP, 2 * lanes) int32, at the tile's first number.
-        starts: an int32 for each output channel, added to the sums.
-        sums: (2, 2 * STRIP, 2 * lanes) int32 to write: row, column, channel; at the tile's first number.
+        starts: int32 to add: for each output channel, or in the order of ``sums``.
+        each: 0 or 1, whether there is one for each pixel.
+        sums: (4, 4 * STRIP, 2 * lanes) int32 to write: row, column, channel; at the tile's first number.
     """
 
     products: ir.Value
     starts: ir.Value
+    each: ir.Value
     sums: ir.Value
 
 
 def emit_input(emit: Emitter, operands: Input) -> None:
-    """Emit the transform of 4x4 pixels of all channels."""
-    kind = ir.VectorType(ir.IntType(8), 2 * emit.lanes)
-    transform_tile(
-        emit, operands, kind, lambda pixels: emit.builder.zext(pixels, emit.halves), lambda _, value: value
-    )
-
-
-def transform_tile(
-    emit: Emitter,
-    operands: Any,
-    kind: ir.VectorType,
-    widen: Callable[[ir.Value], ir.Value],
-    finish: Callable[[int, ir.Value], ir.Value],
-) -> None:
-    """Emit the transform of 4x4 pixels of all channels.
-
-    Args:
-        emit: at the place to emit.
-        operands: ``source``, ``row``, ``channels`` and ``transformed``, as in `Input`.
-        kind: of the bytes of a pixel that are loaded at once; divides CHUNK.
-        widen: makes a register of numbers of them.
-        finish: called with each position and its register; makes what is stored.
-    """
-    builder, width = emit.builder, kind.count
+    """Emit the transform of 6x6 pixels of all channels."""
+    builder, width = emit.builder, 2 * emit.lanes
+    kind = ir.VectorType(BYTE, width)
     offsets = [
         builder.add(builder.mul(operands.row, SIZE(y)), builder.mul(operands.channels, SIZE(x)))
-        for y in range(4)
-        for x in range(4)
+        for y in range(SIDE)
+        for x in range(SIDE)
     ]
-    size = widen(ir.Constant(kind, ir.Undefined)).type.element.width // 8
-    position = builder.mul(operands.channels, SIZE(size * STRIP))
+    position = builder.mul(operands.channels, SIZE(2 * STRIP))
 
     def transform(_, source, transformed):
         for part in range(0, CHUNK, width):
             here = emit.at(source, part)
-            pixels = [widen(emit.load(emit.at(here, offset), kind)) for offset in offsets]
-            columns = [_transform_four(builder, pixels[x::4]) for x in range(4)]
+            pixels = [
+                builder.zext(emit.load(emit.at(here, offset), kind), emit.halves) for offset in offsets
+            ]
+            columns = [_transform_six(emit, pixels[x::SIDE]) for x in range(SIDE)]
             for y, row in enumerate(zip(*columns, strict=True)):
-                for x, value in enumerate(_transform_four(builder, row)):
-                    place = builder.add(builder.mul(position, SIZE(4 * y + x)), SIZE(size * part))
-                    emit.store(finish(4 * y + x, value), emit.at(transformed, place))
-        return emit.at(source, CHUNK), emit.at(transformed, size * CHUNK * STRIP)
+                for x, value in enumerate(_transform_six(emit, row)):
+                    place = builder.add(builder.mul(position, SIZE(SIDE * y + x)), SIZE(2 * part))
+                    emit.store(value, emit.at(transformed, place))
+        return emit.at(source, CHUNK), emit.at(transformed, 2 * CHUNK * STRIP)
 
     chunks = builder.udiv(operands.channels, SIZE(CHUNK))
     emit.loop(chunks, (operands.source, operands.transformed), transform)
 
 
-def _transform_four(builder: ir.IRBuilder, values) -> list[ir.Value]:
-    a, b, c, d = values
-    return [builder.sub(a, c), builder.add(b, c), builder.sub(c, b), builder.sub(b, d)]
+def _transform_six(emit: Emitter, values: Sequence[ir.Value]) -> list[ir.Value]:
+    """Emit the product of B^T and six values."""
+    add, sub = emit.builder.add, emit.builder.sub
+    d0, d1, d2, d3, d4, d5 = values
+    even, odd = sub(d4, _times(emit, d2, 4)), sub(d3, _times(emit, d1, 4))
+    near, twice = sub(d4, d2), _times(emit, sub(d3, d1), 2)
+    first = add(_times(emit, sub(d0, d2), 4), near)
+    last = sub(sub(d5, d3), _times(emit, twice, 2))
+    return [first, add(even, odd), sub(even, odd), add(near, twice), sub(near, twice), last]
+
+
+def _times(emit: Emitter, value: ir.Value, factor: int) -> ir.Value:
+    """Emit a product with a power of two."""
+    return emit.builder.shl(value, emit.constant(value.type, factor.bit_length() - 1))
 
 
 def emit_product(emit: Emitter, operands: Product) -> None:
@@ -160,22 +160,37 @@ def emit_product(emit: Emitter, operands: Product) -> None:
 
 
 def emit_output(emit: Emitter, operands: Output) -> None:
-    """Emit the transform of one tile's products to the sums of its 2x2 pixels."""
+    """Emit the transform of one tile's products to the sums of its 4x4 pixels."""
     builder, size = emit.builder, 4 * emit.lanes
     pixel = REGISTERS * size
+    inverse, bits = emit.constant(emit.words, INVERSE_OF_9), emit.constant(emit.words, 6)
     for k in range(REGISTERS):
-        start = emit.load(emit.at(operands.starts, size * k), emit.words)
         products = [
             emit.load(emit.at(operands.products, pixel * STRIP * position + size * k), emit.words)
             for position in range(POSITIONS)
         ]
-        columns = [_gather_four(builder, products[x::4]) for x in range(4)]
+        columns = [_gather_six(emit, products[x::SIDE]) for x in range(SIDE)]
         for y, row in enumerate(zip(*columns, strict=True)):
-            for x, value in enumerate(_gather_four(builder, row)):
-                place = emit.at(operands.sums, pixel * (2 * STRIP * y + x) + size * k)
-                emit.store(builder.add(value, start), place)
+            for x, value in enumerate(_gather_six(emit, row)):
+                offset = pixel * (PIXELS * STRIP * y + x)
+                start = emit.at(operands.starts, builder.mul(operands.each, SIZE(offset)))
+                start = emit.load(emit.at(start, size * k), emit.words)
+                value = builder.ashr(builder.mul(value, inverse), bits)
+                emit.store(builder.add(value, start), emit.at(operands.sums, offset + size * k))
 
 
-def _gather_four(builder: ir.IRBuilder, values) -> list[ir.Value]:
-    a, b, c, d = values
-    return [builder.add(builder.add(a, b), c), builder.sub(builder.sub(b, c), d)]
+def _gather_six(emit: Emitter, values: Sequence[ir.Value]) -> list[ir.Value]:
+    """Emit 24 times the product of A^T and six values, products with kernels transformed by `KERNEL`."""
+    add, sub = emit.builder.add, emit.builder.sub
+    m0, m1, m2, m3, m4, m5 = values
+    sum1, difference1, sum2, difference2 = add(m1, m2), sub(m1, m2), add(m3, m4), sub(m3, m4)
+    four = _times(emit, sum1, 4)
+    six = add(_times(emit, m0, 4), _times(emit, m0, 2))
+    twice, again = _times(emit, difference2, 2), _times(emit, difference1, 4)
+    last = add(_times(emit, m5, 16), _times(emit, m5, 8))
+    return [
+        add(add(six, four), sum2),
+        add(again, twice),
+        add(four, _times(emit, sum2, 4)),
+        add(add(again, _times(emit, twice, 4)), last),
+    ]

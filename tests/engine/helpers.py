@@ -29,7 +29,6 @@ needs_units = pytest.mark.skipif(not onednn.available()[0], reason=onednn.availa
 FORMS = {
     "matrix 512": ("amx-int8", forms.matrix),
     "direct 512": ("avx512vnni", lambda: forms.direct(16)),
-    "direct 256": ("avxvnni", lambda: forms.direct(8)),
     "winograd 512": ("avx512bw", lambda: forms.winograd(16)),
     "winograd 256": ("avx2", lambda: forms.winograd(8)),
 }

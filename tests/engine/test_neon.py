@@ -136,7 +136,7 @@ def test_emulated_sums_and_codes_are_exact(
     zero = 128 if shifted else 0
     framed = F.pad(image, (1, 1, 1, 1), value=zero).permute(1, 2, 0).to(torch.uint8)
     form = forms.direct(4)
-    packed = form.pack(weights, 0)
+    packed = form.pack(weights)
     starts = Kernel(form, lambda: None).pack(weights, shifted=shifted).starts
     numbers = np.zeros(NUMBERS, np.float32)
     numbers[[SLOPE, INVERSE, LOW, HIGH, ROUNDING]] = 1, 2.0**-12, -127, 127, ROUND + 128
