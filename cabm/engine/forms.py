@@ -3,7 +3,7 @@
 | CPU | form |
 |---|---|
 | AMX | products of tiles of bytes |
-| AVX512-VNNI | direct sums of byte products, in registers of 512 bits |
+| AVX512-VNNI | direct sums of byte products, in registers of 512 bits; or the next, see `choose_form` |
 | NEON with dot products | direct sums of byte products, in registers of 128 bits |
 | AVX-512BW, AVX-VNNI, AVX2 | integer Winograd, in registers of 512 or 256 bits |
 | others | none |
@@ -23,6 +23,9 @@ from cabm.machine.cpu import compiler_features
 
 LARGEST_PRODUCT = 255 * 127
 TAPS = 9
+
+MANY = 64
+"""With AVX512-VNNI, Winograd is faster from this number of channels on."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ class Form:
     loop: Callable[[], Loop]
 
 
-def choose_form() -> Form | None:
+def choose_form(*, wide: bool = False) -> Form | None:
     """Return the fastest form on this CPU; None if it runs none.
+
+    Args:
+        wide: all convolutions have `MANY` channels at least, and no 1x1 convolution takes turns with them.
 
     Raises:
         ImportError: numba or llvmlite is missing or broken.
@@ -62,14 +68,14 @@ def choose_form() -> Form | None:
     from cabm.engine import neon_ir
 
     features = compiler_features()
-    has_wide = features.get("avx512bw") and features.get("avx512dq")
-    if features.get("amx-int8") and has_wide:
+    has_512 = features.get("avx512bw") and features.get("avx512dq")
+    if features.get("amx-int8") and has_512:
         from cabm.engine.amx import permitted
 
         if permitted():
             return matrix()
     choices = (
-        ("avx512vnni", direct, 16),
+        ("avx512vnni", winograd if wide else direct, 16),
         ("dotprod", direct, neon_ir.LANES),
         ("avx512bw", winograd, 16),
         ("avx2", winograd, 8),
@@ -78,7 +84,7 @@ def choose_form() -> Form | None:
         (
             form(lanes)
             for feature, form, lanes in choices
-            if features.get(feature) and (has_wide or lanes < 16)
+            if features.get(feature) and (has_512 or lanes < 16)
         ),
         None,
     )

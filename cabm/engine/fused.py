@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.forms import Form, choose_form
+from cabm.engine.forms import MANY, Form, choose_form
 from cabm.engine.grid import Storage
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.quant.layers import QuantConv2d
@@ -128,8 +128,8 @@ class CompiledWeights:
 
 def kernel_for(model: nn.Module) -> Kernel | None:
     """Return the compiled call if it can run all quantized convolutions of a model, else None."""
-    kernel = compiled()
     convs = [module for module in model.modules() if isinstance(module, QuantConv2d)]
+    kernel = compiled(wide=_is_wide(model, convs))
     return kernel if kernel is not None and all(_fuses(conv, kernel.form) for conv in convs) else None
 
 
@@ -140,12 +140,15 @@ def packing(kernel: Kernel | None) -> dict[str, Any]:
 
 @cache
 @none_if_numba_fails
-def compiled() -> Kernel | None:
+def compiled(*, wide: bool = False) -> Kernel | None:
     """Return the compiled call, or None if no form runs here.
 
     The first call compiles, or loads the code that an earlier process compiled.
+
+    Args:
+        wide: see `cabm.engine.forms.choose_form`.
     """
-    form = choose_form()
+    form = choose_form(wide=wide)
     return None if form is None or not compiles_for_this_cpu() else compile_form(form)
 
 
@@ -161,6 +164,14 @@ def compile_form(form: Form) -> Kernel:
     if not tried(kernel):
         raise ArithmeticError("compiled layers compute wrong results")
     return kernel
+
+
+def _is_wide(model: nn.Module, convs: Sequence[QuantConv2d]) -> bool:
+    """Return what `cabm.engine.forms.choose_form` is told of a model."""
+    others = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return all(conv.kernel_size != (1, 1) for conv in others) and all(
+        min(conv.in_channels, conv.out_channels) >= MANY for conv in convs
+    )
 
 
 def _fuses(conv: QuantConv2d, form: Form) -> bool:

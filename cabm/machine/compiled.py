@@ -6,15 +6,16 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 Loop = Callable[..., None]
 T = TypeVar("T")
+P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
 
-def none_if_numba_fails(prepare: Callable[[], T | None]) -> Callable[[], T | None]:
+def none_if_numba_fails(prepare: Callable[P, T | None]) -> Callable[P, T | None]:
     """Decorate a function that compiles and tries loops: return None, with a warning, if it raises.
 
     The caller then takes its PyTorch path. A numba that does not fit the installed NumPy or LLVM fails in
@@ -22,9 +23,9 @@ def none_if_numba_fails(prepare: Callable[[], T | None]) -> Callable[[], T | Non
     """
 
     @functools.wraps(prepare)
-    def attempt() -> T | None:
+    def attempt(*args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
-            return prepare()
+            return prepare(*args, **kwargs)
         except Exception:
             _warn_once()
             return None

@@ -21,7 +21,7 @@ from .helpers import calibrated, needs_units
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let every test ask again for the units of this machine, which compiled layers do not need."""
-    monkeypatch.setattr(fused, "compiled", lambda: None)
+    monkeypatch.setattr(fused, "compiled", lambda **_: None)
     onednn.available.cache_clear()
     yield
     onednn.available.cache_clear()
