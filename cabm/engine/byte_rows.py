@@ -57,7 +57,7 @@ class ByteRows:
         codes = torch.cat(again, dim=2)  # (O,I,taps,k)
         groups = [codes] if planar else _groups(codes, self._lanes, 1 if last else layer.shuffle)
         packed = [
-            torch.cat([pack(group, planar=planar).flatten() for group in groups]),
+            torch.cat([pack(group).flatten() for group in groups]),
             torch.cat([group.sum(dim=(1, 3)).T.flatten() for group in groups]).to(torch.int32),
             scales.contiguous(),
             F.pad(bias, (0, margin)).contiguous(),
@@ -104,11 +104,8 @@ def _groups(codes: Tensor, lanes: int, split: int) -> list[Tensor]:
     return [group for part in codes.chunk(split) for group in part.split(REGISTERS * lanes)]
 
 
-def pack(codes: Tensor, *, planar: bool) -> Tensor:
-    """Return int8 weights (taps, k, I / 4, O, 4) for whole numbers (O,I,taps,k).
-
-    ``planar`` is the same order: a loop over columns outside of one over planes of four channels.
-    """
+def pack(codes: Tensor) -> Tensor:
+    """Return int8 weights (taps, k, I / 4, O, 4) for whole numbers (O,I,taps,k)."""
     quads = codes.unflatten(1, (-1, 4))
     return quads.permute(3, 4, 1, 0, 2).to(torch.int8)
 
