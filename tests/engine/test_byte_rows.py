@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.engine import byte_rows
+from cabm.engine import byte_rows, float_rows
 from cabm.engine.byte_rows import ByteRows
-from cabm.engine.ends import Ends
+from cabm.engine.ends import Ends, fastest
 from cabm.engine.float_rows import Layer
 from cabm.engine.integer import IntegerModel, compile_model
 from cabm.machine import cpu
@@ -132,6 +132,18 @@ def test_only_whole_registers_of_channels_are_taken(lanes: int) -> None:
     assert byte_rows.rows([random_layer(16, 16, 3)]) is not None
     assert byte_rows.rows([random_layer(16, 3, 3)]) is None
     assert byte_rows.rows([random_layer(40, 16, 3), random_layer(3, 40, 3)]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_take_over_where_amx_does_not_run(
+    lanes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a type is asked for, which the convolutions then keep."""
+    monkeypatch.setattr(float_rows, "compiled", lambda: None)
+    layers = [random_layer(16, 16, 3)]
+    assert isinstance(Ends(dtype, in_bytes=True).rows(layers), ByteRows)
+    assert Ends(dtype).rows(layers) is None
+    assert fastest().in_bytes
 
 
 @needs_units
