@@ -146,10 +146,11 @@ def on_coarse_grid(layers: Sequence[Layer]) -> list[Layer]:
     """
     *others, last = layers
     factor = others[-1].shuffle if others else 1
-    if factor == 1 or last.shuffle > 1 or len(last.weight) >= CHANNELS:
+    if factor == 1 or last.shuffle > 1 or last.replicate or len(last.weight) >= CHANNELS:
         return list(layers)
     weight = before_pixel_shuffle(last.weight.detach(), factor)
-    moved = Layer(weight, last.bias.detach().repeat_interleave(factor**2), shuffle=factor)
+    bias = last.bias.detach().repeat_interleave(factor**2)
+    moved = replace(last, weight=weight, bias=bias, shuffle=factor)
     return [*others[:-1], replace(others[-1], shuffle=1), moved]
 
 

@@ -1,4 +1,4 @@
-"""The Winograd form, F(4x4,3x3) in exact integers, for processors that have no direct form.
+"""The Winograd form, F(4x4,3x3) in exact integers, for processors that multiply numbers of 16 bits well.
 
 A tile of 4x4 outputs takes 36 products per pair of channels where the direct sum takes 144 (Lavin and Gray,
 2016). Whole numbers are enough for it:
