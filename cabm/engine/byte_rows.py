@@ -9,7 +9,6 @@ which makes 16 bits. Sums are exact for a row of the kernel, and in float32 from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -19,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.engine.elementwise import dense, flat
-from cabm.engine.float_rows import Layer
+from cabm.engine.float_rows import Layer, Rows
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features
 from cabm.models.tail import pixels_together
@@ -29,23 +27,19 @@ CHANNELS = 16
 """Convolutions but the last make a multiple of this many channels."""
 
 
-class ByteRows:
+class ByteRows(Rows):
     """Convolutions one after another, on bytes, with results in float32.
 
     Args:
         loop, lanes: from `compiled`.
-        layers: first to last. All but the last make a multiple of 16 channels after their PixelShuffle.
+        layers: as of `Rows`.
     """
 
     def __init__(self, loop: Loop, lanes: int, layers: Sequence[Layer]) -> None:
-        self._loop, self._lanes = loop, lanes
-        self._scale = math.prod(layer.shuffle for layer in layers)
-        self._channels = len(layers[-1].weight) // layers[-1].shuffle ** 2
-        self._kept: list[Tensor] = []
-        self._table = np.array([self._row(layer, layer is layers[-1]) for layer in layers], np.int64)
+        self._lanes = lanes
+        super().__init__(loop, layers)
 
     def _row(self, layer: Layer, last: bool) -> list[int]:
-        """Return a row of the loop's table; see `cabm.engine.row_order.KERNEL` and those after it."""
         weight, bias = (
             pixels_together(each.detach(), layer.shuffle).float() for each in (layer.weight, layer.bias)
         )
@@ -68,19 +62,6 @@ class ByteRows:
         addresses = [tensor.data_ptr() for tensor in packed]
         shape = [size, inputs, outputs, layer.shuffle, int(layer.replicate), slope.data_ptr()]
         return [*shape, *addresses, layer.input_bytes, layer.weight_bytes, int(planar)]
-
-    def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
-        """Convolve (1,I,h,w) float32; see `cabm.engine.float_rows.Rows`."""
-        height, width = x.shape[2:]
-        out = torch.empty(height * self._scale, width * self._scale, self._channels)
-        nothing = np.empty(0, np.float32)
-        self._loop(
-            *(self._table, height, width, flat(dense(x))),
-            nothing if addend is None else flat(dense(addend)),
-            nothing.reshape(0, 0, 0) if base is None else dense(base)[0].permute(1, 2, 0).numpy(),
-            out.numpy(),
-        )
-        return out.permute(2, 0, 1)[None]
 
 
 def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

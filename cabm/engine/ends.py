@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from cabm.engine import byte_rows, float_rows
-from cabm.engine.byte_rows import ByteRows
 from cabm.engine.float_rows import Layer, Rows
 from cabm.machine.cpu import multiplies_bfloat16
 
@@ -25,7 +24,7 @@ class Ends:
     dtype: torch.dtype
     in_bytes: bool = False
 
-    def rows(self, layers: Sequence[Layer]) -> Rows | ByteRows | None:
+    def rows(self, layers: Sequence[Layer]) -> Rows | None:
         """Return convolutions as one compiled call; None if this CPU or their shapes rule that out."""
         found = float_rows.rows(self.dtype, layers)
         return byte_rows.rows(layers) if found is None and self.in_bytes else found

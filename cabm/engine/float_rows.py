@@ -68,9 +68,10 @@ class Rows:
         self._scale = math.prod(layer.shuffle for layer in layers)
         self._channels = len(layers[-1].weight) // layers[-1].shuffle ** 2
         self._kept: list[Tensor] = []
-        self._table = np.array([self._row(layer) for layer in layers], np.int64)
+        self._table = np.array([self._row(layer, layer is layers[-1]) for layer in layers], np.int64)
 
-    def _row(self, layer: Layer) -> list[int]:
+    def _row(self, layer: Layer, last: bool) -> list[int]:
+        """Return a row of the loop's table; see `cabm.engine.row_order.KERNEL` and those after it."""
         weight, bias = (
             pixels_together(each.detach(), layer.shuffle) for each in (layer.weight, layer.bias)
         )
