@@ -149,7 +149,11 @@ def compiled(*, wide: bool = False) -> Kernel | None:
         wide: see `cabm.engine.forms.choose_form`.
     """
     form = choose_form(wide=wide)
-    return None if form is None or not compiles_for_this_cpu() else compile_form(form)
+    if form is None or not compiles_for_this_cpu():
+        return None
+    if wide and form.name == choose_form().name:
+        return compiled()  # most CPUs have one form for all models
+    return compile_form(form)
 
 
 def compile_form(form: Form) -> Kernel:
