@@ -1,4 +1,4 @@
-"""Residual blocks on bytes, layer by layer (EDSR, SRResNet); `cabm.engine.chains` runs them in one call."""
+"""Residual blocks on bytes (EDSR, SRResNet): layer by layer, or as a chain that runs in one call."""
 
 from __future__ import annotations
 
@@ -6,12 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import add_decode, add_encode, encode
+from cabm.engine.fused import Kernel
 from cabm.engine.grid import Grid
+from cabm.engine.layer_numbers import (
+    CODED_SUM_TO_CODES,
+    CODED_SUM_TO_FLOATS,
+    GAIN,
+    LEAKY_TO_CODES,
+    NEXT_HIGH,
+    NEXT_INVERSE,
+    READ_HIGH,
+    READ_INVERSE,
+    SKIP_STEP,
+    STEP,
+    SUM_TO_CODES,
+    SUM_TO_FLOATS,
+    TO_CODES,
+    ZERO,
+)
 from cabm.engine.packing import BoundConv
 
 
@@ -67,3 +86,31 @@ class Blocks:
             total = partial(add_encode, block.run(read), block.residual_step, skip, block.skip)
             read, skip = total(following.conv1.grid), total(following.skip)
         return add_decode(last.run(read), last.residual_step, skip, last.skip)
+
+
+def residual_chain(kernel: Kernel, blocks: Sequence[Block]) -> Chain:
+    """Return residual blocks, at least one, as a chain."""
+    channels = blocks[0].conv1.conv.channels
+    chain = Chain(kernel, channels)
+    read, skip = (chain.codes(channels, ZERO) for _ in range(2))
+    hidden = chain.codes(channels, blocks[0].conv2.grid.zero)
+    chain.encode(read, blocks[0].conv1.grid)
+    chain.encode(skip, blocks[0].skip)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        first = TO_CODES if block.slope == 1 else LEAKY_TO_CODES
+        chain.convolve(block.conv1, first, read, own(block.conv2.grid, block.slope), target=hidden)
+        numbers: dict[int, Any] = {SKIP_STEP: block.skip.scale}
+        to_codes, to_floats = SUM_TO_CODES, SUM_TO_FLOATS
+        if block.residual is not None:
+            to_codes, to_floats = CODED_SUM_TO_CODES, CODED_SUM_TO_FLOATS
+            numbers |= own(block.residual) | {GAIN: block.res_scale, STEP: block.residual.scale}
+        # in place: a pixel's sum reads that pixel of the skip connection only
+        if following is None:
+            places = {"target": skip, "floats": Place(chain.result)}
+            chain.convolve(block.conv2, to_floats, hidden, numbers, **places)
+        else:
+            grids = following.conv1.grid, following.skip
+            numbers |= {READ_INVERSE: grids[0].inverse, READ_HIGH: grids[0].levels}
+            numbers |= {NEXT_INVERSE: grids[1].inverse, NEXT_HIGH: grids[1].levels}
+            chain.convolve(block.conv2, to_codes, hidden, numbers, target=skip, following=read)
+    return chain

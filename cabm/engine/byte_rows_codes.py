@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import overload, register_jitable
 
-from cabm.engine import byte_rows_ir
-from cabm.engine.byte_rows_ir import STREAMS
-from cabm.engine.emitter import typed_call
 from cabm.engine.row_order import INPUTS, KEPT, KERNEL, MARGIN, OWN, PLACE, REPLICATE, ROW, WIDTH, row_at
+from cabm.engine.value_range import find_range
 
 WEIGHTS, COLUMNS, SCALES, BIASES, INPUT_PARTS, WEIGHT_PARTS, PLANAR = range(OWN, FIELDS := OWN + 7)
 """Of a convolution: addresses, parts of inputs and of weights, and whether it computes three colours from
@@ -24,19 +22,13 @@ zero of the lower part of an input."""
 ALIGNED = 64
 
 
-@intrinsic(prefer_literal=True)
-def compare(_, lanes, count, starts, found):
-    """Find the least and the greatest number; see `cabm.engine.byte_rows_ir.Range`."""
-    return typed_call(lanes, byte_rows_ir.Range, byte_rows_ir.RANGE_INTEGERS, byte_rows_ir.emit_range)
-
-
 @register_jitable
 def unit_of(layer):
     """Return how many bytes of a pixel lie together in what a convolution reads."""
     return 4 if layer[PLANAR] != 0 else layer[INPUTS]
 
 
-def encode_row(lanes, values, layers, places, s, y, memory, grids, scratch):
+def encode_row(lanes, values, layers, places, s, y, memory, grids):
     """Write a row of float32 as bytes, and its scale and zero.
 
     The scale is the row's own: the least of its numbers, or 0, becomes byte 0, and the greatest, 255.
@@ -49,26 +41,15 @@ def encode_row(lanes, values, layers, places, s, y, memory, grids, scratch):
         y: the row.
         memory: bytes.
         grids: (S, rows, 2) float32, scales and zeros of the rows that are kept.
-        scratch: float32, at least two registers.
     """
     raise NotImplementedError("only compiled loops call this")
 
 
 @overload(encode_row, prefer_literal=True)
-def _compile_encoding(lanes, values, layers, places, s, y, memory, grids, scratch):
-    size = lanes.literal_value
-
-    def encode(lanes, values, layers, places, s, y, memory, grids, scratch):
+def _compile_encoding(lanes, values, layers, places, s, y, memory, grids):
+    def encode(lanes, values, layers, places, s, y, memory, grids):
         layer, place = layers[s], places[s]
-        starts = np.empty(STREAMS, np.int64)
-        registers = values.size // size
-        each = -(-registers // STREAMS)
-        for i in range(STREAMS):
-            starts[i] = np.int64(values.ctypes.data) + 4 * size * min(i * each, registers - each)
-        compare(lanes, each, np.int64(starts.ctypes.data), np.int64(scratch.ctypes.data))
-        low, high = np.float32(0), np.float32(0)
-        for i in range(size):
-            low, high = min(low, scratch[i]), max(high, scratch[size + i])
+        low, high = find_range(lanes, values)
         scale = (high - low) / np.float32(255)
         scale = scale if scale > np.float32(0) else np.float32(1)
         zero = np.float32(np.int32(np.float32(0.5) - low / scale))

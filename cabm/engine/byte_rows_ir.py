@@ -116,28 +116,10 @@ class End(NamedTuple):
     target_pixel: ir.Value
 
 
-class Range(NamedTuple):
-    """Operands of `emit_range`.
-
-    Attributes:
-        count: registers of each of `STREAMS` streams.
-        starts: the streams' addresses, as int64.
-        range: (2, lanes) float32 to write: the least numbers of the lanes, and the greatest.
-    """
-
-    count: ir.Value
-    starts: ir.Value
-    range: ir.Value
-
-
 ADDS = 8
-STREAMS = 4
-"""Registers that are compared at once, because each comparison waits for the one before it."""
-
 PRODUCT_INTEGERS = {"registers", "offset", "pixel", "taps", "quads"}
 COLOUR_INTEGERS = {"taps", "offset", "plane", "kernel", "planes", "sums_row"}
 END_INTEGERS = {"registers", "count", "addend_pixel", "target_pixel"}
-RANGE_INTEGERS = {"count"}
 
 
 def emit_product(emit: Emitter, operands: Product) -> None:
@@ -254,30 +236,3 @@ def _emit_pixels(emit: Emitter, operands: End, shape: int) -> None:
         return [emit.at(at, step) for at, step in zip((sums, addend, target), steps, strict=True)]
 
     emit.loop(operands.count, (operands.sums, operands.addend, operands.target), pixel)
-
-
-def emit_range(emit: Emitter, operands: Range) -> None:
-    """Emit the search for the least and the greatest number, or 0."""
-    builder = emit.builder
-    zeros = emit.constant(emit.singles, 0)
-    streams = [emit.pointer(emit.load(emit.at(operands.starts, 8 * i), SIZE)) for i in range(STREAMS)]
-
-    def least(a, b):
-        return builder.select(builder.fcmp_ordered("<", a, b), a, b)
-
-    def greatest(a, b):
-        return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-    def step(_, *values):
-        streams, low, high = (values[i : i + STREAMS] for i in range(0, 3 * STREAMS, STREAMS))
-        numbers = [emit.load(stream, emit.singles) for stream in streams]
-        lows = [least(a, b) for a, b in zip(numbers, low, strict=True)]
-        highs = [greatest(a, b) for a, b in zip(numbers, high, strict=True)]
-        return *[emit.at(stream, 4 * emit.lanes) for stream in streams], *lows, *highs
-
-    *_, low0, low1, low2, low3, high0, high1, high2, high3 = emit.loop(
-        operands.count, (*streams, *[zeros] * (2 * STREAMS)), step
-    )
-    emit.store(least(least(low0, low1), least(low2, low3)), operands.range)
-    high = greatest(greatest(high0, high1), greatest(high2, high3))
-    emit.store(high, emit.at(operands.range, 4 * emit.lanes))

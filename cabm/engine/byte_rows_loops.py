@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import intrinsic, overload, register_jitable
 
-from cabm.engine import byte_rows_codes, byte_rows_ir, emitter, row_order, vnni_ir
+from cabm.engine import byte_rows_codes, byte_rows_ir, emitter, row_order, value_range, vnni_ir
 from cabm.engine.byte_rows_codes import (
     ALIGNED,
     BIASES,
@@ -75,7 +75,7 @@ def rows_loop(lanes: int) -> Loop:
         lanes: 32-bit numbers per register.
     """
     beyond = max(MOST_PIXELS, lanes * COLOUR_REGISTERS[lanes])
-    emitters = checksum(byte_rows_codes, byte_rows_ir, emitter, row_order, vnni_ir)
+    emitters = checksum(byte_rows_codes, byte_rows_ir, emitter, row_order, value_range, vnni_ir)
 
     def run(layers, height, width, x, addend, base, out):
         """Run convolutions on an image.
@@ -104,7 +104,7 @@ def rows_loop(lanes: int) -> Loop:
             if s < 0:
                 count = width * layers[0, INPUTS]
                 row = x[read[0] * count : (read[0] + 1) * count]
-                encode_row(lanes, row, layers, places, 0, read[0], memory, grids, scratch)
+                encode_row(lanes, row, layers, places, 0, read[0], memory, grids)
                 read[0] += 1
                 continue
             y, split = made[s], layers[s, SHUFFLE] if s < last else 1
@@ -120,7 +120,7 @@ def rows_loop(lanes: int) -> Loop:
                     write_rows(row.reshape(-1, layers[s, OUTPUTS]), layers[s], y, base, out)
             for part in range(split if s < last else 0):
                 row = _row_of_part(values, layers[s], places[s], split, part)
-                encode_row(lanes, row, layers, places, s + 1, y * split + part, memory, grids, scratch)
+                encode_row(lanes, row, layers, places, s + 1, y * split + part, memory, grids)
                 read[s + 1] += 1
             made[s] += 1
 

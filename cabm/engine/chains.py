@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabm.engine.blocks import Block
 from cabm.engine.elementwise import dense, flat
 from cabm.engine.fused import FloatWeights, Kernel
 from cabm.engine.grid import Grid
@@ -20,8 +19,6 @@ from cabm.engine.layer_numbers import (
     ADDEND_AT,
     BIASES,
     CLEARED,
-    CODED_SUM_TO_CODES,
-    CODED_SUM_TO_FLOATS,
     CONVOLVE,
     COPY,
     ENCODE,
@@ -30,41 +27,30 @@ from cabm.engine.layer_numbers import (
     FACTORS,
     FIELDS,
     FILL,
+    FIX,
     FLOATING,
     FLOATS,
     FLOATS_AT,
     FOLLOWING,
-    GAIN,
     HIGH,
     INPUTS,
     INVERSE,
     KEPT,
     KIND,
     LAG,
-    LEAKY_TO_CODES,
     LOW,
-    NEXT_HIGH,
-    NEXT_INVERSE,
     NUMBERS,
     OUTPUTS,
     POINTWISE,
-    READ_HIGH,
-    READ_INVERSE,
     RESULT,
     ROUND,
     ROUNDED,
     ROUNDING,
-    SKIP_STEP,
     SLOPE,
     SOURCE,
     STARTS,
-    STEP,
-    SUM_TO_CODES,
-    SUM_TO_FLOATS,
     TARGET,
-    TO_CODES,
     WEIGHTS,
-    ZERO,
     Epilogue,
 )
 from cabm.engine.packing import BoundConv
@@ -108,16 +94,16 @@ class Chain:
         """Return a new image of bytes, whose code 0 is byte ``zero``."""
         return self._image(channels, zero)
 
-    def floats(self, *parts: int, passing: bool = False, rounded: bool = False) -> int:
+    def floats(self, *parts: int, passing: bool = False, compact: bool = False) -> int:
         """Return a new image of float32, of one or several parts of so many channels, each padded.
 
-        A ``rounded`` image is of bfloat16; only a kernel that ``rounds`` can read it.
+        A ``compact`` image is of the form's 16-bit numbers; one in fixed point is written by `fix` only.
         A ``passing`` image holds only the rows that a group still needs, so that they stay in the cache.
         Each group that reads it writes it first, and has several steps.
         """
-        padded = [self._kernel.padded_floats(part, rounded=rounded) for part in parts]
+        padded = [self._kernel.padded_floats(part, compact=compact) for part in parts]
         start = FLOATING if padded == list(parts) else CLEARED
-        image = self._image(sum(padded), ROUNDED if rounded else start)
+        image = self._image(sum(padded), self._kernel.form.compact if compact else start)
         if passing:
             self._passing.append(image)
         return image
@@ -136,6 +122,10 @@ class Chain:
     def copy(self, floats: int) -> None:
         """Write the input to an image of float32."""
         self._step({KIND: COPY, FLOATS: floats}, {})
+
+    def fix(self, source: int, to: Place) -> None:
+        """Write an image of float32 to one in fixed point."""
+        self._step({KIND: FIX, SOURCE: source, FLOATS: to.image, FLOATS_AT: to.first}, {})
 
     def convolve(
         self,
@@ -184,7 +174,8 @@ class Chain:
         step |= {INPUTS: weights.inputs, OUTPUTS: len(weights.biases)}
         step |= {EPILOGUE: self._number(epilogue, floats)}
         step |= {WEIGHTS: self._address(weights.packed), STARTS: biases}
-        step |= {FACTORS: biases, BIASES: biases}
+        scales = biases if weights.scales is None else self._address(weights.scales)
+        step |= {FACTORS: scales, BIASES: biases}
         self._step(step | {FLOATS: floats.image, FLOATS_AT: floats.first}, numbers)
 
     def run(self, x: Tensor) -> Tensor:
@@ -268,31 +259,3 @@ def own(grid: Grid, slope: float = 1.0) -> dict[int, Any]:
         HIGH: grid.levels,
         ROUNDING: ROUND + grid.zero,
     }
-
-
-def residual_chain(kernel: Kernel, blocks: Sequence[Block]) -> Chain:
-    """Return residual blocks, at least one, as a chain."""
-    channels = blocks[0].conv1.conv.channels
-    chain = Chain(kernel, channels)
-    read, skip = (chain.codes(channels, ZERO) for _ in range(2))
-    hidden = chain.codes(channels, blocks[0].conv2.grid.zero)
-    chain.encode(read, blocks[0].conv1.grid)
-    chain.encode(skip, blocks[0].skip)
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        first = TO_CODES if block.slope == 1 else LEAKY_TO_CODES
-        chain.convolve(block.conv1, first, read, own(block.conv2.grid, block.slope), target=hidden)
-        numbers: dict[int, Any] = {SKIP_STEP: block.skip.scale}
-        to_codes, to_floats = SUM_TO_CODES, SUM_TO_FLOATS
-        if block.residual is not None:
-            to_codes, to_floats = CODED_SUM_TO_CODES, CODED_SUM_TO_FLOATS
-            numbers |= own(block.residual) | {GAIN: block.res_scale, STEP: block.residual.scale}
-        # in place: a pixel's sum reads that pixel of the skip connection only
-        if following is None:
-            places = {"target": skip, "floats": Place(chain.result)}
-            chain.convolve(block.conv2, to_floats, hidden, numbers, **places)
-        else:
-            grids = following.conv1.grid, following.skip
-            numbers |= {READ_INVERSE: grids[0].inverse, READ_HIGH: grids[0].levels}
-            numbers |= {NEXT_INVERSE: grids[1].inverse, NEXT_HIGH: grids[1].levels}
-            chain.convolve(block.conv2, to_codes, hidden, numbers, target=skip, following=read)
-    return chain

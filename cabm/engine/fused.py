@@ -18,11 +18,9 @@ from torch.nn import functional as F
 
 from cabm.engine.forms import MANY, Form, choose_form
 from cabm.engine.grid import Storage
+from cabm.engine.layer_numbers import FLOATING
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.quant.layers import QuantConv2d
-
-ROUNDED_GRANULE = 32
-"""Images of bfloat16 have a multiple of this number of channels, 64 bytes."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +64,35 @@ class Kernel:
         return CompiledWeights(self.form.pack(codes), starts, codes.shape[1], outputs)
 
     @property
-    def rounds(self) -> bool:
-        """Whether images can be of bfloat16."""
-        return self.form.pack_rounded is not None
+    def compact(self) -> bool:
+        """Whether images of floats can be of 16-bit numbers."""
+        return self.form.compact != FLOATING
 
-    def padded_floats(self, channels: int, *, rounded: bool = False) -> int:
+    def padded_floats(self, channels: int, *, compact: bool = False) -> int:
         """Return the number of channels of an image of floats that holds ``channels``."""
-        return -(-channels // ROUNDED_GRANULE) * ROUNDED_GRANULE if rounded else self.padded(channels)
+        granule = self.form.compact_granule if compact else self.form.granule
+        return -(-channels // granule) * granule
 
-    def pack_floats(self, conv: nn.Conv2d, parts: Sequence[int], *, rounded: bool = False) -> FloatWeights:
+    def pack_floats(self, conv: nn.Conv2d, parts: Sequence[int], *, compact: bool = False) -> FloatWeights:
         """Pack a 1x1 convolution whose input is an image of ``parts`` channels, each padded.
 
         Args:
             conv: the convolution.
             parts: channels of the parts.
-            rounded: whether the image is of bfloat16.
+            compact: whether the image is of the form's 16-bit numbers.
         """
         weight = conv.weight.detach()[:, :, 0, 0]
         outputs = self.padded(len(weight)) - len(weight)
         columns = [
-            F.pad(part, (0, self.padded_floats(part.shape[1], rounded=rounded) - part.shape[1]))
+            F.pad(part, (0, self.padded_floats(part.shape[1], compact=compact) - part.shape[1]))
             for part in weight.split(parts, 1)
         ]
         weight = F.pad(torch.cat(columns, dim=1), (0, 0, 0, outputs))
         biases = F.pad(conv.bias.detach(), (0, outputs)).float().contiguous()
-        pack = self.form.pack_rounded if rounded else self.form.pack_floats
-        return FloatWeights(pack(weight), biases, weight.shape[1])
+        if compact:
+            packed, scales = self.form.pack_compact(weight)
+            return FloatWeights(packed, biases, weight.shape[1], scales)
+        return FloatWeights(self.form.pack_floats(weight), biases, weight.shape[1])
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,13 @@ class FloatWeights:
         packed: in the order of the form.
         biases: (O,); O is padded.
         inputs: padded number of input channels.
+        scales: (O,) float32 of weights in fixed point.
     """
 
     packed: Tensor
     biases: Tensor
     inputs: int
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-CONVOLVE, POINTWISE, ENCODE, COPY = range(4)
-"""Kinds of steps: a 3x3 convolution of codes, a 1x1 convolution of floats, the input as codes, a copy."""
+CONVOLVE, POINTWISE, ENCODE, COPY, FIX = range(5)
+"""Kinds of steps: a 3x3 convolution of codes, a 1x1 convolution of floats, the input as codes, a copy of
+the input, and an image of floats in fixed point."""
 
 (
     KIND,
@@ -37,9 +38,9 @@ CHANNELS, FILL, KEPT = range(3)
 """Columns of an image: numbers per pixel; the byte of code 0, or one of the next four; bands of rows that
 are kept while a group runs, 0: all rows."""
 
-FLOATING, CLEARED, RESULT, ROUNDED = -1, -2, -3, -4
+FLOATING, CLEARED, RESULT, ROUNDED, FIXED = -1, -2, -3, -4, -5
 """Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result; and
-one of bfloat16 that starts with zeros."""
+others that start with zeros, of bfloat16 and in fixed point (`cabm.engine.fixed_pointwise`)."""
 
 ZERO = 128
 """Byte of code 0 for codes with a sign."""

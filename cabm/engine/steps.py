@@ -19,9 +19,18 @@ from types import ModuleType
 import numpy as np
 from numba.extending import register_jitable
 
-from cabm.engine import emitter, epilogue, finishing, layer_numbers
+from cabm.engine import (
+    emitter,
+    epilogue,
+    finishing,
+    fixed_pointwise,
+    fixed_pointwise_ir,
+    layer_numbers,
+    value_range,
+)
 from cabm.engine.emitter import checksum
 from cabm.engine.epilogue import HALF_UNIT
+from cabm.engine.fixed_pointwise import fix_rows
 from cabm.engine.layer_numbers import (
     ADDEND,
     ADDEND_AT,
@@ -34,6 +43,8 @@ from cabm.engine.layer_numbers import (
     EPILOGUE,
     FACTORS,
     FILL,
+    FIX,
+    FIXED,
     FLOAT_BYTES,
     FLOATS,
     FLOATS_AT,
@@ -69,7 +80,7 @@ def _nothing(lanes, scratch):
 def step_loop(
     run_layer: Loop,
     run_pointwise: Loop,
-    run_rounded: Loop,
+    run_compact: Loop,
     lanes: int,
     band: int,
     scratch_bytes: tuple[int, int],
@@ -88,7 +99,7 @@ def step_loop(
             next, height and width; ``ends`` are explained in `cabm.engine.finishing.finish`.
         run_pointwise: the same for the pixels of a float32 image by a 1x1 kernel; ``layer`` holds biases in
             place of the starts, ``image`` also the bytes from one pixel to the next.
-        run_rounded: the same for an image of bfloat16.
+        run_compact: the same for an image of bfloat16 or in fixed point, the one that the form has.
         lanes: 32-bit numbers per register.
         band: rows that a step of a group computes before the next step does.
         scratch_bytes: of the layer's working memory: per channel, and besides.
@@ -98,7 +109,8 @@ def step_loop(
     """
     # What differs between forms stays in run_steps: numba gives nested functions of all forms the same
     # name, and code that is loaded for one of them would run in the others.
-    emitters = checksum(emitter, epilogue, finishing, layer_numbers, *modules)
+    fixed = fixed_pointwise, fixed_pointwise_ir, value_range
+    emitters = checksum(emitter, epilogue, finishing, layer_numbers, *fixed, *modules)
     per_channel, besides = scratch_bytes
 
     def run_steps(steps, numbers, images, x, out):
@@ -110,7 +122,8 @@ def step_loop(
                 WEIGHTS, packed for the form, plus int32 STARTS, float32 FACTORS and BIASES for each, then
                 its EPILOGUE, which writes and adds TARGET, FOLLOWING, FLOATS (from channel FLOATS_AT on)
                 and ADDEND (from ADDEND_AT on). A 1x1 convolution reads an image of floats; its STARTS are
-                float32 biases. A step with a LAG belongs to the group of the step before it.
+                float32 biases, its FACTORS the scales of weights in fixed point. A step with a LAG belongs
+                to the group of the step before it.
             numbers: (S, NUMBERS) float32; see `cabm.engine.layer_numbers.Epilogue`.
             images: (M, 3) int64, CHANNELS, FILL and KEPT.
             x: (height, width, channels) float32, the input.
@@ -152,6 +165,12 @@ def step_loop(
                             _copy(x[y : y + lines], memory, there, start)
                         continue
                     first, pixel, row = _place(places[step[SOURCE]], 0, y)
+                    if step[KIND] == FIX:
+                        there = _place(places[step[FLOATS]], 2 * step[FLOATS_AT], y)
+                        source = first - start, pixel, row
+                        to = there[0] - start, there[1], there[2]
+                        fix_rows(lanes, memory, source, to, images[step[SOURCE], CHANNELS], lines, width)
+                        continue
                     layer = step[WEIGHTS], step[STARTS], step[INPUTS], step[OUTPUTS]
                     ends = _ends(step, np.int64(numbers[s].ctypes.data), places, y)
                     if step[KIND] == CONVOLVE:
@@ -163,14 +182,20 @@ def step_loop(
                                 _clear_between_rows(codes[at:], images[m, FILL], places[m], lines, width)
                         continue
                     image = first, pixel, row, lines, width
-                    if images[step[SOURCE], FILL] == ROUNDED:
-                        run_rounded(lanes, layer, image, ends, aligned + size)
+                    if is_compact(images[step[SOURCE], FILL]):
+                        run_compact(lanes, layer, image, ends, aligned + size)
                     else:
                         run_pointwise(lanes, layer, image, ends, aligned + size)
             begin = last + 1
         end(lanes, aligned + size)
 
     return run_steps
+
+
+@register_jitable
+def is_compact(fill):
+    """Return whether an image's numbers have 16 bits."""
+    return fill in (ROUNDED, FIXED)
 
 
 @register_jitable
@@ -186,7 +211,7 @@ def _lay_out(images, height, width, band):
     for m in range(len(images)):
         channels, fill = images[m, CHANNELS], images[m, FILL]
         widest = max(widest, channels)
-        pixel = channels * (1 if fill >= 0 else 2 if fill == ROUNDED else 4)
+        pixel = channels * (1 if fill >= 0 else 2 if is_compact(fill) else 4)
         if fill == RESULT:
             places[m] = np.array([0, pixel, width * pixel, 0, 0, height])
             continue
@@ -204,7 +229,7 @@ def _lay_out(images, height, width, band):
 def _clear(images, places, codes):
     """Fill images of bytes, and those images of floats that start with zeros."""
     for m in range(len(images)):
-        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED or images[m, FILL] == ROUNDED:
+        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED or is_compact(images[m, FILL]):
             codes[places[m, 3] : places[m, 3] + places[m, 4]] = max(images[m, FILL], 0)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cabm.engine.blocks import Block
-from cabm.engine.chains import residual_chain
+from cabm.engine.blocks import Block, residual_chain
 from cabm.engine.fused import Kernel
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.onednn import Scaling

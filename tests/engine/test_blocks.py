@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from cabm.engine import compile_model, fused, onednn, supports
-from cabm.engine.blocks import Block
-from cabm.engine.chains import Chain, Place, own, residual_chain
+from cabm.engine.blocks import Block, residual_chain
+from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
 from cabm.engine.fused import Kernel
 from cabm.engine.grid import Grid, Storage

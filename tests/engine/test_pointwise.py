@@ -8,7 +8,7 @@ from torch import nn
 
 from cabm.engine.chains import Chain, Place
 from cabm.engine.fused import Kernel
-from cabm.engine.layer_numbers import SINGLE_TO_FLOATS, SLOPE
+from cabm.engine.layer_numbers import FIXED, SINGLE_TO_FLOATS, SLOPE
 from tests.engine.helpers import FORMS, compiled
 
 
@@ -20,6 +20,11 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
 @pytest.fixture
 def rounding() -> Kernel:
     return compiled("matrix 512")
+
+
+@pytest.fixture(params=[name for name in FORMS if not name.startswith("matrix")])
+def fixing(request: pytest.FixtureRequest) -> Kernel:
+    return compiled(request.param)
 
 
 def convolution(inputs: int, outputs: int) -> nn.Conv2d:
@@ -50,10 +55,10 @@ def test_rounded_images_are_bfloat16(rounding: Kernel, inputs: int, size: tuple[
     convs = convolution(inputs, 40), convolution(40, 40)
     x = torch.randn(1, inputs, *size)
     chain = Chain(rounding, 40)
-    images = [chain.floats(count, rounded=True) for count in (inputs, 40)]
+    images = [chain.floats(count, compact=True) for count in (inputs, 40)]
     chain.copy(images[0])
     for conv, source, to in zip(convs, images, (images[1], chain.result), strict=True):
-        weights = rounding.pack_floats(conv, [conv.in_channels], rounded=True)
+        weights = rounding.pack_floats(conv, [conv.in_channels], compact=True)
         chain.pointwise(weights, SINGLE_TO_FLOATS, source, {SLOPE: 0.25}, floats=Place(to))
     wanted, most = x, torch.zeros(1)
     for conv in convs:
@@ -66,22 +71,65 @@ def test_rounded_images_are_bfloat16(rounding: Kernel, inputs: int, size: tuple[
     assert errors.mean() < 2.0**-14
 
 
+@pytest.mark.parametrize("inputs", [16, 64, 208])
+@pytest.mark.parametrize("size", [(1, 1), (3, 32), (5, 45)])
+def test_images_in_fixed_point_have_a_scale_for_each_row(
+    fixing: Kernel, inputs: int, size: tuple[int, int]
+) -> None:
+    """Rows differ by orders of magnitude; errors stay those of 13 bits of each row, and of the weights."""
+    conv = convolution(inputs, 40)
+    x = torch.randn(1, inputs, *size) * torch.logspace(-4, 4, size[0])[:, None]
+    chain = Chain(fixing, 40)
+    image, fixed = chain.floats(inputs), chain.floats(inputs, compact=True)
+    chain.copy(image)
+    chain.fix(image, Place(fixed))
+    weights = fixing.pack_floats(conv, [inputs], compact=True)
+    chain.pointwise(weights, SINGLE_TO_FLOATS, fixed, {SLOPE: 0.25}, floats=Place(chain.result))
+    found = chain.run(x)
+    weight, x = conv.weight.double(), x.double()
+    wanted = nn.functional.leaky_relu(nn.functional.conv2d(x, weight, conv.bias.double()), 0.25)
+    of_inputs = x.abs().amax(dim=(1, 3), keepdim=True) / 8191 * weight.abs().sum(dim=1).view(1, -1, 1, 1)
+    of_weights = weight.abs().amax(dim=1).view(1, -1, 1, 1) / 4095 * x.abs().sum(dim=1, keepdim=True)
+    most = (of_inputs + of_weights) / 2 * 1.01 + 1e-6  # and what is rounded twice, and the sums
+    assert ((found - wanted).abs() <= most).all()
+
+
+def test_the_largest_sums_in_fixed_point_fit(fixing: Kernel) -> None:
+    """Whole numbers come out exactly: scales are 1, and sums just below 2^31."""
+    conv = nn.Conv2d(64, 32, 1).requires_grad_(False)
+    conv.weight[:], conv.bias[:] = 4095.0, 0
+    conv.weight[16:] *= -1
+    x = torch.full((1, 64, 3, 7), 8191.0)
+    x[:, :, 1], x[:, :, 2] = 0, -8191
+    chain = Chain(fixing, 32)
+    image, fixed = chain.floats(64), chain.floats(64, compact=True)
+    chain.copy(image)
+    chain.fix(image, Place(fixed))
+    weights = fixing.pack_floats(conv, [64], compact=True)
+    chain.pointwise(weights, SINGLE_TO_FLOATS, fixed, {SLOPE: 1}, floats=Place(chain.result))
+    assert torch.equal(chain.run(x), conv.double()(x.double()).float())
+
+
 @pytest.mark.parametrize("size", [(1, 5), (2, 33), (23, 40)])
-@pytest.mark.parametrize("rounded", [False, True])
-def test_steps_in_turns_change_nothing(kernel: Kernel, size: tuple[int, int], rounded: bool) -> None:
-    if rounded and not kernel.rounds:
-        pytest.skip("this form has no images of bfloat16")
-    convs = [kernel.pack_floats(convolution(48, 48), [48], rounded=rounded) for _ in range(3)]
+@pytest.mark.parametrize("compact", [False, True])
+def test_steps_in_turns_change_nothing(kernel: Kernel, size: tuple[int, int], compact: bool) -> None:
+    if compact and not kernel.compact:
+        pytest.skip("this form has no images of 16-bit numbers")
+    convs = [kernel.pack_floats(convolution(48, 48), [48], compact=compact) for _ in range(3)]
     x = torch.randn(1, 48, *size)
+    fixed = compact and kernel.form.compact == FIXED
 
     def run(*, turns: bool) -> torch.Tensor:
         chain = Chain(kernel, 48)
-        images = [chain.floats(48, passing=turns, rounded=rounded) for _ in range(2)]
+        images = [chain.floats(48, passing=turns, compact=compact) for _ in range(2)]
+        written = chain.floats(48, passing=turns)
         if turns:
             chain.begin_group()
-        chain.copy(images[0])
+        chain.copy(written if fixed else images[0])
         for index, conv in enumerate(convs):
-            to = chain.result if index == 2 else images[1 - index % 2]
+            if fixed:
+                chain.fix(written, Place(images[index % 2]))
+            to = chain.result if index == 2 else written if fixed else images[1 - index % 2]
             chain.pointwise(conv, SINGLE_TO_FLOATS, images[index % 2], {SLOPE: 0.5}, floats=Place(to))
         return chain.run(x)
 

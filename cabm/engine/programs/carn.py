@@ -15,7 +15,7 @@ from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.fused import Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
-from cabm.engine.layer_numbers import AFTER, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
+from cabm.engine.layer_numbers import AFTER, FIXED, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
 from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of, input_storage
 from cabm.models.carn import CARN, NUM_STEPS, Cascade, ResidualBlock
 
@@ -38,8 +38,8 @@ class CarnProgram:
 
     Blocks and fusions are one compiled call, or run layer by layer.
 
-    Images that fusions read are of bfloat16 if the form has such images. This changes codes, but the result
-    by less than 0.02 levels on average.
+    Images that fusions read are of 16-bit numbers if the form has such images. This changes codes, but the
+    result by less than 0.02 levels on average.
 
     Args:
         model: of any quantized kind, with float head and tail.
@@ -59,7 +59,7 @@ class CarnProgram:
         self._fusions = {
             fusion: FloatConv(fusion.weight, fusion.bias, torch.float32)
             if kernel is None
-            else kernel.pack_floats(fusion, [fusion.out_channels] * (index + 2), rounded=kernel.rounds)
+            else kernel.pack_floats(fusion, [fusion.out_channels] * (index + 2), compact=kernel.compact)
             for cascade in cascades
             for index, fusion in enumerate(cascade.fusion)
         }
@@ -90,23 +90,30 @@ class CarnProgram:
     def _chain(self, kernel: Kernel, blocks: list[_Block]) -> Chain:
         """Return the body as a chain. Images of all that a fusion reads replace concatenations."""
         body = self._model.body
-        n, rounded = blocks[0].conv1.conv.channels, kernel.rounds
-        each = kernel.padded_floats(n, rounded=rounded)
+        n, compact = blocks[0].conv1.conv.channels, kernel.compact
+        fixed = kernel.form.compact == FIXED
+        each = kernel.padded_floats(n, compact=compact)
         chain = Chain(kernel, n)
         parts = [n] * (NUM_STEPS + 1)
-        inner = chain.floats(*parts, passing=True, rounded=rounded)
-        outer = chain.floats(*parts, rounded=rounded)
-        between, hidden = chain.floats(n, passing=True, rounded=rounded), chain.codes(n, 0)
+        inner = chain.floats(*parts, passing=True, compact=compact)
+        outer = chain.floats(*parts, compact=compact)
+        # images in fixed point are written after the row is known
+        between, sums = (chain.floats(n, passing=True, compact=compact and not fixed) for _ in range(2))
+        hidden = chain.codes(n, 0)
         reads = {zero: chain.codes(n, zero) for zero in {block.conv1.grid.zero for block in blocks}}
         chain.begin_group()
-        chain.copy(inner)
-        chain.copy(outer)
+        if fixed:
+            chain.copy(between)
+        for image in (inner, outer):
+            chain.fix(between, Place(image)) if fixed else chain.copy(image)
         chain.encode(reads[blocks[0].conv1.grid.zero], blocks[0].conv1.grid)
 
         def fuse(conv: nn.Conv2d, source: int, following: _Block, floats: Place) -> None:
-            grid = following.conv1.grid
-            places = {"target": reads[grid.zero], "floats": floats}
+            grid, later = following.conv1.grid, fixed and floats.image in (inner, outer)
+            places = {"target": reads[grid.zero], "floats": Place(between) if later else floats}
             chain.pointwise(self._fusions[conv], SINGLE_TO_BOTH, source, own(grid, 0.0), **places)
+            if later:
+                chain.fix(between, floats)
 
         for number, block in enumerate(blocks):
             step, index = divmod(number, NUM_STEPS)
@@ -114,11 +121,14 @@ class CarnProgram:
             chain.convolve(
                 block.conv1, TO_CODES, reads[block.conv1.grid.zero], own(block.conv2.grid), target=hidden
             )
+            to = Place(inner, (index + 1) * each)
             places = {
-                "floats": Place(inner, (index + 1) * each),
-                "addend": Place(between if index else inner),
+                "floats": Place(sums) if fixed else to,
+                "addend": Place(between if index or fixed else inner),
             }
             chain.convolve(block.conv2, JOIN, hidden, {SLOPE: 1, AFTER: 0}, **places)
+            if fixed:
+                chain.fix(sums, to)
             last = index == NUM_STEPS - 1
             to = Place(outer, (step + 1) * each) if last else Place(between)
             fuse(body.blocks[step].fusion[index], inner, following, to)

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from cabm.engine.blocks import Block, Blocks
-from cabm.engine.chains import Chain, residual_chain
+from cabm.engine.blocks import Block, Blocks, residual_chain
+from cabm.engine.chains import Chain
 from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.float_rows import Layer

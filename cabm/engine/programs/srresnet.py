@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.active_tail import active_tail, tail_layers
-from cabm.engine.blocks import Block, Blocks
-from cabm.engine.chains import Chain, residual_chain
+from cabm.engine.blocks import Block, Blocks, residual_chain
+from cabm.engine.chains import Chain
 from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.float_rows import Layer
