@@ -4,12 +4,16 @@ Each row of an input is rounded to 8 bits, with a scale and a zero of its own, a
 output channel to 8 bits with one scale. Where that is too coarse, a number is the sum of two such bytes,
 which makes 16 bits. Sums are exact for a row of the kernel, and in float32 from there on.
 
+Most 3x3 convolutions compute four rows at once, whose inputs have a common scale; see
+`cabm.engine.byte_winograd`.
+
 `cabm.engine.row_order` explains the order of the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cabm.engine import winograd, winograd_ir
 from cabm.engine.float_rows import Layer, Rows
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features
@@ -47,12 +52,18 @@ class ByteRows(Rows):
         margin = 0 if planar else -len(weight) % CHANNELS
         weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin))
         upper, lower, scales = in_bytes(weight)
-        again = [upper] * layer.input_bytes + [lower] * (layer.weight_bytes - 1)
-        codes = torch.cat(again, dim=2)  # (O,I,taps,k)
-        groups = [codes] if planar else _groups(codes, self._lanes, 1 if last else layer.shuffle)
+        band = 1 if last else self._band(layer, len(weight))
+        if band > 1:
+            whole = winograd.pack(upper, winograd_ir.REGISTERS * self._lanes), upper.sum(dim=(1, 2, 3))
+        else:
+            again = [upper] * layer.input_bytes + [lower] * (layer.weight_bytes - 1)
+            codes = torch.cat(again, dim=2)  # (O,I,taps,k)
+            groups = [codes] if planar else _groups(codes, self._lanes, 1 if last else layer.shuffle)
+            sums = [group.sum(dim=(1, 3)).T.flatten() for group in groups]
+            whole = torch.cat([pack(group).flatten() for group in groups]), torch.cat(sums)
         packed = [
-            torch.cat([pack(group).flatten() for group in groups]),
-            torch.cat([group.sum(dim=(1, 3)).T.flatten() for group in groups]).to(torch.int32),
+            whole[0],
+            whole[1].to(torch.int32),
             scales.contiguous(),
             F.pad(bias, (0, margin)).contiguous(),
         ]
@@ -61,7 +72,16 @@ class ByteRows(Rows):
         outputs, inputs, size, _ = weight.shape
         addresses = [tensor.data_ptr() for tensor in packed]
         shape = [size, inputs, outputs, layer.shuffle, int(layer.replicate), slope.data_ptr()]
-        return [*shape, *addresses, layer.input_bytes, layer.weight_bytes, int(planar)]
+        return [*shape, band, *addresses, layer.input_bytes, layer.weight_bytes, int(planar)]
+
+    @staticmethod
+    def _band(layer: Layer, outputs: int) -> int:
+        """Return how many rows a convolution computes at once: several by Winograd, where that fits."""
+        inputs, size = layer.weight.shape[1:3]
+        one_byte = layer.input_bytes == layer.weight_bytes == 1
+        whole = inputs % winograd_ir.CHUNK == outputs // layer.shuffle % winograd_ir.CHUNK == 0
+        fits = size == 3 and not layer.replicate and one_byte and whole and inputs <= winograd.PART
+        return winograd_ir.PIXELS if fits else 1
 
 
 def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +149,7 @@ def compile_loop(lanes: int) -> tuple[Loop, int]:
 
 
 def _tried(loop: Loop, lanes: int) -> bool:
-    """Run two convolutions on small whole numbers, with an error of 16 bits at most."""
+    """Run convolutions on whole numbers, with an error of 16 bits at most."""
     random = np.random.default_rng(0)  # PyTorch's generators need modules that a start does without
     x, *weights = (
         torch.from_numpy(random.integers(-3, 4, size)).float()
@@ -137,8 +157,16 @@ def _tried(loop: Loop, lanes: int) -> bool:
     )
     exact: dict[str, Any] = {"input_bytes": 2, "weight_bytes": 2}
     first = Layer(weights[0] / 64, torch.full((64,), 0.5), shuffle=2, slope=0.5, **exact)
-    hidden = F.pixel_shuffle(F.conv2d(x, first.weight, first.bias, padding=1), 2)
-    hidden = F.leaky_relu(hidden, 0.5)
     last = Layer(weights[1], torch.zeros(3), **exact)
-    wanted = F.conv2d(hidden, last.weight, padding=1)
-    return bool((ByteRows(loop, lanes, [first, last])(x) - wanted).abs().max() <= 1e-2)
+    pixels, kernels = random.integers(0, 256, (1, 32, 5, 9)), random.integers(-127, 128, (128, 32, 3, 3))
+    pixels[:, 0], kernels[:, 0] = 255, 127  # so that all scales are powers of two
+    bands = replace(first, weight=torch.from_numpy(kernels) / 2.0**17, input_bytes=1, weight_bytes=1)
+    bands = replace(bands, bias=torch.full((128,), 0.5))
+    after = Layer(weights[1].repeat(1, 2, 1, 1), torch.zeros(3), **exact)
+    for image, layers in ((x, [first, last]), (torch.from_numpy(pixels).float(), [bands, after])):
+        hidden = F.conv2d(image, layers[0].weight, layers[0].bias, padding=1)
+        hidden = F.leaky_relu(F.pixel_shuffle(hidden, 2), 0.5)
+        wanted = F.conv2d(hidden, layers[1].weight, padding=1)
+        if not bool((ByteRows(loop, lanes, layers)(image) - wanted).abs().max() <= 1e-2):
+            return False
+    return True

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import overload, register_jitable
 
-from cabm.engine.row_order import INPUTS, KEPT, KERNEL, MARGIN, OWN, PLACE, REPLICATE, ROW, WIDTH, row_at
+from cabm.engine.row_order import (
+    BAND,
+    INPUTS,
+    KEPT,
+    KERNEL,
+    MARGIN,
+    OWN,
+    PLACE,
+    REPLICATE,
+    ROW,
+    WIDTH,
+    row_at,
+)
 from cabm.engine.value_range import find_range
 
 WEIGHTS, COLUMNS, SCALES, BIASES, INPUT_PARTS, WEIGHT_PARTS, PLANAR = range(OWN, FIELDS := OWN + 7)
@@ -50,9 +62,7 @@ def _compile_encoding(lanes, values, layers, places, s, y, memory, grids):
     def encode(lanes, values, layers, places, s, y, memory, grids):
         layer, place = layers[s], places[s]
         low, high = find_range(lanes, values)
-        scale = (high - low) / np.float32(255)
-        scale = scale if scale > np.float32(0) else np.float32(1)
-        zero = np.float32(np.int32(np.float32(0.5) - low / scale))
+        scale, zero = grid_of_range(low, high)
         grids[s, y % place[KEPT], 0], grids[s, y % place[KEPT], 1] = scale, zero
         first = row_at(place, y)
         codes = memory[first : first + place[ROW]]
@@ -65,6 +75,46 @@ def _compile_encoding(lanes, values, layers, places, s, y, memory, grids):
     return encode
 
 
+def take_row(lanes, values, layers, places, s, y, memory, grids):
+    """Keep a row for the convolution that reads it; arguments as of `encode_row`.
+
+    One that computes bands keeps float32, and the least and the greatest number in place of scale and zero.
+    """
+    raise NotImplementedError("only compiled loops call this")
+
+
+@overload(take_row, prefer_literal=True)
+def _take_row(lanes, values, layers, places, s, y, memory, grids):
+    def take(lanes, values, layers, places, s, y, memory, grids):
+        if layers[s, BAND] == 1:
+            encode_row(lanes, values, layers, places, s, y, memory, grids)
+            return
+        place = places[s]
+        first = row_at(place, y)
+        memory[first : first + place[ROW]].view(np.float32)[:] = values
+        low, high = find_range(lanes, values)
+        grids[s, y % place[KEPT], 0], grids[s, y % place[KEPT], 1] = low, high
+
+    return take
+
+
+@register_jitable
+def grid_of_range(low, high):
+    """Return scale and zero of bytes that reach from ``low``, at most 0, to ``high``, at least 0."""
+    scale = (high - low) / np.float32(255)
+    scale = scale if scale > np.float32(0) else np.float32(1)
+    return scale, np.float32(np.int32(np.float32(0.5) - low / scale))
+
+
+@register_jitable
+def to_bytes(values, scale, zero, target):
+    """Write numbers as bytes."""
+    inverse, shift = np.float32(1) / scale, zero + np.float32(0.5)
+    for i in range(values.size):
+        code = values[i] * inverse + shift
+        target[i] = np.int32(min(max(code, np.float32(0)), np.float32(255)))
+
+
 @register_jitable
 def _write_codes(values, scale, zero, part, layer, place, codes):
     """Write the upper or the lower part of a row's numbers as bytes, to planes if the layer reads those."""
@@ -74,9 +124,7 @@ def _write_codes(values, scale, zero, part, layer, place, codes):
         target = np.empty(values.size, np.uint8)
     inverse, shift, half = np.float32(1) / scale, zero + np.float32(0.5), np.float32(0.5)
     if part == 0:
-        for i in range(values.size):
-            code = values[i] * inverse + shift
-            target[i] = np.int32(min(max(code, np.float32(0)), np.float32(255)))
+        to_bytes(values, scale, zero, target)
     else:
         finer, middle = inverse * np.float32(LOWER_INPUT), np.float32(MIDDLE) + half
         for i in range(values.size):

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import intrinsic, overload, register_jitable
 
-from cabm.engine import byte_rows_codes, byte_rows_ir, emitter, row_order, value_range, vnni_ir
+from cabm.engine import (
+    byte_rows_codes,
+    byte_rows_colours,
+    byte_rows_ir,
+    byte_winograd,
+    byte_winograd_ir,
+    emitter,
+    row_order,
+    value_range,
+    vnni_ir,
+    winograd,
+    winograd_ir,
+)
 from cabm.engine.byte_rows_codes import (
     ALIGNED,
     BIASES,
@@ -15,16 +27,18 @@ from cabm.engine.byte_rows_codes import (
     LOWER_WEIGHT,
     MIDDLE,
     PLANAR,
-    PLANE,
     SCALES,
     WEIGHT_PARTS,
     WEIGHTS,
-    encode_row,
+    take_row,
     unit_of,
 )
+from cabm.engine.byte_rows_colours import convolve_colours, write_colours
 from cabm.engine.byte_rows_ir import ADDS, COLOUR_REGISTERS, COLOURS, MOST_PIXELS, PIXELS, REGISTERS
+from cabm.engine.byte_winograd import band_bytes, convolve_band, encode_band
 from cabm.engine.emitter import checksum, typed_call
 from cabm.engine.row_order import (
+    BAND,
     HEIGHT,
     INPUTS,
     KEPT,
@@ -54,15 +68,6 @@ def multiply(
 
 
 @intrinsic(prefer_literal=True)
-def multiply_colours(
-    _, lanes, table, taps, offset, plane, kernel, planes, weights, columns, scales, biases, sums, sums_row
-):
-    """Convolve adjacent pixels of a row to three colours; see `cabm.engine.byte_rows_ir.Colours`."""
-    integers = byte_rows_ir.COLOUR_INTEGERS
-    return typed_call(lanes, byte_rows_ir.Colours, integers, byte_rows_ir.emit_colours)
-
-
-@intrinsic(prefer_literal=True)
 def finish(_, lanes, registers, count, sums, addend, addend_pixel, slope, target, target_pixel):
     """Finish adjacent pixels of a row; see `cabm.engine.byte_rows_ir.End`."""
     return typed_call(lanes, byte_rows_ir.End, byte_rows_ir.END_INTEGERS, byte_rows_ir.emit_end)
@@ -75,7 +80,9 @@ def rows_loop(lanes: int) -> Loop:
         lanes: 32-bit numbers per register.
     """
     beyond = max(MOST_PIXELS, lanes * COLOUR_REGISTERS[lanes])
-    emitters = checksum(byte_rows_codes, byte_rows_ir, emitter, row_order, value_range, vnni_ir)
+    direct = byte_rows_codes, byte_rows_colours, byte_rows_ir, emitter, row_order, value_range, vnni_ir
+    emitters = checksum(*direct, byte_winograd, byte_winograd_ir, winograd, winograd_ir)
+    band_scratch = winograd.scratch_bytes(lanes)[1]
 
     def run(layers, height, width, x, addend, base, out):
         """Run convolutions on an image.
@@ -90,41 +97,56 @@ def rows_loop(lanes: int) -> Loop:
         """
         _ = emitters
         last = len(layers) - 1
-        places, size, numbers, kept, taps = _lay_out(layers, height, width, beyond)
-        memory = np.zeros(size + ALIGNED, np.uint8)
-        memory = memory[-np.int64(memory.ctypes.data) % ALIGNED :]
+        places, size, numbers, kept, taps, bands = _lay_out(layers, height, width, beyond)
+        memory = _aligned(size)
         values = np.zeros(numbers, np.float32)
         colours = values[: COLOURS * (numbers // COLOURS)].reshape(COLOURS, -1)
         grids = np.zeros((last + 1, kept, 2), np.float32)
         table = np.zeros(3 * taps, np.int64)
         scratch = np.zeros(REGISTERS * MOST_PIXELS * lanes, np.float32)
+        codes, tiles = _aligned(bands[0]), _aligned(bands[1])
+        sums, grid = _aligned(min(bands[0], 1) * band_scratch), np.zeros(2, np.float32)
         read, made = np.zeros(last + 1, np.int64), np.zeros(last + 1, np.int64)
         while made[last] < places[last, HEIGHT]:
             s = next_layer(layers, places, read, made)
             if s < 0:
                 count = width * layers[0, INPUTS]
                 row = x[read[0] * count : (read[0] + 1) * count]
-                encode_row(lanes, row, layers, places, 0, read[0], memory, grids)
+                take_row(lanes, row, layers, places, 0, read[0], memory, grids)
                 read[0] += 1
                 continue
             y, split = made[s], layers[s, SHUFFLE] if s < last else 1
-            _find_rows(layers[s], places[s], y, memory, grids[s], table)
-            if layers[s, PLANAR] != 0:
-                _convolve_colours(lanes, layers[s], places[s], table, colours)
-                _write_colours(colours, y, base, out)
+            added = addend[y * width * layers[0, OUTPUTS] :] if s == 0 else addend[:0]
+            if layers[s, BAND] > 1:
+                encode_band(layers[s], places[s], y, memory, grids[s], codes, grid)
+                convolve_band(
+                    lanes, layers[s], places[s], split, y, added, grid, codes, tiles, sums, values
+                )
             else:
-                added = addend[y * width * layers[0, OUTPUTS] :] if s == 0 else addend[:0]
+                _find_rows(layers[s], places[s], y, memory, grids[s], table)
+            if layers[s, PLANAR] != 0:
+                convolve_colours(lanes, layers[s], places[s], table, colours)
+                write_colours(colours, y, base, out)
+            elif layers[s, BAND] == 1:
                 _convolve_row(lanes, layers[s], places[s], split, table, added, scratch, values)
-                if s == last:
-                    row = _row_of_part(values, layers[s], places[s], split, 0)
-                    write_rows(row.reshape(-1, layers[s, OUTPUTS]), layers[s], y, base, out)
-            for part in range(split if s < last else 0):
+            lines = min(layers[s, BAND], places[s, HEIGHT] - y)
+            if s == last and layers[s, PLANAR] == 0:
+                row = _row_of_part(values, layers[s], places[s], split, 0)
+                write_rows(row.reshape(-1, layers[s, OUTPUTS]), layers[s], y, base, out)
+            for part in range(lines * split if s < last else 0):
                 row = _row_of_part(values, layers[s], places[s], split, part)
-                encode_row(lanes, row, layers, places, s + 1, y * split + part, memory, grids)
+                take_row(lanes, row, layers, places, s + 1, y * split + part, memory, grids)
                 read[s + 1] += 1
-            made[s] += 1
+            made[s] += lines
 
     return run
+
+
+@register_jitable
+def _aligned(size):
+    """Return so many bytes of zeros from an address that is a multiple of `ALIGNED` on."""
+    memory = np.zeros(size + ALIGNED, np.uint8)
+    return memory[-np.int64(memory.ctypes.data) % ALIGNED :]
 
 
 @register_jitable
@@ -143,22 +165,28 @@ def _lay_out(layers, height, width, beyond):
         numbers: the most numbers that a convolution computes at once.
         kept: the most rows that a convolution keeps.
         taps: the most rows that a kernel reads, counted for each part.
+        bands: the most bytes of working memory for bands and for their tiles.
     """
     places = np.empty((len(layers), PLACE + 1), np.int64)
     size, numbers, kept, taps = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    bands = np.zeros(2, np.int64)
     for s in range(len(layers)):
         layer, reach = layers[s], layers[s, KERNEL] // 2
         unit = unit_of(layer)
         plane = ((width + 2 * reach + beyond) * unit + ALIGNED - 1) // ALIGNED * ALIGNED
         row = plane * (layer[INPUTS] // unit) * layer[INPUT_PARTS]
+        if layer[BAND] > 1:
+            row = 4 * width * layer[INPUTS]
+            band, tiles = band_bytes(layer, width)
+            bands[0], bands[1] = max(bands[0], band), max(bands[1], tiles)
         rows = kept_rows(layers, s)
         places[s] = np.array([height, width, size, row, rows, reach * unit, plane])
         size += row * rows
-        numbers = max(numbers, (width + beyond) * layer[OUTPUTS])
+        numbers = max(numbers, (width + beyond) * layer[OUTPUTS] * layer[BAND])
         kept = max(kept, rows)
         taps = max(taps, layer[KERNEL] * (layer[INPUT_PARTS] + layer[WEIGHT_PARTS] - 1))
         height, width = height * layer[SHUFFLE], width * layer[SHUFFLE]
-    return places, size, numbers, kept, taps
+    return places, size, numbers, kept, taps, bands
 
 
 @register_jitable
@@ -248,49 +276,3 @@ def _compile_row(lanes, layer, place, split, table, addend, scratch, values):
                 )
 
     return convolve
-
-
-def _convolve_colours(lanes, layer, place, table, values):
-    """Convolve a row to three colours.
-
-    Args:
-        lanes, layer, place, table: as of `_convolve_row`.
-        values: (COLOURS, pixels) float32 to write, with space behind the row.
-    """
-    raise NotImplementedError("only compiled loops call this")
-
-
-@overload(_convolve_colours, prefer_literal=True)
-def _compile_colours(lanes, layer, place, table, values):
-    pixels = lanes.literal_value * COLOUR_REGISTERS[lanes.literal_value]
-
-    def convolve(lanes, layer, place, table, values):
-        kernel, planes = layer[KERNEL], layer[INPUTS] // 4
-        for begin in range(0, place[WIDTH], pixels):
-            multiply_colours(
-                lanes,
-                np.int64(table.ctypes.data),
-                kernel * (layer[INPUT_PARTS] + layer[WEIGHT_PARTS] - 1),
-                4 * begin,
-                place[PLANE],
-                kernel,
-                planes,
-                layer[WEIGHTS],
-                layer[COLUMNS],
-                layer[SCALES],
-                layer[BIASES],
-                np.int64(values.ctypes.data) + 4 * begin,
-                4 * values.shape[1],
-            )
-
-    return convolve
-
-
-@register_jitable
-def _write_colours(values, y, base, out):
-    """Write a row of three colours, (COLOURS, pixels) float32; see `cabm.engine.row_order.write_rows`."""
-    for pixel in range(out.shape[1]):
-        for colour in range(COLOURS):
-            out[y, pixel, colour] = values[colour, pixel]
-    if base.size > 0:
-        out[y] += base[y]

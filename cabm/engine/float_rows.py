@@ -84,7 +84,7 @@ class Rows:
         self._kept += [*packed, slope]
         outputs, inputs, size, _ = weight.shape
         shape = [size, inputs * layer.parts, outputs + margin, layer.shuffle, int(layer.replicate)]
-        return [*shape, slope.data_ptr(), *[tensor.data_ptr() for tensor in packed], layer.parts]
+        return [*shape, slope.data_ptr(), 1, *[tensor.data_ptr() for tensor in packed], layer.parts]
 
     def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
         """Convolve (1,I,h,w) float32.

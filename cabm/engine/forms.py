@@ -66,7 +66,7 @@ def choose_form(*, wide: bool = False) -> Form | None:
     """Return the fastest form on this CPU; None if it runs none.
 
     Args:
-        wide: all convolutions have `MANY` channels at least, and no 1x1 convolution takes turns with them.
+        wide: all convolutions have `MANY` channels at least.
 
     Raises:
         ImportError: numba or llvmlite is missing or broken.

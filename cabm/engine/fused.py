@@ -132,7 +132,7 @@ class CompiledWeights:
 def kernel_for(model: nn.Module) -> Kernel | None:
     """Return the compiled call if it can run all quantized convolutions of a model, else None."""
     convs = [module for module in model.modules() if isinstance(module, QuantConv2d)]
-    kernel = compiled(wide=_is_wide(model, convs))
+    kernel = compiled(wide=all(min(conv.in_channels, conv.out_channels) >= MANY for conv in convs))
     return kernel if kernel is not None and all(_fuses(conv, kernel.form) for conv in convs) else None
 
 
@@ -171,14 +171,6 @@ def compile_form(form: Form) -> Kernel:
     if not tried(kernel):
         raise ArithmeticError("compiled layers compute wrong results")
     return kernel
-
-
-def _is_wide(model: nn.Module, convs: Sequence[QuantConv2d]) -> bool:
-    """Return what `cabm.engine.forms.choose_form` is told of a model."""
-    others = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return all(conv.kernel_size != (1, 1) for conv in others) and all(
-        min(conv.in_channels, conv.out_channels) >= MANY for conv in convs
-    )
 
 
 def _fuses(conv: QuantConv2d, form: Form) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
-KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, SLOPE, OWN = range(7)
+KERNEL, INPUTS, OUTPUTS, SHUFFLE, REPLICATE, SLOPE, BAND, OWN = range(8)
 """Of a convolution: side, channels (outputs padded), the PixelShuffle after it, whether the outermost
-pixels are replicated beyond the border instead of zeros, and the address of its slope. A loop's own numbers
-follow."""
+pixels are replicated beyond the border instead of zeros, the address of its slope, and how many rows it
+computes at once. A loop's own numbers follow."""
 
 HEIGHT, WIDTH, FIRST, ROW, KEPT, MARGIN = range(PLACE := 6)
 """Of a convolution's input: height and width; where its memory starts, numbers of a row, rows that are
@@ -21,7 +21,7 @@ kept, and numbers to the left of the first pixel."""
 
 @register_jitable
 def next_layer(layers, places, read, made):
-    """Return the last convolution that can compute a row, or -1 if the first needs another row to read.
+    """Return the last convolution that can compute a band, or -1 if the first needs another row to read.
 
     Args:
         layers: (S, ...) int64, from `KERNEL` on.
@@ -29,15 +29,19 @@ def next_layer(layers, places, read, made):
         read, made: (S,) rows that each convolution has been given, and rows that it has computed.
     """
     s = len(layers) - 1
-    while s >= 0 and read[s] < min(made[s] + layers[s, KERNEL] // 2 + 1, places[s, HEIGHT]):
+    while s >= 0 and read[s] < min(made[s] + layers[s, KERNEL] // 2 + layers[s, BAND], places[s, HEIGHT]):
         s -= 1
     return s
 
 
 @register_jitable
 def kept_rows(layers, s):
-    """Return how many rows a convolution keeps of its input: those it reads, and those made at once."""
-    return 2 * (layers[s, KERNEL] // 2) + (layers[s - 1, SHUFFLE] if s > 0 else 1)
+    """Return how many rows a convolution keeps of its input.
+
+    When others are made, at least one of those that it reads is missing.
+    """
+    made = layers[s - 1, SHUFFLE] * layers[s - 1, BAND] if s > 0 else 1
+    return 2 * (layers[s, KERNEL] // 2) + layers[s, BAND] - 1 + made
 
 
 @register_jitable

@@ -46,7 +46,7 @@ def pack(codes: Tensor, group: int) -> Tensor:
 
 
 @intrinsic(prefer_literal=True)
-def _transform_input(_, lanes, source, row, channels, transformed):
+def transform_input(_, lanes, source, row, channels, transformed):
     """Transform the input of one tile; see `cabm.engine.winograd_ir.Input`."""
     return typed_call(lanes, winograd_ir.Input, {"row", "channels"}, winograd_ir.emit_input)
 
@@ -58,12 +58,12 @@ def _multiply(_, lanes, count, transformed, pairs, weights, products):
 
 
 @intrinsic(prefer_literal=True)
-def _transform_output(_, lanes, products, starts, each, sums):
+def transform_output(_, lanes, products, starts, each, sums):
     """Transform the products of one tile to sums; see `cabm.engine.winograd_ir.Output`."""
     return typed_call(lanes, winograd_ir.Output, {"each"}, winograd_ir.emit_output)
 
 
-def _multiply_strip(lanes, count, transformed, channels, part, weights, products):
+def multiply_strip(lanes, count, transformed, channels, part, weights, products):
     """Multiply adjacent tiles at all positions with the weights of a group of output channels.
 
     Args:
@@ -78,7 +78,7 @@ def _multiply_strip(lanes, count, transformed, channels, part, weights, products
     raise NotImplementedError("only compiled loops call this")
 
 
-@overload(_multiply_strip, prefer_literal=True)
+@overload(multiply_strip, prefer_literal=True)
 def _typed_multiply_strip(lanes, count, transformed, channels, part, weights, products):
     group = REGISTERS * lanes.literal_value
     most = winograd_ir.TILES[lanes.literal_value]
@@ -117,16 +117,16 @@ def _run_layer(lanes, layer, image, ends, scratch):
                 x = PIXELS * tile
                 for i in range(count):
                     here = source + y * row + (x + PIXELS * i) * inputs
-                    _transform_input(lanes, here, row, inputs, scratch + 2 * CHUNK * i)
+                    transform_input(lanes, here, row, inputs, scratch + 2 * CHUNK * i)
                 for first in range(0, outputs, group):
                     for begin in range(0, inputs, PART):
                         part, here = min(PART, inputs - begin), scratch + 2 * STRIP * begin
                         kernel = weights + 2 * (inputs * POSITIONS * first + group * begin)
-                        _multiply_strip(lanes, count, here, inputs, part, kernel, products)
+                        multiply_strip(lanes, count, here, inputs, part, kernel, products)
                         for i in range(count):
                             there, each = sums + 4 * PIXELS * group * i, min(begin, 1)
                             added = there if each else starts + 4 * first
-                            _transform_output(lanes, products + 4 * group * i, added, each, there)
+                            transform_output(lanes, products + 4 * group * i, added, each, there)
                     pixels = min(PIXELS * count, width - x)
                     for line in range(min(PIXELS, height - y)):
                         there = sums + 4 * PIXELS * STRIP * group * line

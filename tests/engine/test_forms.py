@@ -99,13 +99,13 @@ def test_the_cpu_chooses_the_form(
         ("edsr", {"num_features": 48}, False),
         ("srresnet", {"num_features": 64}, True),
         ("idn", {}, False),
-        ("carn", {"num_features": 64}, False),
+        ("carn", {"num_features": 64}, True),
     ],
 )
 def test_wide_models_get_winograd_with_vnni(
     backbone: str, options: dict, wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks of 64 channels of EDSR and SRResNet, and neither few channels nor CARN's fusions."""
+    """Convolutions of 64 channels, but not few channels."""
     asked: list[dict] = []
     monkeypatch.setattr(fused, "compiled", lambda **model: asked.append(model))
     fused.kernel_for(build_model(backbone, 2, Precision("pams"), options))
