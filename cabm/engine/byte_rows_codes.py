@@ -91,7 +91,9 @@ def _take_row(lanes, values, layers, places, s, y, memory, grids):
             return
         place = places[s]
         first = row_at(place, y)
-        memory[first : first + place[ROW]].view(np.float32)[:] = values
+        target = memory[first : first + place[ROW]].view(np.float32)
+        for i in range(values.size):
+            target[i] = values[i]
         low, high = find_range(lanes, values)
         grids[s, y % place[KEPT], 0], grids[s, y % place[KEPT], 1] = low, high
 

@@ -8,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic, overload
 
-from cabm.engine.emitter import SIZE, Emitter, typed_call
+from cabm.engine.emitter import SINGLE, SIZE, Emitter, typed_call
 
 STREAMS = 4
 """Registers that are compared at once, because each comparison waits for the one before it."""
@@ -20,7 +20,7 @@ class Range(NamedTuple):
     Attributes:
         count: registers of each of `STREAMS` streams.
         starts: the streams' addresses, as int64.
-        range: (2, lanes) float32 to write: the least numbers of the lanes, and the greatest.
+        range: two float32 to write, the least number and the greatest.
     """
 
     count: ir.Value
@@ -50,9 +50,11 @@ def emit_range(emit: Emitter, operands: Range) -> None:
     *_, low0, low1, low2, low3, high0, high1, high2, high3 = emit.loop(
         operands.count, (*streams, *[zeros] * (2 * STREAMS)), step
     )
-    emit.store(least(least(low0, low1), least(low2, low3)), operands.range)
+    low = least(least(low0, low1), least(low2, low3))
     high = greatest(greatest(high0, high1), greatest(high2, high3))
-    emit.store(high, emit.at(operands.range, 4 * emit.lanes))
+    for name, register, at in (("fmin", low, 0), ("fmax", high, 4)):
+        name = f"llvm.vector.reduce.{name}.v{emit.lanes}f32"
+        emit.store(emit.call(name, SINGLE, [register]), emit.at(operands.range, at))
 
 
 @intrinsic(prefer_literal=True)
@@ -76,15 +78,12 @@ def _compile_search(lanes, values):
     size = lanes.literal_value
 
     def search(lanes, values):
-        starts, found = np.empty(STREAMS, np.int64), np.empty(2 * size, np.float32)
+        starts, found = np.empty(STREAMS, np.int64), np.empty(2, np.float32)
         registers = values.size // size
         each = -(-registers // STREAMS)
         for i in range(STREAMS):
             starts[i] = np.int64(values.ctypes.data) + 4 * size * min(i * each, registers - each)
         _compare(lanes, each, np.int64(starts.ctypes.data), np.int64(found.ctypes.data))
-        low, high = np.float32(0), np.float32(0)
-        for i in range(size):
-            low, high = min(low, found[i]), max(high, found[size + i])
-        return low, high
+        return found[0], found[1]
 
     return search
