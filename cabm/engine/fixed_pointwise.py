@@ -35,7 +35,7 @@ def pack(weight: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
 
 
 @intrinsic(prefer_literal=True)
-def _multiply(_, lanes, registers, count, source, pixel, scales, parts, weights, factors, biases, sums):
+def _multiply(_, lanes, registers, source, pixel, scales, parts, weights, factors, biases, sums):
     """Convolve adjacent pixels; see `cabm.engine.fixed_pointwise_ir.Product`."""
     integers = fixed_pointwise_ir.PRODUCT_INTEGERS
     return typed_call(lanes, fixed_pointwise_ir.Product, integers, fixed_pointwise_ir.emit_product)
@@ -101,15 +101,13 @@ def _run_fixed(lanes, layer, image, ends, scratch):
         source, pixel, row, height, width = image
         factors = ends[1]
         for y in range(height):
-            x = 0
-            for left in range(-(-width // PIXELS), 0, -1):
-                count = -(-(width - x) // left)  # as even as possible
+            for x in range(0, width, PIXELS):
+                count = min(PIXELS, width - x)
                 for first in range(0, outputs, most * size):
                     registers = min(most, (outputs - first) // size)
                     _multiply(
                         lanes,
                         registers,
-                        count,
                         source + y * row + x * pixel,
                         pixel,
                         source + y * row - pixel,
@@ -120,6 +118,5 @@ def _run_fixed(lanes, layer, image, ends, scratch):
                         scratch,
                     )
                     finish(lanes, registers, count, scratch, 4 * size * registers, first, y, x, ends)
-                x += count
 
     return loop

@@ -16,12 +16,12 @@ MOST, MOST_WEIGHT = 8191, 4095
 """Largest numbers: PART products of them stay below 2^31."""
 
 PIXELS = 6
-"""Pixels computed together."""
+"""Pixels computed together, also where a row ends before."""
 
 REGISTERS = {8: 2, 16: 4}
 """Registers of output channels computed together, by lanes."""
 
-PRODUCT_INTEGERS = {"registers", "count", "pixel", "parts"}
+PRODUCT_INTEGERS = {"registers", "pixel", "parts"}
 FIX_INTEGERS = {"count", "registers", "pixel"}
 
 
@@ -30,7 +30,6 @@ class Product(NamedTuple):
 
     Attributes:
         registers: 1..REGISTERS, registers of output channels.
-        count: number of pixels, 1..PIXELS.
         source: the first pixel's int16.
         pixel: bytes from one pixel to the next.
         scales: a float32 for each part of the row's pixels, as far apart as the parts.
@@ -38,11 +37,10 @@ class Product(NamedTuple):
         weights: (parts, PART / 2, registers * lanes, 2) int16.
         factors: a float32 for each output channel, the scale of its weights.
         biases: a float32 for each output channel.
-        sums: (count, registers * lanes) float32 to write.
+        sums: (PIXELS, registers * lanes) float32 to write.
     """
 
     registers: ir.Value
-    count: ir.Value
     source: ir.Value
     pixel: ir.Value
     scales: ir.Value
@@ -93,21 +91,16 @@ def emit_fix(emit: Emitter, operands: Fix) -> None:
 
 
 def emit_product(emit: Emitter, operands: Product) -> None:
-    """Emit the sums of ``count`` adjacent pixels."""
-    shapes = {
-        16 * registers + pixels: lambda shape=(registers, pixels): _emit_shape(emit, operands, *shape)
-        for registers in range(1, REGISTERS[emit.lanes] + 1)
-        for pixels in range(1, PIXELS + 1)
-    }
-    choice = emit.builder.add(emit.builder.mul(operands.registers, SIZE(16)), operands.count)
-    emit.choose(choice, shapes)
+    """Emit the sums of PIXELS adjacent pixels."""
+    shapes = range(1, REGISTERS[emit.lanes] + 1)
+    emit.choose(operands.registers, {n: lambda n=n: _emit_shape(emit, operands, n) for n in shapes})
 
 
-def _emit_shape(emit: Emitter, operands: Product, registers: int, pixels: int) -> None:
+def _emit_shape(emit: Emitter, operands: Product, registers: int) -> None:
     builder, size = emit.builder, 4 * emit.lanes
-    each = [(p, k) for p in range(pixels) for k in range(registers)]
+    each = [(p, k) for p in range(PIXELS) for k in range(registers)]
     places = [emit.at(operands.sums, size * i) for i in range(len(each))]
-    offsets = [builder.mul(operands.pixel, SIZE(pixel)) for pixel in range(pixels)]
+    offsets = [builder.mul(operands.pixel, SIZE(pixel)) for pixel in range(PIXELS)]
     for (_, k), place in zip(each, places, strict=True):
         emit.store(emit.load(emit.at(operands.biases, size * k), emit.singles), place)
 
