@@ -31,6 +31,7 @@ FORMS = {
     "direct 512": ("avx512vnni", lambda: forms.direct(16)),
     "winograd 512": ("avx512bw", lambda: forms.winograd(16)),
     "winograd 256": ("avx2", lambda: forms.winograd(8)),
+    "direct 128": ("dotprod", lambda: forms.direct(4)),
 }
 """The forms of the compiled layers: LLVM's name of the instructions, and the form."""
 
