@@ -15,7 +15,7 @@ from cabm.machine import cpu
 from cabm.models import build_model
 from cabm.quant import Precision
 
-from .helpers import FORMS, calibrated
+from .helpers import FORMS, calibrated, needs_units
 
 ON_ANOTHER_CPU = """
 import sys
@@ -84,6 +84,7 @@ REGISTERS_512 = {"avx512bw": True, "avx512dq": True}
 def test_the_cpu_chooses_the_form(
     features: dict, name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: features)
     monkeypatch.setattr("cabm.engine.amx.permitted", lambda: True)
     form = forms.choose_form()
@@ -119,6 +120,7 @@ def test_without_permission_amx_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     assert forms.choose_form().name == "direct 512"
 
 
+@needs_units
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("fault", ["missing", "target", "raises", "wrong", "wrong at the border"])
 def test_without_a_working_numba_blocks_run_layer_by_layer(
