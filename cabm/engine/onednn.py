@@ -138,7 +138,8 @@ def available() -> tuple[bool, str]:
 
 def _missing_units() -> str | None:
     if architecture() not in ("x86_64", "amd64"):
-        return f"the integer engine needs an x86-64 CPU, this is {architecture() or 'unknown'}"
+        needed = "an x86-64 CPU, or ARM with dot products and a working numba"
+        return f"the integer engine needs {needed}; this is {architecture() or 'unknown'}"
     if not integer_units():
         return (
             "this CPU has no integer matrix units (AVX512-VNNI, AVX-VNNI or AMX); "
