@@ -150,6 +150,8 @@ def compile_loop(lanes: int) -> tuple[Loop, int]:
 
 def _tried(loop: Loop, lanes: int) -> bool:
     """Run convolutions on whole numbers, with an error of 16 bits at most."""
+    from cabm.engine import byte_winograd
+
     random = np.random.default_rng(0)  # PyTorch's generators need modules that a start does without
     x, *weights = (
         torch.from_numpy(random.integers(-3, 4, size)).float()
@@ -158,9 +160,10 @@ def _tried(loop: Loop, lanes: int) -> bool:
     exact: dict[str, Any] = {"input_bytes": 2, "weight_bytes": 2}
     first = Layer(weights[0] / 64, torch.full((64,), 0.5), shuffle=2, slope=0.5, **exact)
     last = Layer(weights[1], torch.zeros(3), **exact)
-    pixels, kernels = random.integers(0, 256, (1, 32, 5, 9)), random.integers(-127, 128, (128, 32, 3, 3))
-    pixels[:, 0], kernels[:, 0] = 255, 127  # so that all scales are powers of two
-    bands = replace(first, weight=torch.from_numpy(kernels) / 2.0**17, input_bytes=1, weight_bytes=1)
+    pixels = random.integers(0, byte_winograd.MOST + 1, (1, 32, 5, 9))
+    kernels = random.integers(-127, 128, (128, 32, 3, 3))
+    pixels[:, 0], kernels[:, 0] = byte_winograd.MOST, 127  # so that all scales are powers of two
+    bands = replace(first, weight=torch.from_numpy(kernels) / 2.0**20, input_bytes=1, weight_bytes=1)
     bands = replace(bands, bias=torch.full((128,), 0.5))
     after = Layer(weights[1].repeat(1, 2, 1, 1), torch.zeros(3), **exact)
     for image, layers in ((x, [first, last]), (torch.from_numpy(pixels).float(), [bands, after])):

@@ -62,7 +62,7 @@ def _compile_encoding(lanes, values, layers, places, s, y, memory, grids):
     def encode(lanes, values, layers, places, s, y, memory, grids):
         layer, place = layers[s], places[s]
         low, high = find_range(lanes, values)
-        scale, zero = grid_of_range(low, high)
+        scale, zero = grid_of_range(low, high, 255)
         grids[s, y % place[KEPT], 0], grids[s, y % place[KEPT], 1] = scale, zero
         first = row_at(place, y)
         codes = memory[first : first + place[ROW]]
@@ -101,20 +101,20 @@ def _take_row(lanes, values, layers, places, s, y, memory, grids):
 
 
 @register_jitable
-def grid_of_range(low, high):
-    """Return scale and zero of bytes that reach from ``low``, at most 0, to ``high``, at least 0."""
-    scale = (high - low) / np.float32(255)
+def grid_of_range(low, high, most):
+    """Return scale and zero of codes 0..most for ``low``, at most 0, to ``high``, at least 0."""
+    scale = (high - low) / np.float32(most)
     scale = scale if scale > np.float32(0) else np.float32(1)
     return scale, np.float32(np.int32(np.float32(0.5) - low / scale))
 
 
 @register_jitable
-def to_bytes(values, scale, zero, target):
-    """Write numbers as bytes."""
-    inverse, shift = np.float32(1) / scale, zero + np.float32(0.5)
+def to_codes(values, scale, zero, most, target):
+    """Write numbers as codes 0..most."""
+    inverse, shift, highest = np.float32(1) / scale, zero + np.float32(0.5), np.float32(most)
     for i in range(values.size):
         code = values[i] * inverse + shift
-        target[i] = np.int32(min(max(code, np.float32(0)), np.float32(255)))
+        target[i] = np.int32(min(max(code, np.float32(0)), highest))
 
 
 @register_jitable
@@ -126,7 +126,7 @@ def _write_codes(values, scale, zero, part, layer, place, codes):
         target = np.empty(values.size, np.uint8)
     inverse, shift, half = np.float32(1) / scale, zero + np.float32(0.5), np.float32(0.5)
     if part == 0:
-        to_bytes(values, scale, zero, target)
+        to_codes(values, scale, zero, 255, target)
     else:
         finer, middle = inverse * np.float32(LOWER_INPUT), np.float32(MIDDLE) + half
         for i in range(values.size):

@@ -1,7 +1,8 @@
 """Bands of rows of `cabm.engine.byte_rows` by integer Winograd: half the time of direct sums of bytes.
 
 `cabm.engine.winograd` needs one scale for all rows of a tile. So inputs are kept as float32, and the rows
-that a band reads become bytes of a common scale and zero when it is computed.
+that a band reads become codes of a common scale and zero when it is computed. They may have 8.8 bits, which
+cost no time, because products are of 16 bits.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import numpy as np
 from numba.extending import intrinsic, overload, register_jitable
 
 from cabm.engine import byte_winograd_ir
-from cabm.engine.byte_rows_codes import BIASES, COLUMNS, SCALES, WEIGHTS, grid_of_range, to_bytes
+from cabm.engine.byte_rows_codes import BIASES, COLUMNS, SCALES, WEIGHTS, grid_of_range, to_codes
 from cabm.engine.byte_rows_ir import MOST_PIXELS as BEYOND
 from cabm.engine.emitter import typed_call
 from cabm.engine.row_order import HEIGHT, INPUTS, KEPT, OUTPUTS, ROW, SLOPE, WIDTH, row_at
-from cabm.engine.winograd import multiply_strip, transform_input, transform_output
+from cabm.engine.winograd import multiply_strip, transform_halves, transform_output
 from cabm.engine.winograd_ir import CHUNK, PIXELS, POSITIONS, REGISTERS, STRIP
 
 READS = PIXELS + 2
 """Rows that a band reads."""
+
+MOST, MOST_SUM = 481, (2**31 - 1) // (64 * 9 * 127)
+"""Codes are 0..MOST, or 0..MOST_SUM / channels if that is less: transformed, they fit 16 bits, and the sums
+gathered by `cabm.engine.winograd` stay below 2^31."""
 
 
 @intrinsic(prefer_literal=True)
@@ -49,20 +54,20 @@ def band_bytes(layer, width):
     """Return the bytes of working memory for a band of rows of ``width``, and for its tiles."""
     tiles = -(-width // PIXELS)
     strips = -(-tiles // STRIP)
-    band = READS * (PIXELS * tiles + 2) * layer[INPUTS]
+    band = 2 * READS * (PIXELS * tiles + 2) * layer[INPUTS]
     return (band + 63) // 64 * 64, strips * 2 * POSITIONS * STRIP * layer[INPUTS]
 
 
 @register_jitable
 def encode_band(layer, place, y, memory, ranges, codes, grid):
-    """Write the rows that a band reads as bytes, framed, and their scale and zero.
+    """Write the rows that a band reads as codes, framed, and their scale and zero.
 
     Args:
         layer, place: of the convolution and of its input.
         y: the band's first row.
         memory: bytes, with the rows that are kept as float32.
         ranges: (rows, 2) float32, the least and the greatest numbers of these.
-        codes: bytes to write, (READS, pixels, channels).
+        codes: bytes to write, (READS, pixels, channels) int16.
         grid: (2,) float32 to write.
     """
     inputs, width, height = layer[INPUTS], place[WIDTH], place[HEIGHT]
@@ -70,19 +75,20 @@ def encode_band(layer, place, y, memory, ranges, codes, grid):
     for row in range(max(y - 1, 0), min(y + PIXELS + 1, height)):
         low = min(low, ranges[row % place[KEPT], 0])
         high = max(high, ranges[row % place[KEPT], 1])
-    scale, zero = grid_of_range(low, high)
+    most = min(MOST, MOST_SUM // inputs)
+    scale, zero = grid_of_range(low, high, most)
     grid[0], grid[1] = scale, zero
     size = (-(-width // PIXELS) * PIXELS + 2) * inputs
-    fill = np.uint8(np.int32(zero))
+    fill, halves = np.int16(np.int32(zero)), codes.view(np.int16)
     for line in range(READS):
-        row, target = y - 1 + line, codes[line * size : (line + 1) * size]
+        row, target = y - 1 + line, halves[line * size : (line + 1) * size]
         if row < 0 or row >= height:
             target[:] = fill
             continue
         first = row_at(place, row)
         values = memory[first : first + place[ROW]].view(np.float32)
         target[:inputs] = fill
-        to_bytes(values, scale, zero, target[inputs : inputs + values.size])
+        to_codes(values, scale, zero, most, target[inputs : inputs + values.size])
         target[inputs + values.size :] = fill
 
 
@@ -96,7 +102,7 @@ def convolve_band(lanes, layer, place, split, y, addend, grid, codes, tiles, scr
         y: the first row.
         addend: flat float32 to add, or empty.
         grid: (2,) float32, scale and zero of ``codes``.
-        codes: the bytes that it reads, from `encode_band`.
+        codes: the numbers that it reads, from `encode_band`.
         tiles, scratch: bytes of working memory.
         values: float32 to write: rows, by row and part, each with some pixels of space behind it.
     """
@@ -110,11 +116,11 @@ def _convolve_band(lanes, layer, place, split, y, addend, grid, codes, tiles, sc
     def loop(lanes, layer, place, split, y, addend, grid, codes, tiles, scratch, values):
         inputs, outputs, width = layer[INPUTS], layer[OUTPUTS], place[WIDTH]
         across = -(-width // PIXELS)
-        row, strip_bytes = (PIXELS * across + 2) * inputs, 2 * POSITIONS * STRIP * inputs
+        row, strip_bytes = 2 * (PIXELS * across + 2) * inputs, 2 * POSITIONS * STRIP * inputs
         source, transformed = np.int64(codes.ctypes.data), np.int64(tiles.ctypes.data)
         for tile in range(across):
             there = transformed + tile // STRIP * strip_bytes + 2 * CHUNK * (tile % STRIP)
-            transform_input(lanes, source + PIXELS * tile * inputs, row, inputs, there)
+            transform_halves(lanes, source + 2 * PIXELS * tile * inputs, row, inputs, there)
         starts = np.zeros(group, np.int32)
         products = np.int64(scratch.ctypes.data)
         sums = products + POSITIONS * STRIP * group * 4

@@ -52,6 +52,12 @@ def transform_input(_, lanes, source, row, channels, transformed):
 
 
 @intrinsic(prefer_literal=True)
+def transform_halves(_, lanes, source, row, channels, transformed):
+    """Transform the input of one tile of 16-bit numbers; see `cabm.engine.winograd_ir.Input`."""
+    return typed_call(lanes, winograd_ir.Input, {"row", "channels"}, winograd_ir.emit_input_of_halves)
+
+
+@intrinsic(prefer_literal=True)
 def _multiply(_, lanes, count, transformed, pairs, weights, products):
     """Multiply adjacent tiles at one position; see `cabm.engine.winograd_ir.Product`."""
     return typed_call(lanes, winograd_ir.Product, {"count", "pairs"}, winograd_ir.emit_product)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from cabm.engine.emitter import BYTE, SIZE, WORD, Emitter
+from cabm.engine.emitter import BYTE, HALF, SIZE, WORD, Emitter
 
 SIDE, POSITIONS = 6, 36
 """Numbers of a transformed tile, along a side and in all."""
@@ -41,9 +41,9 @@ class Input(NamedTuple):
     """Operands of `emit_input`.
 
     Attributes:
-        source: the tile's upper left byte.
+        source: the tile's upper left number.
         row: bytes from one row to the next.
-        channels: a multiple of CHUNK; also the bytes from one pixel to the next.
+        channels: a multiple of CHUNK; also the numbers from one pixel to the next.
         transformed: int16 (POSITIONS, channels / CHUNK, STRIP, CHUNK), at the tile's first number.
     """
 
@@ -88,11 +88,20 @@ class Output(NamedTuple):
 
 
 def emit_input(emit: Emitter, operands: Input) -> None:
-    """Emit the transform of 6x6 pixels of all channels."""
-    builder, width = emit.builder, 2 * emit.lanes
-    kind = ir.VectorType(BYTE, width)
+    """Emit the transform of 6x6 pixels of all channels, given as bytes."""
+    _emit_input(emit, operands, BYTE)
+
+
+def emit_input_of_halves(emit: Emitter, operands: Input) -> None:
+    """Emit the same for pixels of 16-bit numbers."""
+    _emit_input(emit, operands, HALF)
+
+
+def _emit_input(emit: Emitter, operands: Input, number: ir.IntType) -> None:
+    builder, width, size = emit.builder, 2 * emit.lanes, number.width // 8
+    kind = ir.VectorType(number, width)
     offsets = [
-        builder.add(builder.mul(operands.row, SIZE(y)), builder.mul(operands.channels, SIZE(x)))
+        builder.add(builder.mul(operands.row, SIZE(y)), builder.mul(operands.channels, SIZE(size * x)))
         for y in range(SIDE)
         for x in range(SIDE)
     ]
@@ -100,16 +109,16 @@ def emit_input(emit: Emitter, operands: Input) -> None:
 
     def transform(_, source, transformed):
         for part in range(0, CHUNK, width):
-            here = emit.at(source, part)
-            pixels = [
-                builder.zext(emit.load(emit.at(here, offset), kind), emit.halves) for offset in offsets
-            ]
+            here = emit.at(source, size * part)
+            pixels = [emit.load(emit.at(here, offset), kind) for offset in offsets]
+            if number is BYTE:
+                pixels = [builder.zext(pixel, emit.halves) for pixel in pixels]
             columns = [_transform_six(emit, pixels[x::SIDE]) for x in range(SIDE)]
             for y, row in enumerate(zip(*columns, strict=True)):
                 for x, value in enumerate(_transform_six(emit, row)):
                     place = builder.add(builder.mul(position, SIZE(SIDE * y + x)), SIZE(2 * part))
                     emit.store(value, emit.at(transformed, place))
-        return emit.at(source, CHUNK), emit.at(transformed, 2 * CHUNK * STRIP)
+        return emit.at(source, size * CHUNK), emit.at(transformed, 2 * CHUNK * STRIP)
 
     chunks = builder.udiv(operands.channels, SIZE(CHUNK))
     emit.loop(chunks, (operands.source, operands.transformed), transform)
