@@ -39,8 +39,9 @@ CHANNELS, FILL, KEPT = range(3)
 are kept while a group runs, 0: all rows."""
 
 FLOATING, CLEARED, RESULT, ROUNDED, FIXED = -1, -2, -3, -4, -5
-"""Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result; and
-others that start with zeros, of bfloat16 and in fixed point (`cabm.engine.fixed_pointwise`)."""
+"""Images of float32 instead of bytes: one that starts with any numbers or with zeros, and the result; one
+of bfloat16 that starts with zeros; and one in fixed point (`cabm.engine.fixed_pointwise`) that starts with
+any numbers, because weights of 0 multiply those that no step writes."""
 
 ZERO = 128
 """Byte of code 0 for codes with a sign."""

@@ -229,7 +229,7 @@ def _lay_out(images, height, width, band):
 def _clear(images, places, codes):
     """Fill images of bytes, and those images of floats that start with zeros."""
     for m in range(len(images)):
-        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED or is_compact(images[m, FILL]):
+        if images[m, FILL] >= 0 or images[m, FILL] == CLEARED or images[m, FILL] == ROUNDED:
             codes[places[m, 3] : places[m, 3] + places[m, 4]] = max(images[m, FILL], 0)
 
 
