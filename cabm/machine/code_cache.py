@@ -3,6 +3,9 @@
 numba's own cache writes beside the package, and trusts what it reads. This one puts a checksum on every
 file and a lock on every loop. A process that finds another one compiling waits for its code. numba keeps
 code by its version, the CPU, the loop's source and the types of arguments; other code is not used.
+
+numba also keeps every loop in LLVM's form, to compile it into loops that call it. That is three quarters of
+the file, and reading it takes memory and a third of the time of loading. So it is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numba
 from filelock import FileLock, Timeout
+from llvmlite import binding
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -27,7 +31,7 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
     UserWideCacheLocator,
 )
-from numba.core.runtime import rtsys
+from numba.core.runtime import _nrt_python
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,9 @@ PATIENCE_SECONDS = 120.0
 
 TESTED_NUMBA = "0.68."
 """Versions of numba whose code loads without what only compiling needs."""
+
+LEAN = "object and names"
+"""Marks libraries that are kept without LLVM's form of the code."""
 
 
 def cache_folder() -> Path:
@@ -95,12 +102,13 @@ class CompiledCode(FunctionCache):
 
     def _load(self, sig: Any, target_context: Any) -> Any:
         try:
-            if not numba.__version__.startswith(TESTED_NUMBA):
+            if not _tested():
                 return super().load_overload(sig, target_context)
-            # what that does without its first step, which imports all that compiling needs and takes five
-            # times as long. Loading needs only the symbols that compiled code refers to; without them the
-            # process crashes, which is why other versions take the long way.
-            rtsys.initialize(target_context)
+            # what that does without its first step, which imports all that compiling needs, compiles what
+            # counts references and takes five times as long. Compiled code contains that. It refers only to
+            # the symbols of numba's runtime; without them the process crashes, which is why other versions
+            # take the long way.
+            _add_runtime_symbols()
             with self._guard_against_spurious_io_errors():
                 return self._load_overload(sig, target_context)
         except Exception as error:  # such as a module that the code needs and that has moved
@@ -132,6 +140,46 @@ class _UserFolder(UserWideCacheLocator):
 
 class _InUserFolder(CompileResultCacheImpl):
     _locator_classes = (UserProvidedCacheLocator, _UserFolder)
+
+    def reduce(self, data: Any) -> tuple:
+        """Return what to keep of a compiled loop."""
+        library, *others = super().reduce(data)
+        return (_lean(library) if _tested() else library, *others)
+
+    def rebuild(self, target_context: Any, payload: tuple) -> Any:
+        """Return the loop from what was kept, perhaps by an earlier version of this package."""
+        (name, kind, content), *others = payload
+        if kind == LEAN:
+            code, symbols = content
+            target_context.codegen()._engine._defined_symbols.update(symbols)
+            kind, content = "object", (code, binding.parse_assembly("").as_bitcode())
+        return super().rebuild(target_context, ((name, kind, content), *others))
+
+
+def _lean(library: tuple) -> tuple:
+    """Return what numba keeps of a library, with the names of its symbols in place of LLVM's form."""
+    name, kind, content = library
+    if kind != "object":
+        return library
+    code, bitcode = content
+    module = binding.parse_bitcode(bitcode)
+    symbols = [
+        each.name
+        for group in (module.functions, module.global_variables)
+        for each in group
+        if not each.is_declaration
+    ]
+    return name, LEAN, (code, symbols)
+
+
+def _add_runtime_symbols() -> None:
+    """Tell LLVM where the functions of numba's runtime are, which compiled code calls."""
+    for name, address in _nrt_python.c_helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
+def _tested() -> bool:
+    return numba.__version__.startswith(TESTED_NUMBA)
 
 
 class _CheckedFiles(IndexDataCacheFile):

@@ -206,6 +206,64 @@ def test_kept_code_runs_in_a_process_that_never_compiles(tmp_path, tested):
     assert found == ["1 True\n", f"0 {tested != numba.__version__}\n"]
 
 
+CALLS = """
+import sys; sys.path.insert(0, sys.argv[1])
+import numpy as np, loops
+from cabm.machine import code_cache
+from cabm.machine.compiled import jit
+code_cache.TESTED_NUMBA = sys.argv[2]
+loops.total = jit(loops.total)
+x, out = np.arange(4, dtype=np.float32), np.zeros(2)
+hits = []
+for loop in (loops.total, jit(loops.shifted))[: int(sys.argv[3])]:
+    found = loop(x) if loop is loops.total else loop(x, out)
+    hits.append(sum(loop.stats.cache_hits.values()))
+assert loops.total(x) == 6 and (len(hits) == 1 or out.tolist() == [7, 8])
+print(hits)
+"""
+
+
+def test_kept_code_is_found_by_a_loop_that_calls_it(tmp_path):
+    """Only machine code of it is kept, which a loop that is compiled later can call, not inline."""
+    (tmp_path / "loops.py").write_text(
+        "def total(x):\n"
+        "    sum = np.float64(0)\n"
+        "    for i in range(x.size):\n"
+        "        sum += x[i]\n"
+        "    return sum\n"
+        "def shifted(x, out):\n"
+        "    for i in range(out.size):\n"
+        "        out[i] = total(x) + i + 1\n"
+        "import numpy as np\n"
+    )
+
+    def hits(tested: str, count: int) -> str:
+        command = [sys.executable, "-c", CALLS, str(tmp_path), tested, str(count)]
+        environment = os.environ | {"NUMBA_CACHE_DIR": ""}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return done.stdout.strip()
+
+    assert [hits(numba.__version__, count) for count in (1, 2, 2)] == ["[0]", "[1, 0]", "[1, 1]"]
+
+
+def test_code_kept_by_earlier_versions_is_used(double, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(code_cache, "TESTED_NUMBA", "another")  # keeps what numba keeps
+        compilations(double)
+    assert compilations(double) == 0
+
+
+def test_files_hold_no_more_than_machine_code(double, folder, monkeypatch):
+    sizes = []
+    for tested in ("another", numba.__version__):
+        monkeypatch.setattr(code_cache, "TESTED_NUMBA", tested)
+        compilations(double)
+        (path,) = [path for path in files(folder) if path.suffix == ".nbc"]
+        sizes.append(path.stat().st_size)
+        path.unlink()
+    assert sizes[1] < sizes[0] / 1.5
+
+
 def test_of_two_processes_one_compiles(tmp_path, double):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
