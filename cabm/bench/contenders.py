@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cabm.bench import openvino, peers
@@ -35,14 +36,14 @@ class Work:
     """A model and the tiles to upscale.
 
     Attributes:
-        model: a quantized model directory; None: ``backbone`` with random weights, calibrated.
-        backbone, scale, weight_bits: of the random model; see `cabm.quant.Precision`.
+        model: a quantized model directory, or a file of `write_random_weights`.
+        backbone, scale, weight_bits: of the random weights; see `cabm.quant.Precision`.
         tile: side of the tiles in pixels.
         tiles: their number; the float models take them as one batch.
         threads: CPU threads.
     """
 
-    model: Path | None
+    model: Path
     backbone: str
     scale: int
     weight_bits: int | Literal["same"]
@@ -56,20 +57,32 @@ class Work:
         Raises:
             InputError: no such model directory, or a damaged one.
         """
-        if self.model is not None:
+        if not self.model.is_file():
             loaded = load_model(self.model)
             return loaded.model, loaded.table
+        model = self._random_model()
+        model.load_state_dict(load_file(self.model))
+        return model, None
+
+    def write_random_weights(self) -> None:
+        """Write the file that ``model`` names: random weights, with clip values that suit them.
+
+        This runs the float model, whose memory a contender must not count as its own.
+        """
         generator = torch.Generator().manual_seed(0)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            precision = Precision("cabm", weight_bits=self.weight_bits)
-            model = build_model(self.backbone, self.scale, precision).eval()
+        model = self._random_model()
         observer = AlphaObserver()
         with torch.no_grad():
             model(_noise(2, 48, generator), observer=observer)
             for quantizer in observer.modules():
                 quantizer.alpha.fill_(observer.mean_peak(quantizer))
-        return model, None
+        save_file(model.state_dict(), self.model)
+
+    def _random_model(self) -> Backbone:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            precision = Precision("cabm", weight_bits=self.weight_bits)
+            return build_model(self.backbone, self.scale, precision).eval()
 
     def pixels(self) -> Tensor:
         """Return the tiles, (tiles,3,tile,tile) uint8. They are noise; times do not depend on it."""

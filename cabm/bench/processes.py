@@ -22,6 +22,7 @@ class OwnProcess:
 
     Attributes:
         runs: functions by name that each run the one of that name there, and return when it has ended.
+        memory_before: the largest resident memory until the functions were built, in bytes.
 
     Raises:
         RuntimeError: the process failed or ended; its traceback is on the standard error.
@@ -33,7 +34,8 @@ class OwnProcess:
         self._process = context.Process(target=_serve, args=(theirs, build), daemon=True)
         self._process.start()
         theirs.close()
-        self.runs: dict[str, Run] = {name: partial(self._ask, name) for name in self._answer()}
+        names, self.memory_before = self._answer()
+        self.runs: dict[str, Run] = {name: partial(self._ask, name) for name in names}
 
     def peak_memory(self) -> float:
         """Return the largest resident memory of the process until now, in bytes."""
@@ -60,7 +62,7 @@ class OwnProcess:
 def _serve(pipe: Connection, build: Callable[[], Mapping[str, Run]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C, the process that started this one ends it
     runs = build()
-    pipe.send(list(runs))
+    pipe.send((list(runs), peak_memory()))
     while True:
         try:
             name = pipe.recv()

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -62,10 +63,14 @@ class UpscaleBench:
     tiles: int = 4
     peers: bool = True
 
-    def work(self) -> Work:
-        """Return what each contender upscales."""
+    def work(self, folder: Path) -> Work:
+        """Return what each contender upscales; random weights are written to a folder."""
         threads = self.threads or torch.get_num_threads()
-        return Work(self.model, self.backbone, self.scale, self.weight_bits, self.tile, self.tiles, threads)
+        model = self.model or folder / "random.safetensors"
+        work = Work(model, self.backbone, self.scale, self.weight_bits, self.tile, self.tiles, threads)
+        if self.model is None:
+            work.write_random_weights()
+        return work
 
 
 def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
@@ -78,24 +83,25 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         second of the engine and of oneDNN's best convolution, and their ratio; ``scaling``, the speedup
         from 1 to all threads; for models whose layers take several widths, ``by_bits``, the time of a
         tile with one width in all layers / that with the largest width; ``peak_rss_mb``, the peak memory
-        of the processes of engine and float model, and ``memory_share``, their ratio.
+        of the processes of engine and float model, ``before_rss_mb``, what of it they had before the first
+        tile (Python, PyTorch, the model), and ``memory_share``, the ratio of the peaks.
 
     Raises:
         InputError: no such model directory, or a damaged one.
         RuntimeError: a contender failed; its traceback is on the standard error.
     """
-    work = options.work()
-    model, _ = work.load()
-    builds, skipped = _builds(model, work, with_peers=options.peers)
     with ExitStack() as stack:
+        work = options.work(Path(stack.enter_context(TemporaryDirectory())))
+        model, _ = work.load()
+        builds, skipped = _builds(model, work, with_peers=options.peers)
         processes = {
             name: stack.enter_context(closing(OwnProcess(build))) for name, build in builds.items()
         }
         runs = {name: run for process in processes.values() for name, run in process.runs.items()}
         _, timings = interleaved(runs, options.rounds, pause=PAUSE)
-        peaks = {
-            name: processes[name].peak_memory() / 2**20 for name in (FLOAT, INTEGER) if name in processes
-        }
+        measured = {name: processes[name] for name in (FLOAT, INTEGER) if name in processes}
+        peaks = {name: process.peak_memory() / 2**20 for name, process in measured.items()}
+        before = {name: process.memory_before / 2**20 for name, process in measured.items()}
     seconds = {
         name: [time / _tiles(name, options.tiles) for time in times] for name, times in timings.items()
     }
@@ -118,6 +124,7 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
     if INTEGER in builds:
         result |= _of_engine(model, work, seconds)
         result |= {"peak_rss_mb": peaks, "memory_share": peaks[INTEGER] / peaks[FLOAT]}
+        result["before_rss_mb"] = before
     return result
 
 
@@ -208,7 +215,10 @@ def format_report(result: dict[str, Any]) -> str:
         times = ", ".join(f"{width} bits {ratio:.2f}" for width, ratio in result["by_bits"].items())
         lines.append(f"time of a tile with one width in all layers: {times}")
     for name, megabytes in result.get("peak_rss_mb", {}).items():
-        lines.append(f"peak memory, {name}: {megabytes:.0f} MB")
+        before = result["before_rss_mb"][name]
+        lines.append(
+            f"peak memory, {name}: {megabytes:.0f} MB, {before:.0f} MB of it before the first tile"
+        )
     if "memory_share" in result:
         lines.append(f"peak memory, int8 engine / float: {result['memory_share']:.2f}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cabm.bench import peers
+from cabm.bench import contenders, peers
 from cabm.bench import upscale as bench
 from cabm.bench.upscale import FLOAT, INTEGER, SIMULATED, UpscaleBench, bench_upscale, format_report
 from cabm.checkpoints.find import find_model
@@ -42,9 +42,11 @@ def test_times_every_contender_and_prints_them(model: Path) -> None:
     assert 0 < result["int8"]["share"] < 2
     assert set(result["peak_rss_mb"]) == {FLOAT, INTEGER}
     assert result["memory_share"] == result["peak_rss_mb"][INTEGER] / result["peak_rss_mb"][FLOAT]
+    assert all(10 < result["before_rss_mb"][name] <= peak for name, peak in result["peak_rss_mb"].items())
     json.dumps(result)
     printed = format_report(result)
     assert all(name in printed for name in rows)
+    assert printed.count("MB of it before the first tile") == 2
 
 
 @needs_units
@@ -70,6 +72,22 @@ def test_reports_why_contenders_were_not_timed(model: Path, monkeypatch: pytest.
     ):
         assert name in printed
     assert "cabm[bench]" in printed
+
+
+def test_contenders_load_random_weights_and_do_not_calibrate_them(tmp_path, monkeypatch) -> None:
+    work = UpscaleBench(backbone="carn", scale=2, tiles=1).work(tmp_path)
+    monkeypatch.setattr(contenders, "AlphaObserver", None)
+    model, table = work.load()
+    again, _ = work.load()
+    assert table is None and model.precision.kind == "cabm"
+    state, same = model.state_dict(), again.state_dict()
+    assert all(torch.equal(state[name], same[name]) for name in state)
+    clips = {
+        round(float(module.alpha.detach().max()), 3)
+        for module in model.modules()
+        if hasattr(module, "alpha")
+    }
+    assert len(clips) > 5, "calibrated, each quantizer by its own inputs"
 
 
 def test_the_command_knows_packaged_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
