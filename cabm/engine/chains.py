@@ -183,7 +183,7 @@ class Chain:
         x = dense(x)
         height, width = x.shape[2:]
         padded = self._images[self.result][0]
-        out = dense(torch.empty(1, padded, height, width))
+        out = torch.empty(1, padded, height, width, memory_format=torch.channels_last)
         self._kernel.run(*self._tables, x[0].permute(1, 2, 0).numpy(), flat(out))
         return out[:, : self._channels]
 
