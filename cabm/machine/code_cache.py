@@ -31,6 +31,7 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
     UserWideCacheLocator,
 )
+from numba.core.environment import Environment, lookup_environment
 from numba.core.runtime import _nrt_python
 
 log = logging.getLogger(__name__)
@@ -143,25 +144,25 @@ class _InUserFolder(CompileResultCacheImpl):
 
     def reduce(self, data: Any) -> tuple:
         """Return what to keep of a compiled loop."""
-        library, *others = super().reduce(data)
-        return (_lean(library) if _tested() else library, *others)
+        library, *others, environments = super().reduce(data)
+        if not _tested() or library[1] != "object":
+            return library, *others, environments
+        return _lean(library), *others, tuple(each.__reduce__()[1] for each in environments)
 
     def rebuild(self, target_context: Any, payload: tuple) -> Any:
         """Return the loop from what was kept, perhaps by an earlier version of this package."""
-        (name, kind, content), *others = payload
+        (name, kind, content), *others, environments = payload
         if kind == LEAN:
             code, symbols = content
             target_context.codegen()._engine._defined_symbols.update(symbols)
             kind, content = "object", (code, binding.parse_assembly("").as_bitcode())
-        return super().rebuild(target_context, ((name, kind, content), *others))
+            environments = tuple(_environment(*each) for each in environments)
+        return super().rebuild(target_context, ((name, kind, content), *others, environments))
 
 
 def _lean(library: tuple) -> tuple:
     """Return what numba keeps of a library, with the names of its symbols in place of LLVM's form."""
-    name, kind, content = library
-    if kind != "object":
-        return library
-    code, bitcode = content
+    name, _, (code, bitcode) = library
     module = binding.parse_bitcode(bitcode)
     symbols = [
         each.name
@@ -170,6 +171,20 @@ def _lean(library: tuple) -> tuple:
         if not each.is_declaration
     ]
     return name, LEAN, (code, symbols)
+
+
+def _environment(module: str, constants: list, name: str) -> Environment:
+    """Return what numba keeps of a function that a loop calls, without importing the function's module.
+
+    Code refers to its constants only; functions that look up globals at run time are none of a loop's.
+    """
+    found = lookup_environment(name)
+    if found is None:
+        found = Environment({"__name__": module})
+        found.consts[:] = constants
+        found.env_name = name
+        Environment._memo[name] = found
+    return found
 
 
 def _add_runtime_symbols() -> None:
