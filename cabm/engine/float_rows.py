@@ -163,13 +163,15 @@ def compiled() -> Loop | None:
     Raises:
         ArithmeticError: it computes wrong results.
     """
-    from cabm.engine.amx import permitted
-    from cabm.engine.float_rows_loops import rows_loop
-
     features = compiler_features()
     units = ("amx-bf16", "avx512bf16", "avx512bw")
     has_units = all(features.get(each) for each in units) and compiles_for_this_cpu()
-    if not has_units or not multiplies_bfloat16(torch.device("cpu")) or not permitted():
+    if not has_units or not multiplies_bfloat16(torch.device("cpu")):
+        return None
+    from cabm.engine.amx import permitted
+    from cabm.engine.float_rows_loops import rows_loop
+
+    if not permitted():
         return None
     loop = jit(rows_loop())
     if not _tried(loop):
