@@ -22,7 +22,7 @@ from cabm.bench.contenders import FLOAT, INTEGER, NCNN, ONE_THREAD, ONNX_RUNTIME
 from cabm.bench.machine import describe_machine, int8_peak
 from cabm.bench.processes import OwnProcess, Run
 from cabm.bench.rounds import interleaved, median_ratio
-from cabm.engine.integer import supports
+from cabm.engine.integer import compile_model, supports
 from cabm.models import Backbone
 from cabm.tiling.plan import plan
 
@@ -143,6 +143,7 @@ def _builds(
     skipped = {}
     reason = supports(model)
     if reason is None:
+        compile_model(model)  # so that code is kept: compiling takes memory that only a first run needs
         builds[INTEGER] = build(INTEGER, contenders.integer)
     else:
         skipped[INTEGER] = reason
