@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cabm.engine import winograd, winograd_ir
 from cabm.engine.float_rows import Layer, Rows
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features
@@ -45,6 +44,8 @@ class ByteRows(Rows):
         super().__init__(loop, layers)
 
     def _row(self, layer: Layer, last: bool) -> list[int]:
+        from cabm.engine import winograd, winograd_ir
+
         weight, bias = (
             pixels_together(each.detach(), layer.shuffle).float() for each in (layer.weight, layer.bias)
         )
@@ -77,6 +78,8 @@ class ByteRows(Rows):
     @staticmethod
     def _band(layer: Layer, outputs: int) -> int:
         """Return how many rows a convolution computes at once: several by Winograd, where that fits."""
+        from cabm.engine import winograd, winograd_ir
+
         inputs, size = layer.weight.shape[1:3]
         one_byte = layer.input_bytes == layer.weight_bytes == 1
         whole = inputs % winograd_ir.CHUNK == outputs // layer.shuffle % winograd_ir.CHUNK == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -206,6 +208,13 @@ def packs(model: Backbone) -> int:
 def test_rows_share_packed_weights() -> None:
     assert packs(calibrated("edsr")) == 1
     assert packs(calibrated("edsr", weight_bits="same")) == 3
+
+
+def test_importing_the_package_does_not_import_numba() -> None:
+    """So a numba that is missing or broken is found where something can take its place."""
+    code = "import sys, cabm.cli, cabm.engine; print({'numba', 'llvmlite'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
 
 
 def test_without_numba_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
