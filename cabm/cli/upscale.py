@@ -17,6 +17,7 @@ from cabm.cli.terminal import compiling_shown, echo, fail, interrupted, sigterm_
 from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
 from cabm.machine.late_imports import import_torch_in_part
+from cabm.machine.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from cabm.upscaling.jobs import Survey
@@ -146,6 +147,7 @@ def upscale(
 
       curl -s https://example.org/a.jpg | cabm upscale - --format jpeg > big.jpg
     """
+    spin_briefly()
     import_torch_in_part()
     request = options.upscale_request(context, tuple(inputs), output)
     with piped(request) as pipes, compiling_shown(not quiet):

@@ -10,6 +10,7 @@ import typer
 
 from cabm.cli.terminal import echo, sigterm_interrupts
 from cabm.errors import EXTRAS, require
+from cabm.machine.openmp import spin_briefly
 
 
 def web(
@@ -59,6 +60,7 @@ def web(
       cabm web --host :: --max-pixels 4000000 --max-upload 20
     """
     require("cabm web", *EXTRAS["web"])
+    spin_briefly()
     from cabm.web.models import Models
     from cabm.web.server import serve
     from cabm.web.site import Limits
