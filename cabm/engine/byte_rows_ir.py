@@ -229,9 +229,7 @@ def _emit_pixels(emit: Emitter, operands: End, shape: int) -> None:
             value = emit.load(emit.at(sums, offset), emit.singles)
             if shape & ADDS:
                 value = builder.fadd(value, emit.load(emit.at(addend, offset), emit.singles))
-            negative = builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
-            value = builder.select(negative, builder.fmul(value, slope), value)
-            emit.store(value, emit.at(target, offset))
+            emit.store(emit.leaky(value, slope), emit.at(target, offset))
         steps = (size * registers, operands.addend_pixel, operands.target_pixel)
         return [emit.at(at, step) for at, step in zip((sums, addend, target), steps, strict=True)]
 

@@ -124,15 +124,15 @@ def rows_loop(lanes: int) -> Loop:
                 )
             else:
                 _find_rows(layers[s], places[s], y, memory, grids[s], table)
-            if layers[s, PLANAR] != 0:
-                convolve_colours(lanes, layers[s], places[s], table, colours)
-                write_colours(colours, y, base, out)
-            elif layers[s, BAND] == 1:
-                _convolve_row(lanes, layers[s], places[s], split, table, added, scratch, values)
+                if layers[s, PLANAR] != 0:
+                    convolve_colours(lanes, layers[s], places[s], table, colours)
+                    write_colours(colours, y, base, out)
+                else:
+                    _convolve_row(lanes, layers[s], places[s], split, table, added, scratch, values)
+                    if s == last:
+                        row = _row_of_part(values, layers[s], places[s], split, 0)
+                        write_rows(row.reshape(-1, layers[s, OUTPUTS]), layers[s], y, base, out)
             lines = min(layers[s, BAND], places[s, HEIGHT] - y)
-            if s == last and layers[s, PLANAR] == 0:
-                row = _row_of_part(values, layers[s], places[s], split, 0)
-                write_rows(row.reshape(-1, layers[s, OUTPUTS]), layers[s], y, base, out)
             for part in range(lines * split if s < last else 0):
                 row = _row_of_part(values, layers[s], places[s], split, part)
                 take_row(lanes, row, layers, places, s + 1, y * split + part, memory, grids)

@@ -68,9 +68,7 @@ def _emit_pixels(emit: Emitter, operands: End, adds: int) -> None:
             value = emit.multiply_add(builder.sitofp(whole, emit.singles), factor, bias)
             if adds:
                 value = builder.fadd(value, emit.load(emit.at(addend, at), emit.singles))
-            negative = builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
-            value = builder.select(negative, builder.fmul(value, slope), value)
-            emit.store(value, emit.at(target, at))
+            emit.store(emit.leaky(value, slope), emit.at(target, at))
         steps = (size * REGISTERS, operands.addend_pixel, operands.target_pixel)
         return [emit.at(at, step) for at, step in zip((sums, addend, target), steps, strict=True)]
 

@@ -81,6 +81,11 @@ class Emitter:
         arguments = [value, most, WORD(2), value, HALF(-1), WORD(4)]
         return self.call("llvm.x86.avx512.mask.range.ps.512", self.singles, arguments)
 
+    def leaky(self, value: ir.Value, slope: ir.Value) -> ir.Value:
+        """Multiply negative numbers by a slope."""
+        negative = self.builder.fcmp_ordered("<", value, self.constant(self.singles, 0))
+        return self.builder.select(negative, self.builder.fmul(value, slope), value)
+
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """Return a * b + c, rounded once."""
         return self.call(f"llvm.fma.v{self.lanes}f32", self.singles, [a, b, c])

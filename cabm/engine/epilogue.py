@@ -170,7 +170,7 @@ def _emit_pixel(
     builder = emit.builder
     value = _emit_value(emit, epilogue, affine, at)
     if epilogue.leaky:
-        value = _emit_leaky(emit, value, numbers[SLOPE])
+        value = emit.leaky(value, numbers[SLOPE])
     if epilogue.coded:
         value = builder.fmul(builder.fmul(value, numbers[GAIN]), numbers[INVERSE])
         value = builder.fadd(emit.limit(value, numbers[HIGH]), emit.constant(emit.singles, ROUND))
@@ -181,7 +181,7 @@ def _emit_pixel(
     if epilogue.adds == "floats":
         addend = _load_rounded(emit, at.addend) if epilogue.rounded else emit.load(at.addend, emit.singles)
         value = builder.fadd(value, addend)
-        value = _emit_leaky(emit, value, numbers[AFTER])
+        value = emit.leaky(value, numbers[AFTER])
     if epilogue.floats:
         emit.store(_rounded(emit, value) if epilogue.rounded else value, at.floats)
     if epilogue.codes == "own":
@@ -201,11 +201,6 @@ def _emit_value(emit: Emitter, epilogue: Epilogue, affine: list[ir.Value], at: _
     factors, biases = affine
     sums = emit.builder.sitofp(emit.load(at.sums, emit.words), emit.singles)
     return emit.builder.fadd(emit.builder.fmul(sums, factors), biases)
-
-
-def _emit_leaky(emit: Emitter, value: ir.Value, slope: ir.Value) -> ir.Value:
-    negative = emit.builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
-    return emit.builder.select(negative, emit.builder.fmul(value, slope), value)
 
 
 def _emit_bytes(emit: Emitter, whole: ir.Value, place: ir.Value) -> None:

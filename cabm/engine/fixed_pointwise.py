@@ -53,7 +53,7 @@ def fix_rows(lanes, memory, source, target, channels, height, width):
 
     Args:
         lanes: 32-bit numbers per register.
-        memory: flat float32 that holds both images; begins at address ``start``.
+        memory: flat float32 that holds both images.
         source, target: the first number's place in ``memory``, in bytes from its start, and the bytes from
             one pixel and from one row to the next; pixels of the source lie side by side.
         channels: of the source, full registers.

@@ -138,8 +138,7 @@ def _emit_pixels(emit: Emitter, operands: End, shape: int) -> None:
             value = emit.load(emit.at(sums, offset), emit.singles)
             if shape - halves & ADDS:
                 value = builder.fadd(value, emit.load(emit.at(addend, offset), emit.singles))
-            negative = builder.fcmp_ordered("<", value, emit.constant(emit.singles, 0))
-            values.append(builder.select(negative, builder.fmul(value, slope), value))
+            values.append(emit.leaky(value, slope))
         if shape - halves & NARROW:
             emit.store(_to_bfloat16(emit, values), target)
         else:

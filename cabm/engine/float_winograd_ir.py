@@ -123,9 +123,7 @@ def _emit_pixels(emit: Emitter, operands: Output, outputs: int) -> None:
         for y in range(outputs):
             row = emit.at(target, builder.mul(operands.row, SIZE(y)))
             for x, value in enumerate(_backward(emit, [column[y] for column in columns], outputs)):
-                total = builder.fadd(value, bias)
-                negative = builder.fcmp_ordered("<", total, emit.constant(emit.singles, 0))
-                total = builder.select(negative, builder.fmul(total, slope), total)
+                total = emit.leaky(builder.fadd(value, bias), slope)
                 emit.store(total, emit.at(row, builder.mul(operands.pixel, SIZE(x))))
         return emit.at(products, size), emit.at(biases, size), emit.at(target, size)
 

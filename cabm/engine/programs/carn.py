@@ -97,8 +97,8 @@ class CarnProgram:
         parts = [n] * (NUM_STEPS + 1)
         inner = chain.floats(*parts, passing=True, compact=compact)
         outer = chain.floats(*parts, compact=compact)
-        # images in fixed point are written after the row is known
-        between, sums = (chain.floats(n, passing=True, compact=compact and not fixed) for _ in range(2))
+        between = chain.floats(n, passing=True, compact=compact and not fixed)
+        sums = chain.floats(n, passing=True) if fixed else between  # fixed point waits for the whole row
         hidden = chain.codes(n, 0)
         reads = {zero: chain.codes(n, zero) for zero in {block.conv1.grid.zero for block in blocks}}
         chain.begin_group()
