@@ -11,7 +11,7 @@ import torch
 from cabm.engine import onednn
 from cabm.engine.grid import Grid, Storage
 from cabm.machine.cpu import cpu_features, integer_units
-from cabm.machine.threads import torch_threads
+from cabm.machine.threads import limited_threads
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def int8_peak(repeats: int = 10) -> float:
 
     Which one is fastest depends on the processor: large ones stream weights, small ones stay in caches.
     """
-    with torch_threads(1):
+    with limited_threads(1):
         return max(_rate(*shape, repeats) for shape in ((1024, 1, 64), (256, 3, 48), (64, 3, 96)))
 
 

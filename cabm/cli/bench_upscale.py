@@ -86,8 +86,8 @@ def _bench_tiling(image: Path, model: str | None, rounds: int, threads: int, *, 
 
     from cabm.bench.tiling import bench_tiling, format_tiling
     from cabm.checkpoints.find import DEFAULT_MODEL
-    from cabm.machine.threads import torch_threads
+    from cabm.machine.threads import limited_threads
 
-    with torch_threads(threads or None):
+    with limited_threads(threads or None):
         measured = bench_tiling(image, model or DEFAULT_MODEL, rounds=rounds)
     typer.echo(json.dumps(asdict(measured), indent=2) if as_json else format_tiling(measured))

@@ -18,7 +18,7 @@ from cabm.imaging.raster import Raster, array_raster, in_memory
 from cabm.imaging.row_stream import RowShape, reduced_rows
 from cabm.imaging.stored import stored_rows
 from cabm.imaging.writer import OutputSpec, image_writer
-from cabm.machine.threads import torch_threads
+from cabm.machine.threads import limited_threads
 from cabm.tiling.blending import MAX_FADE
 from cabm.tiling.plan import TilePlan, plan
 from cabm.upscaling.engine_choice import ChosenRunner, choose_runner
@@ -64,7 +64,7 @@ class Upscaler:
             and its table, usually 2 pixels. ``auto``: as much as the network sees, so that a float model
             gives the same image as without tiles, at two to three times the work.
         tile: side of a tile in input pixels; None: the table's, or as large as ``auto`` needs.
-        threads: CPU threads; None: as many as PyTorch uses.
+        threads: CPU threads; None: `cabm.machine.threads.thread_count`.
         alpha: what upscales alpha channels: ``network`` or ``bicubic``.
 
     Attributes:
@@ -149,7 +149,7 @@ class Upscaler:
         image = image_array(image)
         raster: Raster = array_raster(image[..., None] if image.ndim == 2 else image)
         target = size.target(raster.height, raster.width, self.scale)
-        with torch_threads(self._threads):
+        with limited_threads(self._threads):
             for _ in range(target.passes - 1):
                 raster = array_raster(np.concatenate(list(self._rows(raster, Trace(), progress))))
             rows = self._rows(raster, Trace(), progress) if target.passes else raster.blocks()
@@ -231,7 +231,7 @@ class Upscaler:
         with (
             ExitStack() as writing,
             ExitStack() as first_pass,
-            torch_threads(self._threads),
+            limited_threads(self._threads),
             clock.clock("total"),
         ):
             if raster.height * raster.width * raster.channels * raster.dtype.itemsize <= _IN_MEMORY_BYTES:
