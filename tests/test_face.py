@@ -21,6 +21,22 @@ def test_importing_the_package_imports_no_library() -> None:
     assert python("-c", code) == "[]"
 
 
+def test_what_surrounds_the_network_needs_no_pytorch() -> None:
+    modules = (
+        "imaging.bicubic",
+        "imaging.pixels",
+        "machine.threads",
+        "tables.table",
+        "tiling.edges",
+        "upscaling.runners",
+        "upscaling.streaming",
+        "upscaling.tiles",
+        "upscaling.window",
+    )
+    imports = "; ".join(f"import cabm.{module}" for module in modules)
+    assert python("-c", f"{imports}; import sys; print('torch' in sys.modules)") == "False"
+
+
 @pytest.mark.parametrize("name", cabm.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(cabm, name) is not None

@@ -16,7 +16,7 @@ from cabm.bench import openvino, peers
 from cabm.bench.processes import Run
 from cabm.checkpoints.model_directory import load_model
 from cabm.engine.integer import compile_model
-from cabm.imaging.bicubic import upscale_bicubic_batch
+from cabm.evaluation.bicubic import upscale_bicubic_batch
 from cabm.models import Backbone, build_model
 from cabm.quant import AlphaObserver, Precision
 from cabm.tables.table import EdgeToBitTable
@@ -93,7 +93,7 @@ class Work:
         if model.precision.kind in ("float", "pams"):
             return None
         if table is not None:
-            return torch.from_numpy(table.lookup(edge_score(tiles).numpy()))
+            return torch.from_numpy(table.lookup(edge_score(tiles.numpy())))
         choices = torch.tensor(model.precision.search_space)
         mixed = choices[torch.arange(self.tiles * model.num_adaptive) % len(choices)]
         return mixed.view(self.tiles, -1)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cabm.bench.contenders import float_twin
 from cabm.bench.rounds import interleaved, median_ratio
@@ -85,11 +84,10 @@ def bench_tiling(image_file: Path, model: str | Path, *, rounds: int) -> TilingB
     plain = choose_runner(float_twin(loaded.model), engine="float", device="cpu").runner
     square = image[:WHOLE_SIDE, :WHOLE_SIDE]
     square_layout = plan(*square.shape[:2], tile, stride, size_multiple=loaded.model.size_multiple)
-    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
     runs: dict[str, Callable[[], Any]] = {
         "grouped": lambda: super_resolve(chosen.runner, image, table=table, **options).image,
         "one by one": lambda: _one_by_one(chosen.runner, image, table, layout),
-        "scoring": lambda: table.lookup(edges_of_image(pixels, layout).scores.numpy()),
+        "scoring": lambda: table.lookup(edges_of_image(image, layout).scores),
         "whole": lambda: super_resolve(plain, square, **(options | {"tile": None})),
         "tiled": lambda: super_resolve(plain, square, **options),
     }
@@ -123,15 +121,14 @@ def format_tiling(result: TilingBench) -> str:
     )
 
 
-@torch.inference_mode()
 def _one_by_one(
     runner: TileRunner, image: np.ndarray, table: EdgeToBitTable, layout: TilePlan
 ) -> np.ndarray:
     """Score, look up and run one tile after another, as the released code does."""
-    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    pixels = image.transpose(2, 0, 1)
     upscaled = []
     for tile, border in zip(split(pixels, layout), touches_border(layout), strict=True):
-        bits = torch.from_numpy(table.lookup(edge_score(tile[None]).numpy()))
+        bits = table.lookup(edge_score(tile[None]))
         result, _ = runner(tile[None], bits, inside=not border)
-        upscaled.append(result[0].round().clamp(0, 255).to(torch.uint8).numpy())
+        upscaled.append(np.rint(result[0]).clip(0, 255).astype(np.uint8))
     return blend_tiles(np.stack(upscaled), layout, runner.scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,14 +100,15 @@ class IntegerModel:
         out.copy_(result.round_().clamp_(0, 255) if out.dtype == torch.uint8 else result)
 
     def __call__(
-        self, tiles: Tensor, bits: Tensor | None, *, inside: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, tiles: np.ndarray, bits: np.ndarray | None, *, inside: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Upscale tiles as `cabm.upscaling.runners.TileRunner` asks: uint8 to uint8, float to float32.
 
         The result is the same whether or not the tiles are ``inside`` the image.
         """
-        dtype = torch.uint8 if tiles.dtype == torch.uint8 else torch.float32
-        return self.run(tiles, bits, dtype=dtype), bits
+        dtype = torch.uint8 if tiles.dtype == np.uint8 else torch.float32
+        widths = None if bits is None else torch.from_numpy(bits)
+        return self.run(torch.from_numpy(tiles), widths, dtype=dtype).numpy(), bits
 
     def _rows(self, n: int, bits: Tensor | None) -> Sequence[Row]:
         if bits is None or self._kind == "pams":

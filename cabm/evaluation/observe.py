@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cabm.data.store import PackedStore
-from cabm.imaging.bicubic import upscale_bicubic_batch
+from cabm.evaluation.bicubic import upscale_bicubic_batch
 from cabm.tables.observations import Observations
 from cabm.tiling.edges import edges_of_image
 from cabm.tiling.plan import plan, split
-from cabm.upscaling.runners import ModelRunner
 from cabm.upscaling.tiles import TileRun
+from cabm.upscaling.torch_runners import ModelRunner
 
 _BATCH_SIZE = 8
 
@@ -39,7 +38,7 @@ def observe(
     """
     model = runner.model
     images = [
-        _observe_image(runner, _tensor(store.lr(index)), _tensor(store.hr(index)), tile, stride, part)
+        _observe_image(runner, _planes(store.lr(index)), _planes(store.hr(index)), tile, stride, part)
         for index in range(len(store))
     ]
     names = [
@@ -72,7 +71,7 @@ class _ObservedImage(NamedTuple):
 
 
 def _observe_image(
-    runner: ModelRunner, low: Tensor, high: Tensor, tile: int, stride: int, part: int
+    runner: ModelRunner, low: np.ndarray, high: np.ndarray, tile: int, stride: int, part: int
 ) -> _ObservedImage:
     """Observe the tiles of one image, (3, h, w) and (3, h * scale, w * scale) uint8."""
     scale = runner.scale
@@ -84,24 +83,25 @@ def _observe_image(
     border = [[height * scale - scale, width * scale - scale] * 2]
     measured = tile_plan.owned(scale).clip(scale, border)
     side = -(-tile // part)  # parts along a whole tile; smaller tiles are filled up with zeros
-    measures = {"peaks": [_padded(peaks, side) for peaks in edges.peaks.numpy()]}
-    upscaled = torch.from_numpy(run.upscaled)
-    for pixels, result, box, inside in zip(tiles, upscaled, tile_plan.boxes * scale, measured, strict=True):
+    measures = {"peaks": [_padded(peaks, side) for peaks in edges.peaks]}
+    for pixels, result, box, inside in zip(
+        tiles, run.upscaled, tile_plan.boxes * scale, measured, strict=True
+    ):
         y0, x0, y1, x1 = inside
         top, left = box[:2]
         here = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-        target = high[:, y0:y1, x0:x1].float()
-        bicubic = upscale_bicubic_batch(pixels[None].float(), scale)[0].clamp_(0, 255).round_()
+        target = high[:, y0:y1, x0:x1].astype(np.float32)
+        bicubic = _bicubic(pixels, scale)
         for name, values in (
-            ("network_sse", (result[:, *here].float() - target).square()),
-            ("bicubic_sse", (bicubic[:, *here] - target).square()),
-            ("samples", torch.ones_like(target)),
+            ("network_sse", np.square(result[:, *here] - target)),
+            ("bicubic_sse", np.square(bicubic[:, *here] - target)),
+            ("samples", np.ones_like(target)),
         ):
             over_tile = np.zeros(result.shape[1:])
-            over_tile[here] = values.sum(dim=0, dtype=torch.float64)
+            over_tile[here] = values.sum(axis=0, dtype=np.float64)
             measures.setdefault(name, []).append(_padded(_block_sums(over_tile, part * scale), side))
     stacked = {name: np.stack(values) for name, values in measures.items()}
-    return _ObservedImage(edges.scores.numpy(), run.used.numpy(), stacked)
+    return _ObservedImage(edges.scores, run.used, stacked)
 
 
 def _block_sums(values: np.ndarray, side: int) -> np.ndarray:
@@ -115,6 +115,12 @@ def _padded(values: np.ndarray, side: int) -> np.ndarray:
     return np.pad(values, [(0, side - length) for length in values.shape])
 
 
-def _tensor(image: np.ndarray) -> Tensor:
+def _planes(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> (3, H, W), copied from the memory map."""
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _bicubic(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """(3, h, w) uint8 -> (3, h * scale, w * scale) float32 whole numbers in 0..255."""
+    upscaled = upscale_bicubic_batch(torch.from_numpy(pixels[None]).float(), scale)
+    return upscaled[0].clamp_(0, 255).round_().numpy()

@@ -1,6 +1,6 @@
-"""Bicubic upscaling of tensors: the kernel of `cabm.imaging.resize` in floating point, without rounding.
+"""Bicubic upscaling of arrays: the kernel of `cabm.imaging.resize` in floating point.
 
-For parts of tiles that bypass the network, alpha channels, and bicubic as a baseline inside computations.
+For parts of tiles that bypass the network, and for alpha channels.
 """
 
 from __future__ import annotations
@@ -8,9 +8,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import conv2d
 
 from cabm.imaging.resize import upscale_kernel
 from cabm.machine.compiled import Loop, jit, none_if_numba_fails
@@ -19,90 +16,66 @@ REACH = 2
 """Input pixels around a tile that its bicubic upscaling reads."""
 
 
-def upscale_bicubic_batch(x: Tensor, scale: int) -> Tensor:
-    """Upscale a batch by a whole factor.
-
-    The result may overshoot the range of ``x`` a little, as with any cubic. It differs from
-    `cabm.imaging.resize.upscale_bicubic` by less than 1.5 levels because of the two roundings there, and by
-    more at edges from black to white, where the overshoot of the first pass is clipped there.
-
-    Args:
-        x: (B, C, h, w), floating point, any range (0..255 here), any device.
-        scale: at least 1.
-
-    Returns:
-        (B, C, h * scale, w * scale) of the type of ``x``.
-    """
-    if scale == 1:
-        return x.clone()
-    kernel = upscale_kernel(scale)
-    weight = torch.tensor(kernel.numerators / kernel.denominator, dtype=x.dtype, device=x.device)
-    batch, channels, height, width = x.shape
-    rows, columns = (
-        torch.from_numpy(np.pad(np.arange(size), 2, mode="symmetric")).to(x.device)
-        for size in (height, width)
-    )
-    tall = conv2d(x.reshape(-1, 1, height, width)[:, :, rows], weight[:, None, :, None])
-    tall = tall.transpose(1, 2).reshape(-1, 1, height * scale, width)
-    full = conv2d(tall[..., columns], weight[:, None, None, :])
-    return full.permute(0, 2, 3, 1).reshape(batch, channels, height * scale, width * scale)
-
-
-def surround(image: Tensor) -> Tensor:
-    """Pad (..., H, W) on the CPU with `REACH` mirrored pixels; edge pixels are repeated, as in MATLAB."""
+def surround(image: np.ndarray) -> np.ndarray:
+    """Pad (..., H, W) with `REACH` mirrored pixels; edge pixels are repeated, as in MATLAB."""
     around = [(0, 0)] * (image.ndim - 2) + [(REACH, REACH)] * 2
-    return torch.from_numpy(np.pad(image.numpy(), around, mode="symmetric"))
+    return np.pad(image, around, mode="symmetric")
 
 
-def write_upscaled(out: np.ndarray, tile: Tensor, scale: int) -> None:
-    """Upscale a tile, round it and write it to ``out``, where 255 becomes the largest value of the type.
+def write_upscaled(out: np.ndarray, tile: np.ndarray, scale: int, *, white: int = 255) -> None:
+    """Upscale a tile, round it and write it to ``out``, where ``white`` becomes the type's largest value.
+
+    The result differs from `cabm.imaging.resize.upscale_bicubic` by less than 1.5 levels because of the two
+    roundings there, and by more at edges from black to white, where the overshoot of the first pass is
+    clipped there.
 
     Args:
         out: (C, h * scale, w * scale) uint8 or uint16, with channels last in memory.
-        tile: (C, h + 4, w + 4) uint8, or float in 0..255, with `REACH` pixels around it; on the CPU.
+        tile: (C, h + 4, w + 4) integers or floats in 0..``white``, with `REACH` pixels around it.
         scale: at least 2.
+        white: largest value of the tile.
     """
     peak = np.iinfo(out.dtype).max
-    gain = peak / 255
+    gain = np.float32(peak / white)
+    values = np.ascontiguousarray(tile, np.float32)
     loop = _loop()
     if loop is None:
-        upscaled = upscale_surrounded(tile[None].float(), scale)[0]
-        # NumPy casts, because not every PyTorch version casts to uint16
-        out[...] = upscaled.mul_(gain).round_().clamp_(0, peak).numpy()
+        out[...] = np.rint(upscale_surrounded(values, scale) * gain).clip(0, peak)
         return
     rows = out.transpose(1, 2, 0)
     flat = rows.reshape(rows.shape[0], -1)
     assert np.shares_memory(flat, out), "channels are not last in memory"
-    loop(tile.float().contiguous().numpy(), _factors(scale), np.float32(gain), np.float32(peak), flat)
+    loop(values, _factors(scale), gain, np.float32(peak), flat)
 
 
-def upscale_surrounded(tiles: Tensor, scale: int) -> Tensor:
-    """Upscale tiles that come with their surroundings; the result is cut from the upscaled image.
+def upscale_surrounded(tile: np.ndarray, scale: int) -> np.ndarray:
+    """Upscale a tile that comes with its surroundings; the result is cut from the upscaled image.
 
-    The PyTorch path of `write_upscaled`, with the same order of operations as its loop.
+    The NumPy path of `write_upscaled`, to the same bit.
 
     Args:
-        tiles: (B, C, h + 4, w + 4) float in any range: h x w pixels with `REACH` pixels around them.
+        tile: (C, h + 4, w + 4) float32 in any range: h x w pixels with `REACH` pixels around them.
         scale: at least 2.
 
     Returns:
-        (B, C, h * scale, w * scale), not rounded or clipped.
+        (C, h * scale, w * scale) float32, not rounded or clipped.
     """
-    weight = torch.from_numpy(_factors(scale)).to(tiles)
-    taps = weight.shape[1]
-    batch, channels, height, width = tiles.shape
-    h, w = height - taps + 1, width - taps + 1
-    # Along rows: a product with a band matrix, whose columns are ordered like output pixels.
-    band = weight.new_zeros(w, scale, width)
-    band.as_strided((w, scale, taps), (scale * width + 1, width, 1)).copy_(weight)
-    wide = (tiles.reshape(-1, width) @ band.view(-1, width).T).view(-1, height, scale * w)
-    upscaled = wide.new_empty(len(wide), h, scale, scale * w)
-    for phase, factors in enumerate(weight.tolist()):
-        rows = upscaled[:, :, phase]
-        torch.mul(wide[:, :h], factors[0], out=rows)
-        for tap, factor in enumerate(factors[1:], start=1):
-            rows.add_(wide[:, tap : tap + h], alpha=factor)
-    return upscaled.view(batch, channels, scale * h, scale * w)
+    return _upscaled_rows(_upscaled_rows(tile, scale).swapaxes(1, 2), scale).swapaxes(1, 2)
+
+
+def _upscaled_rows(tile: np.ndarray, scale: int) -> np.ndarray:
+    """Upscale along the last axis: (C, h, w + 4) -> (C, h, w * scale) float32."""
+    factors = _factors(scale)
+    width = tile.shape[2] - factors.shape[1] + 1
+    out = np.empty((*tile.shape[:2], width, scale), np.float32)
+    for phase in range(scale):
+        total = np.zeros((*tile.shape[:2], width), np.float32)
+        for tap, factor in enumerate(factors[phase]):
+            # in float64, where a product is exact: as in the loop, it is not rounded before it is added
+            exact = np.multiply(tile[..., tap : tap + width], factor, dtype=np.float64)
+            total = (total + exact).astype(np.float32)
+        out[..., phase] = total
+    return out.reshape(*tile.shape[:2], width * scale)
 
 
 @cache
@@ -116,7 +89,7 @@ def _factors(scale: int) -> np.ndarray:
 @none_if_numba_fails
 def _loop() -> Loop | None:
     """Return the compiled loop; None if numba fails."""
-    # as in PyTorch, products are not rounded before they are added
+    # a product is not rounded before it is added, as in PyTorch
     loop = jit(_upscale_loop, fastmath={"contract"})
     out = np.zeros((2, 2), np.uint8)
     loop(np.full((1, 5, 5), 300.6, np.float32), _factors(2), np.float32(0.5), np.float32(255), out)
@@ -135,7 +108,7 @@ def _upscale_loop(tile, factors, gain, peak, out):
         out: (h * scale, w * scale * C) uint8 or uint16, channels last.
     """
     magic = np.float32(12582912.0)  # rounds: see `cabm.engine.elementwise_loops`
-    zero = np.float32(0)  # starts the sums, so that the first of two products is rounded, as in PyTorch
+    zero = np.float32(0)  # starts the sums, so that the first of two products is rounded
     channels, height, width = tile.shape
     scale = len(factors)
     w = width - 4

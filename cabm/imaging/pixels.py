@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cabm.imaging.bicubic import upscale_bicubic_batch
+from cabm.imaging.bicubic import surround, write_upscaled
 
 FILL_REACH = 8
 """Distance in low-resolution pixels over which colours spread into transparent areas."""
@@ -23,7 +21,7 @@ def has_alpha(channels: int) -> bool:
     return channels in (2, 4)
 
 
-def network_input(rows: np.ndarray) -> Tensor:
+def network_input(rows: np.ndarray) -> np.ndarray:
     """Return rows of an image as the network's input.
 
     Transparent pixels take the colours around them. The colours that a file stores there are invisible and
@@ -33,17 +31,15 @@ def network_input(rows: np.ndarray) -> Tensor:
         rows: (n, W, C) uint8 or uint16; C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
 
     Returns:
-        (3, n, W): uint8, or float32 in 0..255 for 16-bit rows.
+        (3, n, W): uint8, or float32 in 0..255 for 16-bit rows. Read only for gray rows.
     """
     colour = rows
     if has_alpha(rows.shape[2]):
         colour = fill_transparent(rows[..., :-1], rows[..., -1])
     planes = np.ascontiguousarray(colour.transpose(2, 0, 1))
     if planes.dtype == np.uint16:
-        planes = planes.astype(np.float32) / 257
-    elif not planes.flags.writeable:
-        planes = planes.copy()  # torch warns about read-only memory
-    return torch.from_numpy(planes).expand(3, -1, -1)
+        planes = planes.astype(np.float32) / np.float32(257)
+    return np.broadcast_to(planes, (3, *planes.shape[1:]))
 
 
 def fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -81,9 +77,9 @@ def upscale_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
     """Upscale an alpha channel with bicubic: (n, W) uint8 or uint16 -> (n * scale, W * scale)."""
     if (alpha == alpha.flat[0]).all():
         return np.full((alpha.shape[0] * scale, alpha.shape[1] * scale), alpha.flat[0], alpha.dtype)
-    x = torch.from_numpy(alpha.astype(np.float32))[None, None]
-    upscaled = upscale_bicubic_batch(x, scale)[0, 0].numpy()
-    return np.rint(np.clip(upscaled, 0, np.iinfo(alpha.dtype).max)).astype(alpha.dtype)
+    upscaled = np.empty((1, alpha.shape[0] * scale, alpha.shape[1] * scale), alpha.dtype)
+    write_upscaled(upscaled, surround(alpha[None]), scale, white=np.iinfo(alpha.dtype).max)
+    return upscaled[0]
 
 
 def joined_alpha(bicubic: np.ndarray, network: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def none_if_numba_fails(prepare: Callable[P, T | None]) -> Callable[P, T | None]:
     """Decorate a function that compiles and tries loops: return None, with a warning, if it raises.
 
-    The caller then takes its PyTorch path. A numba that does not fit the installed NumPy or LLVM fails in
+    The caller then takes a slower path. A numba that does not fit the installed NumPy or LLVM fails in
     many ways, at import or later. The process warns once, whatever fails first.
     """
 
@@ -38,7 +38,7 @@ def _warn_once() -> None:
     """Log the exception that is being handled; cached, so only the first call does."""
     error = sys.exception()
     reason = (str(error).strip() or "no message").splitlines()[0]
-    log.warning("numba fails (%s: %s); slower PyTorch code runs instead", type(error).__name__, reason)
+    log.warning("numba fails (%s: %s); slower code runs instead", type(error).__name__, reason)
 
 
 def jit(loop: Loop, *, cache: bool = True, **options: object) -> Loop:

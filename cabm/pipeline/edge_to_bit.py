@@ -18,7 +18,7 @@ from cabm.pipeline.stage import Stage
 from cabm.tables.bypass import choose_bypass
 from cabm.tables.cost import fab
 from cabm.tables.table import build_table
-from cabm.upscaling.runners import ModelRunner
+from cabm.upscaling.torch_runners import ModelRunner
 
 _NOISE_PATCH, _NOISE_BATCH, _NOISE_BATCHES = 24, 16, 4
 

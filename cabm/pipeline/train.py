@@ -152,7 +152,7 @@ def write(stage: Stage, built: Built, calibrated: dict[str, list[float]], traine
 
 def table_bits(table: EdgeToBitTable, low_resolution: Tensor) -> Tensor:
     """Return the bits (B,L) of training patches (B,3,h,w) in 0..255; none of them bypasses the network."""
-    bits = torch.from_numpy(table.lookup(edge_score(low_resolution.cpu())))
+    bits = torch.from_numpy(table.lookup(edge_score(low_resolution.cpu().numpy())))
     return bits.to(low_resolution.device)
 
 

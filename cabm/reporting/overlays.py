@@ -129,7 +129,7 @@ def detailed_boxes(image: np.ndarray, size: int, count: int) -> list[tuple[int, 
     """
     size = min(size, *image.shape[:2])
     tiles = plan(image.shape[0], image.shape[1], size, max(size // 2, 1))
-    order = np.argsort(-edges_of_image(image, tiles).scores.numpy(), kind="stable")
+    order = np.argsort(-edges_of_image(image, tiles).scores, kind="stable")
     chosen: list[tuple[int, int, int, int]] = []
     # well apart if the image has room, else without overlap
     for distance in (max(2 * size, min(image.shape[:2]) // 2), size):

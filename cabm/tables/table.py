@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from cabm.errors import InputError
 from cabm.tables.bypass import Bypass
@@ -114,7 +113,7 @@ class EdgeToBitTable(Origin):
             return NotImplemented
         return self._document() == other._document()
 
-    def lookup(self, scores: ArrayLike | Tensor) -> np.ndarray:
+    def lookup(self, scores: ArrayLike) -> np.ndarray:
         """Look up the bits of tiles.
 
         Args:
@@ -126,13 +125,13 @@ class EdgeToBitTable(Origin):
         Raises:
             ValueError: a score is negative, infinite or not a number.
         """
-        values = _as_float64(scores)
+        values = np.asarray(scores, dtype=np.float64)
         if not np.all(np.isfinite(values) & (values >= 0)):
             raise ValueError("edge scores must be finite and not negative")
         index = np.searchsorted(self.thresholds, values, side="right") - 1
         return self.rows[np.maximum(index, 0)]
 
-    def fab_of(self, scores: ArrayLike | Tensor) -> np.ndarray:
+    def fab_of(self, scores: ArrayLike) -> np.ndarray:
         """Return the mean bits over the layers for edge scores of any shape (...): (...) float64."""
         return self.lookup(scores).mean(axis=-1)
 
@@ -155,7 +154,7 @@ class EdgeToBitTable(Origin):
         shape = (tile_plan.tile_height, tile_plan.tile_width)
         if self.bypass is None:
             return bits, TileParts.all_computed(len(bits), *shape)
-        parts = TileParts(self.bypass.part, *shape, _as_float64(edges.peaks) < self.bypass.threshold)
+        parts = TileParts(self.bypass.part, *shape, edges.peaks < self.bypass.threshold)
         return np.where(parts.entered[:, None], bits, 0), parts
 
     def check(
@@ -288,12 +287,6 @@ def _check_thresholds(thresholds: np.ndarray) -> None:
         at = int(wrong[0]) + 1
         before = f"{thresholds[at - 1]:g} before it"
         raise ValueError(f"thresholds: {thresholds[at]:g} at position {at} is not above {before}")
-
-
-def _as_float64(scores: ArrayLike | Tensor) -> np.ndarray:
-    if isinstance(scores, Tensor):
-        scores = scores.detach().cpu().numpy()
-    return np.asarray(scores, dtype=np.float64)
 
 
 def _model_name(backbone: str, scale: int, layers: Sequence[str]) -> str:

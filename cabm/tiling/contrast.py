@@ -8,13 +8,18 @@ its result is stretched by as much.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Training limits tensors, with gradients; upscaling limits arrays. What is used here, both have.
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
-class LimitedTiles(NamedTuple):
+class LimitedTiles(NamedTuple, Generic[Array]):
     """Tiles whose contrast is within a limit.
 
     Attributes:
@@ -23,28 +28,28 @@ class LimitedTiles(NamedTuple):
         factor: (B,1,1,1) how much contrast was reduced, 1 or more.
     """
 
-    pixels: Tensor
-    mean: Tensor
-    factor: Tensor
+    pixels: Array
+    mean: Array
+    factor: Array
 
-    def restore(self, upscaled: Tensor) -> Tensor:
-        """Give the tiles' results (B,3,H,W), on any device, the contrast that was taken from the tiles."""
-        mean, factor = (numbers.to(upscaled.device) for numbers in (self.mean, self.factor))
-        return torch.lerp(mean, upscaled.float(), factor)
+    def restore(self, upscaled: Array) -> Array:
+        """Give the tiles' results (B,3,H,W) float32 the contrast that was taken from the tiles."""
+        return upscaled + (upscaled - self.mean) * (self.factor - 1)
 
 
-def limit_contrast(tiles: Tensor, limit: float) -> LimitedTiles:
+def limit_contrast(tiles: Array, limit: float) -> LimitedTiles[Array]:
     """Bring tiles of high contrast down to a limit, around their mean colour.
 
     Contrast is the standard deviation of a tile's pixels, as the mean of the three channels. It is at most
     127.5, for a tile that is half black and half white.
 
     Args:
-        tiles: (B,3,h,w), uint8 or float, in 0..255. Not modified.
+        tiles: (B,3,h,w) float32 in 0..255. Not modified.
         limit: highest contrast, > 0. Tiles below it keep their pixels.
     """
-    pixels = tiles.float()
-    variance, mean = torch.var_mean(pixels, dim=(2, 3), correction=0, keepdim=True)
-    factor = (variance.sqrt().mean(dim=1, keepdim=True) / limit).clamp(min=1)
-    limited = torch.where(factor > 1, torch.lerp(mean, pixels, 1 / factor), pixels)
-    return LimitedTiles(limited, mean, factor)
+    mean = tiles.mean(axis=(2, 3), keepdims=True)
+    off = tiles - mean
+    deviation = (off * off).mean(axis=(2, 3), keepdims=True) ** 0.5
+    factor = (deviation.mean(axis=1, keepdims=True) / limit).clip(min=1)
+    # pixels of a factor of 1 stay exactly what they are
+    return LimitedTiles(tiles - off * (1 - 1 / factor), mean, factor)

@@ -3,7 +3,7 @@
 Lengths are pixels of the low-resolution input unless a name says otherwise.
 
 The tiles form a grid. The last row and the last column are shifted inwards, so that every tile has the
-same shape and a batch of tiles is one tensor. Each pixel belongs to the tile with the nearest centre,
+same shape and a batch of tiles is one array. Each pixel belongs to the tile with the nearest centre,
 which splits every overlap in the middle: the pixel is then as far as possible from its tile's border,
 where the network sees least of its surroundings.
 """
@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cabm.errors import InputError
 
@@ -138,11 +136,11 @@ def plan(height: int, width: int, tile: int, stride: int, *, size_multiple: int 
     return TilePlan(height, width, tile, stride, tile_height, tile_width, row_starts, column_starts)
 
 
-def split(image: Tensor, tile_plan: TilePlan) -> Tensor:
+def split(image: np.ndarray, tile_plan: TilePlan) -> np.ndarray:
     """Copy the tiles of an image into one batch.
 
     Args:
-        image: (C, H, W), any dtype and device.
+        image: (C, H, W), any type.
         tile_plan: a plan for that size.
 
     Returns:
@@ -152,9 +150,9 @@ def split(image: Tensor, tile_plan: TilePlan) -> Tensor:
     assert image.shape[1:] == (tile_plan.height, tile_plan.width), (image.shape, tile_plan)
     image = _pad(image, tile_plan)
     shape = (tile_plan.num_tiles, channels, tile_plan.tile_height, tile_plan.tile_width)
-    tiles = image.new_empty(shape)
+    tiles = np.empty(shape, image.dtype)
     for tile, (y0, x0, y1, x1) in zip(tiles, tile_plan.boxes.tolist(), strict=True):
-        tile.copy_(image[:, y0:y1, x0:x1])
+        tile[...] = image[:, y0:y1, x0:x1]
     return tiles
 
 
@@ -202,12 +200,11 @@ def _cuts(starts: tuple[int, ...], tile: int, length: int, scale: int) -> np.nda
     return np.concatenate([[0], inner, [length * scale]])
 
 
-def _pad(image: Tensor, tile_plan: TilePlan) -> Tensor:
+def _pad(image: np.ndarray, tile_plan: TilePlan) -> np.ndarray:
     """Extend the image by reflection at its bottom and right to the plan's padded size."""
     for axis, padded in ((1, tile_plan.padded_height), (2, tile_plan.padded_width)):
         if padded > image.shape[axis]:
-            index = torch.from_numpy(reflect_101(0, padded, image.shape[axis])).to(image.device)
-            image = image.index_select(axis, index)
+            image = image.take(reflect_101(0, padded, image.shape[axis]), axis)
     return image
 
 

@@ -127,10 +127,10 @@ class Objective:
     def _run(self, model: Backbone, tiles: Tensor, bits: Tensor | None, collapse: bool) -> SROutput:
         if self.contrast_limit is None:
             return model(tiles, bits, collapse_tail=collapse)
-        limited = limit_contrast(tiles, self.contrast_limit)
+        limited = limit_contrast(tiles.float(), self.contrast_limit)
         pixels = limited.pixels.contiguous(memory_format=torch.channels_last)
         output = model(pixels, bits, collapse_tail=collapse)
-        return replace(output, sr=limited.restore(output.sr))
+        return replace(output, sr=limited.restore(output.sr.float()))
 
     def _distillation(self, output: SROutput, low_resolution: Tensor, collapse: bool) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -17,8 +17,8 @@ from cabm.models import Backbone
 from cabm.project.sections import EvaluateSettings
 from cabm.tables.table import EdgeToBitTable
 from cabm.training.group import ALONE, Group
-from cabm.upscaling.runners import ModelRunner
 from cabm.upscaling.tiles import TiledResult, super_resolve
+from cabm.upscaling.torch_runners import ModelRunner
 
 
 class Validation:

@@ -10,7 +10,8 @@ import torch
 from cabm.engine import compile_model, supports
 from cabm.errors import InputError
 from cabm.models.base import Backbone
-from cabm.upscaling.runners import HalfRunner, ModelRunner, TileRunner
+from cabm.upscaling.runners import TileRunner
+from cabm.upscaling.torch_runners import HalfRunner, ModelRunner
 
 Engine = Literal["auto", "int8", "float"]
 Device = Literal["auto", "cpu", "cuda"]

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cabm.tiling.parts import Region
 
@@ -26,7 +24,7 @@ def in_turns(work: np.ndarray, threads: int) -> list[int]:
 
 
 def batches(
-    regions: list[list[Region]], bits: Tensor | None, inside: np.ndarray, pixels: int
+    regions: list[list[Region]], bits: np.ndarray | None, inside: np.ndarray, pixels: int
 ) -> Iterator[list[tuple[int, Region]]]:
     """Yield batches of regions, each with the number of its tile; large regions come first.
 
@@ -36,7 +34,8 @@ def batches(
     """
     row = [0] * len(regions)
     if bits is not None and len(bits):
-        row = torch.unique(bits, dim=0, return_inverse=True)[1].tolist()
+        # NumPy 2.0 gives the inverse another shape
+        row = np.unique(bits, axis=0, return_inverse=True)[1].reshape(-1).tolist()
 
     def kind(job: tuple[int, Region]) -> tuple:
         number, region = job

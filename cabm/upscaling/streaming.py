@@ -11,8 +11,6 @@ from contextlib import closing
 from itertools import islice
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cabm.imaging.bicubic import REACH
 from cabm.imaging.pixels import has_alpha, image_output, joined_alpha
@@ -61,7 +59,7 @@ def upscale(
         edges = edges_of_raster(raster, tile_plan, table.part, trace, progress)
         with trace.clock("look up"):
             trace.bits, trace.parts = table.assign(edges, tile_plan)
-        trace.scores = edges.scores.numpy()
+        trace.scores = edges.scores
     window, joiner = RowWindow(raster, trace), TileJoiner(tile_plan, runner.scale)
     channel = _upscaled_alpha(raster, runner, tile_plan, table, batch_size) if alpha == "network" else None
     at_border, first_row, chosen, seconds = touches_border(tile_plan), 0, [], []
@@ -84,7 +82,7 @@ def upscale(
         del run  # the largest object here: the next flight needs its memory
         window.release(flight.bands[-1].image_rows.start - 2 * RowWindow.MARGIN)
     if table is None and chosen[0] is not None:
-        trace.bits = torch.cat(chosen).numpy()
+        trace.bits = np.concatenate(chosen)
     trace.tile_seconds = np.concatenate(seconds)
 
 
@@ -117,8 +115,8 @@ def edges_of_raster(
         window.release(band.image_rows.start - RowWindow.MARGIN)
         if progress is not None:
             progress(0)
-    peaks = None if part is None else torch.cat([edges.peaks for edges in found])
-    return TileEdges(torch.cat([edges.scores for edges in found]), peaks)
+    peaks = None if part is None else np.concatenate([edges.peaks for edges in found])
+    return TileEdges(np.concatenate([edges.scores for edges in found]), peaks)
 
 
 class Flight:
@@ -134,12 +132,12 @@ class Flight:
         self.numbers = slice(rows_of_tiles[0].tiles.start, rows_of_tiles[-1].tiles.stop)
         self._strips = [window.strip(band) for band in rows_of_tiles]
 
-    def tiles(self) -> Tensor:
+    def tiles(self) -> np.ndarray:
         """Return the tiles: (N,3,h,w)."""
         pairs = zip(self._strips, self.bands, strict=True)
-        return torch.cat([split(_inner(strip), band.plan) for strip, band in pairs])
+        return np.concatenate([split(_inner(strip), band.plan) for strip, band in pairs])
 
-    def surrounded(self, number: int) -> Tensor:
+    def surrounded(self, number: int) -> np.ndarray:
         """Return a tile of the flight with the pixels around it: (3,h+4,w+4)."""
         row, column = divmod(number, self.bands[0].plan.num_columns)
         return surrounded_tile(self._strips[row], self.bands[row].plan, column)
@@ -169,7 +167,7 @@ def _run(
     return TileRun(
         runner,
         tiles,
-        None if parts is None else torch.from_numpy(trace.bits[numbers]),
+        None if parts is None else trace.bits[numbers],
         batch_size=batch_size,
         parts=None if parts is None else parts[numbers],
         at_border=at_border[numbers],
@@ -196,6 +194,6 @@ def _rows_of_tiles(
             yield tiles
 
 
-def _inner(strip: Tensor) -> Tensor:
+def _inner(strip: np.ndarray) -> np.ndarray:
     """Return a strip without the pixels around it."""
     return strip[:, REACH:-REACH, REACH:-REACH]

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike
-from torch import Tensor
-from torch.nn import functional as F
 
 from cabm.imaging.bicubic import REACH, surround, write_upscaled
-from cabm.machine.threads import in_order
+from cabm.machine.threads import in_order, thread_count
 from cabm.tables.table import EdgeToBitTable
 from cabm.tiling.blending import blend_tiles
 from cabm.tiling.contrast import LimitedTiles, limit_contrast
@@ -64,8 +61,8 @@ class TileRun:
 
     Args:
         runner: upscales regions of tiles.
-        tiles: (N,3,h,w), uint8 or float, in 0..255.
-        bits: (N,L) bits of each tile; None for models that take none.
+        tiles: (N,3,h,w), uint8 or float32, in 0..255.
+        bits: (N,L) int64 bits of each tile; None for models that take none.
         batch_size: largest batch, in tiles. A batch of regions may have as many pixels as these tiles.
         parts: which parts of the tiles bypass the network and stay bicubic; None: no part does.
         at_border: (N,) bool, whether a tile touches the image's border; None: each does. Batches do not mix
@@ -78,21 +75,21 @@ class TileRun:
     Attributes:
         upscaled: (N,3,h*scale,w*scale) of ``dtype`` in the order of ``tiles``; undefined for tiles that are
             not finished.
-        used: (N,L) bits that were used, or None; complete when all tiles are finished.
+        used: (N,L) int64 bits that were used, or None; complete when all tiles are finished.
         seconds: (N,) time of each tile on its thread; tiles share the time of a batch by their pixels.
     """
 
     def __init__(
         self,
         runner: TileRunner,
-        tiles: Tensor,
-        bits: Tensor | None,
+        tiles: np.ndarray,
+        bits: np.ndarray | None,
         *,
         batch_size: int,
         parts: TileParts | None = None,
         at_border: np.ndarray | None = None,
         dtype: DTypeLike = np.uint8,
-        surrounded: Callable[[int], Tensor] | None = None,
+        surrounded: Callable[[int], np.ndarray] | None = None,
         contrast_limit: float | None = None,
     ) -> None:
         n, channels, height, width = tiles.shape
@@ -101,7 +98,7 @@ class TileRun:
         # the channels of a pixel are side by side, as in images and in the results of networks
         shape = (n, height * runner.scale, width * runner.scale, channels)
         self.upscaled = np.empty(shape, dtype).transpose(0, 3, 1, 2)
-        self.used: Tensor | None = None if bits is None else bits.clone()
+        self.used: np.ndarray | None = None if bits is None else bits.copy()
         self.seconds = np.zeros(n)
         self._runner, self._tiles, self._bits = runner, tiles, bits
         self._parts, self._surrounded, self._contrast_limit = parts, surrounded, contrast_limit
@@ -120,9 +117,8 @@ class TileRun:
 
     def _one_by_one(self) -> Iterator[int]:
         """Upscale several tiles at once, each on its own thread."""
-        order, share = in_turns(self._parts.work, torch.get_num_threads()), self._parts.share
+        order, share = in_turns(self._parts.work, thread_count()), self._parts.share
 
-        @torch.inference_mode()
         def upscale(index: int) -> int:
             number, start = order[index], time.perf_counter()
             if share[number]:
@@ -133,7 +129,7 @@ class TileRun:
             for region in self._parts.regions[number]:
                 y0, x0, y1, x1 = region.outer
                 values, _ = self._runner(pixels[..., y0:y1, x0:x1], bits)
-                self._write(number, region, (values if limited is None else limited.restore(values))[0])
+                self._write(number, region, _restored(values, limited)[0])
             self.seconds[number] = time.perf_counter() - start
             return number
 
@@ -159,11 +155,10 @@ class TileRun:
                 if not open_regions[number]:
                     yield number
 
-    @torch.inference_mode()
-    def _upscaled(self, batch: list[tuple[int, Region]]) -> list[Tensor]:
+    def _upscaled(self, batch: list[tuple[int, Region]]) -> list[np.ndarray]:
         """Upscale the regions of a batch: n of (3,h*scale,w*scale) in 0..255."""
         inside = bool(self._inside[batch[0][0]])
-        numbers = torch.tensor([number for number, _ in batch])
+        numbers = [number for number, _ in batch]
         pieces, limits = [], []
         for number, (_, box) in batch:
             limits.append(self._limited(number))
@@ -173,45 +168,49 @@ class TileRun:
         results, chosen = self._runner(_stacked(pieces), bits, inside=inside)
         if chosen is not None:
             if self.used is None:
-                self.used = torch.zeros(len(self._tiles), chosen.shape[1], dtype=torch.int64)
-            self.used[numbers] = chosen.to("cpu", self.used.dtype)
+                self.used = np.zeros((len(self._tiles), chosen.shape[1]), np.int64)
+            self.used[numbers] = chosen
         pairs = zip(results, limits, strict=True)
-        return [
-            values if limited is None else limited.restore(values[None])[0] for values, limited in pairs
-        ]
+        return [_restored(values[None], limited)[0] for values, limited in pairs]
 
     def _limited(self, number: int) -> LimitedTiles | None:
         """Return a tile with less contrast; None if it is within the limit and enters as it is."""
         if self._contrast_limit is None:
             return None
-        limited = limit_contrast(self._tiles[number : number + 1], self._contrast_limit)
+        tile = self._tiles[number : number + 1].astype(np.float32, copy=False)
+        limited = limit_contrast(tile, self._contrast_limit)
         return limited if limited.factor.item() > 1 else None
 
     def _write_bicubic(self, number: int) -> None:
         around = surround(self._tiles[number]) if self._surrounded is None else self._surrounded(number)
         write_upscaled(self.upscaled[number], around, self._runner.scale)
 
-    @torch.inference_mode()
-    def _write(self, number: int, region: Region, values: Tensor) -> None:
-        whole = _rounded(values, np.iinfo(self.upscaled.dtype).max)
+    def _write(self, number: int, region: Region, values: np.ndarray) -> None:
+        whole = _rounded(values, self.upscaled.dtype)
         paste(self.upscaled[number], whole, region, self._runner.scale)
 
 
-def _stacked(pieces: list[Tensor]) -> Tensor:
+def _stacked(pieces: list[np.ndarray]) -> np.ndarray:
     """Stack regions; as floats if one of them is, as tiles of limited contrast are."""
     same = all(piece.dtype == pieces[0].dtype for piece in pieces)
-    return torch.stack(pieces if same else [piece.float() for piece in pieces])
+    return np.stack(pieces if same else [piece.astype(np.float32, copy=False) for piece in pieces])
 
 
-def _rounded(batch: Tensor, peak: int) -> np.ndarray:
-    """Return values of 0..255 as whole numbers in 0..peak. Overwrites the batch."""
-    if batch.dtype == torch.uint8:
-        assert peak == 255
-        return batch.numpy()
-    if peak == 255:
-        return batch.round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
-    # not every device casts to uint16
-    return batch.mul_(peak / 255).round_().clamp_(0, peak).to(torch.int32).cpu().numpy()
+def _restored(values: np.ndarray, limited: LimitedTiles | None) -> np.ndarray:
+    """Return results (n,3,H,W) of tiles of limited contrast with the contrast that was taken from them."""
+    return values if limited is None else limited.restore(values.astype(np.float32, copy=False))
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return values of 0..255 as whole numbers in the range of a type. Overwrites the values."""
+    if values.dtype == np.uint8:
+        assert dtype == np.uint8
+        return values
+    peak = np.iinfo(dtype).max
+    if peak != 255:
+        values *= np.float32(peak / 255)
+    np.rint(values, out=values)
+    return np.clip(values, 0, peak, out=values).astype(dtype)
 
 
 def touches_border(tile_plan: TilePlan) -> np.ndarray:
@@ -247,13 +246,13 @@ def super_resolve(
     if tile is None:
         tile = stride = max(height, width) + -max(height, width) % size_multiple
     tile_plan = plan(height, width, tile, stride, size_multiple=size_multiple)
-    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
     edges = edges_of_image(pixels, tile_plan, None if table is None else table.part)
     bits, parts = (None, None) if table is None else table.assign(edges, tile_plan)
     run = TileRun(
         runner,
         split(pixels, tile_plan),
-        None if bits is None else torch.from_numpy(bits),
+        bits,
         batch_size=batch_size,
         parts=parts,
         at_border=touches_border(tile_plan),
@@ -261,11 +260,10 @@ def super_resolve(
         contrast_limit=None if table is None else table.contrast_limit,
     ).complete()
     merged = blend_tiles(run.upscaled, tile_plan, runner.scale)
-    chosen = None if run.used is None else run.used.numpy()
-    return TiledResult(merged, tile_plan, edges.scores.numpy(), chosen, parts)
+    return TiledResult(merged, tile_plan, edges.scores, run.used, parts)
 
 
-def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Tensor:
+def surrounded_tile(surrounded: np.ndarray, tile_plan: TilePlan, number: int) -> np.ndarray:
     """Cut a tile with the pixels around it, (C,h+4,w+4), out of an image with pixels around it.
 
     Args:
@@ -275,6 +273,6 @@ def surrounded_tile(surrounded: Tensor, tile_plan: TilePlan, number: int) -> Ten
     """
     y0, x0, y1, x1 = tile_plan.boxes[number].tolist()
     tile = surrounded[:, y0 : y1 + 2 * REACH, x0 : x1 + 2 * REACH]
-    missing = (y1 + 2 * REACH - y0 - tile.shape[1], x1 + 2 * REACH - x0 - tile.shape[2])
+    missing = (0, y1 + 2 * REACH - y0 - tile.shape[1], x1 + 2 * REACH - x0 - tile.shape[2])
     # tiles extend beyond an image that is smaller than the size multiple; the excess is cut off later
-    return F.pad(tile, (0, missing[1], 0, missing[0])) if any(missing) else tile
+    return np.pad(tile, [(0, pixels) for pixels in missing]) if any(missing) else tile

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-from torch import Tensor
 
 from cabm.imaging.bicubic import REACH, surround
 from cabm.imaging.pixels import ALPHA_REACH, FILL_REACH, has_alpha, network_input, upscale_alpha
@@ -54,7 +53,7 @@ class RowWindow:
         while self._held and self._held[0][0] + len(self._held[0][1]) <= row:
             self._held.popleft()
 
-    def strip(self, band: Band) -> Tensor:
+    def strip(self, band: Band) -> np.ndarray:
         """Return the network's input for a row of tiles, and `REACH` pixels around it: (3,n+4,W+4)."""
         margin = FILL_REACH if self._has_alpha else REACH
         first, end = band.image_rows.start - margin, band.image_rows.stop + margin

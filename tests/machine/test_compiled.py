@@ -39,7 +39,7 @@ def test_a_numba_that_must_not_compile_is_one_warning(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "numba fails (RuntimeError: NUMBA_DISABLE_JIT is set); slower PyTorch code runs instead"
+        "numba fails (RuntimeError: NUMBA_DISABLE_JIT is set); slower code runs instead"
     )
 
 

@@ -75,5 +75,5 @@ def test_a_sample_alone_computes_what_it_does_in_a_batch(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
 def test_edge_scores_agree_with_the_release(path):
     with np.load(path) as archive:
-        scores = edge_score(torch.from_numpy(archive["lr"]))
+        scores = edge_score(archive["lr"])
         assert scores.tolist() == pytest.approx(archive["edge_score"].tolist(), abs=1e-9)

@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +68,7 @@ def test_lookup_takes_the_largest_threshold_not_above(seen, strategy, scores):
     scores += built.thresholds.tolist()
     expected = [slow_lookup(built, score) for score in scores]
     assert built.lookup(scores).tolist() == expected
-    assert built.lookup(torch.tensor(scores, dtype=torch.float64)).tolist() == expected
+    assert built.lookup(np.array(scores, np.float64)).tolist() == expected
 
 
 @settings(deadline=None)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cabm.upscaling import engine_choice
-from cabm.upscaling.runners import HalfRunner, ModelRunner
 from cabm.upscaling.tiles import super_resolve
+from cabm.upscaling.torch_runners import HalfRunner, ModelRunner
 from cabm.upscaling.upscaler import Upscaler
 from tests.models.helpers import BACKBONES, small_model
 from tests.upscaling.helpers import photo, tiny_model
