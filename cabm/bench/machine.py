@@ -10,7 +10,7 @@ import torch
 
 from cabm.engine import onednn
 from cabm.engine.grid import Grid, Storage
-from cabm.machine.cpu import cpu_features, integer_units
+from cabm.machine.cpu import integer_units, processor_name
 from cabm.machine.threads import limited_threads
 
 
@@ -18,7 +18,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
     """Return processor, threads, load and PyTorch version as JSON values."""
     units = integer_units()
     return {
-        "cpu": f"{cpu_features().get('cpu_name', 'CPU')} ({', '.join(units) or 'no integer units'})",
+        "cpu": f"{processor_name()} ({', '.join(units) or 'no integer units'})",
         "threads": threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
         "torch": torch.__version__,

@@ -55,7 +55,7 @@ def export(
     from cabm.checkpoints.model_directory import load_model, save_model
     from cabm.cli.outputs import check_model_folder, check_new_file
     from cabm.errors import InputError
-    from cabm.quant.functional import PAMS_BITS
+    from cabm.quant.levels import PAMS_BITS
 
     if to is Target.packed and (score is not None or bits is not None):
         raise InputError("--to packed keeps the whole table; omit --score and --bits")

@@ -8,6 +8,19 @@ run one by one (``blocks``, ``onednn``).
 ``onnx_models`` writes the same networks as ONNX graphs.
 """
 
-from cabm.engine.integer import IntegerModel, compile_model, supports
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cabm.engine.integer import IntegerModel, compile_model, supports
 
 __all__ = ["IntegerModel", "compile_model", "supports"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: compiled layers run without PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("cabm.engine.integer"), name)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.float_conv import FloatConv, minus_image, winograd
-from cabm.engine.float_rows import Layer
+from cabm.engine.float_rows import Layer, pixels_together
 from cabm.engine.tap_sums import TapConv
-from cabm.models.tail import before_pixel_shuffle, pixels_together
+from cabm.models.tail import before_pixel_shuffle
 
 if TYPE_CHECKING:
     from cabm.engine.float_winograd import Compiled
@@ -115,7 +115,7 @@ class WinogradTail:
         *self._convs, self._wide = [
             WinogradConv(
                 loop,
-                pixels_together(conv.weight, factor),
+                pixels_together(conv.weight.detach(), factor),
                 pixels_together(_bias(conv), factor),
                 shuffle=shuffle,
                 slope=slope,
@@ -197,11 +197,12 @@ def tail_layers(
     """
     *upsampling, last = convs
     layers = [
-        Layer(conv.weight, _bias(conv), factor, slope)
+        Layer(conv.weight.detach().numpy(), _bias(conv).numpy(), factor, slope)
         for conv, factor, slope in zip(upsampling, factors, slopes, strict=True)
     ]
     layers[0] = replace(layers[0], input_bytes=first_bytes)
-    return [*layers, Layer(*_scaled(last, gain, offset), weight_bytes=2)]
+    weight, bias = (each.numpy() for each in _scaled(last, gain, offset))
+    return [*layers, Layer(weight, bias, weight_bytes=2)]
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -7,13 +7,11 @@ however narrow the image is; what is computed for the frame means nothing.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba.extending import intrinsic, overload, register_jitable
-from torch import Tensor
-from torch.nn import functional as F
 
 from cabm.engine import amx_ir
 from cabm.engine.amx_ir import DEPTH, LANES, PIXELS, PRODUCTS
+from cabm.engine.arrays import with_margin
 from cabm.engine.emitter import typed_call
 from cabm.engine.finishing import ENDS, ends_at, finish
 from cabm.engine.layer_numbers import WRITE_FLOATS
@@ -26,13 +24,13 @@ SCRATCH = 2 * SUMS
 """Bytes of working memory of a layer."""
 
 
-def pack(codes: Tensor) -> Tensor:
+def pack(codes: np.ndarray) -> np.ndarray:
     """Return int8 weights (O / 16, 3, ceil(3 I / 64), 16, 16, 4) for whole numbers (O,I,3,3)."""
     outputs, inputs = codes.shape[:2]
-    rows = codes.permute(0, 2, 3, 1).reshape(outputs, 3, 3 * inputs)
-    rows = F.pad(rows, (0, -3 * inputs % DEPTH))
-    tiles = rows.view(outputs // LANES, LANES, 3, -1, DEPTH // 4, 4)
-    return tiles.permute(0, 2, 3, 4, 1, 5).to(torch.int8).contiguous()
+    rows = codes.astype(np.int8).transpose(0, 2, 3, 1).reshape(outputs, 3, 3 * inputs)
+    rows = with_margin(rows, 0, 0, -3 * inputs % DEPTH)
+    tiles = rows.reshape(outputs // LANES, LANES, 3, -1, DEPTH // 4, 4)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 3, 4, 1, 5))
 
 
 @intrinsic(prefer_literal=True)

@@ -6,25 +6,24 @@ unlike that of what they multiply, is the same at every pixel. Sums are float32.
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from numba.extending import intrinsic, overload
-from torch import Tensor
 
 from cabm.engine import amx_pointwise_ir
 from cabm.engine.amx import GROUP
 from cabm.engine.amx_ir import LANES, PIXELS
 from cabm.engine.amx_pointwise_ir import DEPTH, PARTS
+from cabm.engine.bfloat16 import from_bfloat16, to_bfloat16
 from cabm.engine.emitter import typed_call
 from cabm.engine.finishing import finish
 
 
-def pack(weight: Tensor) -> Tensor:
+def pack(weight: np.ndarray) -> np.ndarray:
     """Return bfloat16 weights (O / 16, I / 32, PARTS, 16, 16, 2) for (O,I): their parts."""
-    weight = weight.detach()
-    upper = weight.bfloat16()
-    parts = torch.stack([upper, (weight - upper.float()).bfloat16()])
-    tiles = parts.view(PARTS, -1, LANES, weight.shape[1] // DEPTH, DEPTH // 2, 2)
-    return tiles.permute(1, 3, 0, 4, 2, 5).contiguous()
+    upper = to_bfloat16(weight)
+    parts = np.stack([upper, to_bfloat16(weight - from_bfloat16(upper))])
+    tiles = parts.reshape(PARTS, -1, LANES, weight.shape[1] // DEPTH, DEPTH // 2, 2)
+    return np.ascontiguousarray(tiles.transpose(1, 3, 0, 4, 2, 5))
 
 
 @intrinsic(prefer_literal=True)

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from cabm.engine.chains import Chain, Place, own
-from cabm.engine.elementwise import add_decode, add_encode, encode
-from cabm.engine.fused import Kernel
+from cabm.engine.fused import Convolution, Kernel
 from cabm.engine.grid import Grid
 from cabm.engine.layer_numbers import (
     CODED_SUM_TO_CODES,
@@ -31,7 +29,11 @@ from cabm.engine.layer_numbers import (
     TO_CODES,
     ZERO,
 )
-from cabm.engine.packing import BoundConv
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cabm.engine.packing import BoundConv
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Block:
         slope: factor on negative results of the first convolution.
     """
 
-    conv1: BoundConv
-    conv2: BoundConv
+    conv1: BoundConv | Convolution
+    conv2: BoundConv | Convolution
     skip: Grid
     residual: Grid | None = None
     res_scale: float = 1.0
@@ -60,7 +62,12 @@ class Block:
         return np.float32(1) if self.residual is None else self.residual.scale
 
     def run(self, codes: Tensor) -> Tensor:
-        """Return the residual (1,C,h,w), as codes or float32, for the codes of the block's input."""
+        """Return the residual (1,C,h,w), as codes or float32, for the codes of the block's input.
+
+        This and `Blocks` take PyTorch, unlike a chain, so they import what needs it.
+        """
+        from cabm.engine.elementwise import encode
+
         if self.slope == 1:
             hidden = self.conv1.to_codes(codes, self.conv2.grid)
         else:
@@ -80,6 +87,8 @@ class Blocks:
 
     def run(self, x: Tensor) -> Tensor:
         """Run the blocks on (1,C,h,w) float32; the result has the same shape and type."""
+        from cabm.engine.elementwise import add_decode, add_encode, encode
+
         first, last = self.blocks[0], self.blocks[-1]
         read, skip = encode(x, first.conv1.grid), encode(x, first.skip)
         for block, following in pairwise(self.blocks):

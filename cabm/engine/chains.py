@@ -8,16 +8,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cabm.engine.elementwise import dense, flat
-from cabm.engine.fused import FloatWeights, Kernel
+from cabm.engine.arrays import empty
+from cabm.engine.fused import Convolution, FloatWeights, Kernel
 from cabm.engine.grid import Grid
 from cabm.engine.layer_numbers import (
     ADDEND,
     ADDEND_AT,
     BIASES,
+    CHANNELS,
     CLEARED,
     CONVOLVE,
     COPY,
@@ -53,7 +52,6 @@ from cabm.engine.layer_numbers import (
     WEIGHTS,
     Epilogue,
 )
-from cabm.engine.packing import BoundConv
 
 Numbers = Mapping[int, Any]
 
@@ -74,7 +72,7 @@ class Chain:
 
     Args:
         kernel: the compiled call.
-        channels: of the result, (1,C,h,w) float32.
+        channels: of the result, (h,w,C) float32.
 
     Attributes:
         result: image number of the result.
@@ -85,7 +83,7 @@ class Chain:
         self._steps: list[np.ndarray] = []
         self._numbers: list[np.ndarray] = []
         self._images: list[list[int]] = []
-        self._kept: list[np.ndarray | Tensor] = []
+        self._kept: list[np.ndarray] = []
         self._passing: list[int] = []
         self._groups: list[list[Numbers]] = []
         self.result = self._image(channels, RESULT)
@@ -129,7 +127,7 @@ class Chain:
 
     def convolve(
         self,
-        conv: BoundConv,
+        conv: Convolution,
         epilogue: Epilogue,
         source: int,
         numbers: Numbers,
@@ -142,7 +140,7 @@ class Chain:
         """Convolve the codes of an image.
 
         Args:
-            conv: with weights that the kernel packed.
+            conv: a `Convolution` of weights that the kernel packed, or what has its attributes.
             epilogue: of `cabm.engine.layer_numbers.EPILOGUES`.
             source: image to read, on the convolution's grid.
             numbers: of the epilogue.
@@ -178,14 +176,11 @@ class Chain:
         step |= {FACTORS: scales, BIASES: biases}
         self._step(step | {FLOATS: floats.image, FLOATS_AT: floats.first}, numbers)
 
-    def run(self, x: Tensor) -> Tensor:
-        """Run the steps on (1,C,h,w) float32; the result is float32, too."""
-        x = dense(x)
-        height, width = x.shape[2:]
-        padded = self._images[self.result][0]
-        out = torch.empty(1, padded, height, width, memory_format=torch.channels_last)
-        self._kernel.run(*self._tables, x[0].permute(1, 2, 0).numpy(), flat(out))
-        return out[:, : self._channels]
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Run the steps on (h,w,C) float32; the result is float32, too, a view of padded channels."""
+        out = empty((*x.shape[:2], self._images[self.result][CHANNELS]))
+        self._kernel.run(*self._tables, np.ascontiguousarray(x), out.reshape(-1))
+        return out[:, :, : self._channels]
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,14 +195,14 @@ class Chain:
         rounded = epilogue.floats and self._images[floats.image][FILL] == ROUNDED
         return EPILOGUES.index(replace(epilogue, rounded=rounded))
 
-    def _address(self, numbers: np.ndarray | Tensor) -> int:
+    def _address(self, numbers: np.ndarray) -> int:
         """Return the address of an array, and keep the array.
 
         Keeping its owner would not do: where two threads compute a cached property at once, as Python 3.12
         and later let them, the owner ends up with the array of one of them.
         """
         self._kept.append(numbers)
-        return numbers.data_ptr() if isinstance(numbers, Tensor) else numbers.ctypes.data
+        return numbers.ctypes.data
 
     def _image(self, channels: int, fill: int) -> int:
         self._images.append([self._kernel.padded(channels), fill, 0])

@@ -52,7 +52,7 @@ def encode(x: Tensor, grid: Grid, *, slope: float = 1.0) -> Tensor:
         values = x if slope == 1 else torch.where(x < 0, x * np.float32(slope), x)
         return _codes(values * grid.inverse, grid)
     x = dense(x)
-    out = torch.empty_like(x, dtype=grid.dtype)
+    out = torch.empty_like(x, dtype=byte_type(grid))
     loops.encode(flat(x), np.float32(slope), *_rounding(grid), flat(out))
     return out
 
@@ -70,7 +70,7 @@ def add_encode(a: Tensor, a_scale: np.float32, b: Tensor, b_grid: Grid, out_grid
     if loops is None:
         return _codes(add_decode(a, a_scale, b, b_grid).mul_(out_grid.inverse), out_grid)
     a, b = dense(a), dense(b)
-    out = torch.empty_like(b, dtype=out_grid.dtype)
+    out = torch.empty_like(b, dtype=byte_type(out_grid))
     zero = np.int32(b_grid.zero)
     loops.add_encode(flat(a), a_scale, flat(b), b_grid.scale, zero, *_rounding(out_grid), flat(out))
     return out
@@ -85,6 +85,11 @@ def add_decode(a: Tensor, a_scale: np.float32, b: Tensor, b_grid: Grid) -> Tenso
     out = torch.empty_like(b, dtype=torch.float32)
     loops.add_decode(flat(a), a_scale, flat(b), b_grid.scale, np.int32(b_grid.zero), flat(out))
     return out
+
+
+def byte_type(grid: Grid) -> torch.dtype:
+    """Return PyTorch's type of a grid's bytes."""
+    return torch.int8 if grid.dtype == np.int8 else torch.uint8
 
 
 def dense(x: Tensor) -> Tensor:
@@ -103,4 +108,4 @@ def _rounding(grid: Grid) -> tuple[np.float32, np.float32, np.float32, np.int32]
 
 def _codes(scaled: Tensor, grid: Grid) -> Tensor:
     """Round and clip values given in units of the step; overwrites them."""
-    return dense(scaled.round_().clamp_(grid.low, grid.levels).add_(grid.zero).to(grid.dtype))
+    return dense(scaled.round_().clamp_(grid.low, grid.levels).add_(grid.zero).to(byte_type(grid)))

@@ -9,7 +9,7 @@ import torch
 
 from cabm.engine import byte_rows, float_rows
 from cabm.engine.float_rows import Layer, Rows
-from cabm.machine.cpu import multiplies_bfloat16
+from cabm.machine.cpu import cpu_multiplies_bfloat16
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,10 @@ class Ends:
 
     def rows(self, layers: Sequence[Layer]) -> Rows | None:
         """Return convolutions as one compiled call; None if this CPU or their shapes rule that out."""
-        found = float_rows.rows(self.dtype, layers)
+        found = float_rows.rows(layers, bfloat16=self.dtype == torch.bfloat16)
         return byte_rows.rows(layers) if found is None and self.in_bytes else found
 
 
 def fastest() -> Ends:
     """Return what is fastest on this CPU."""
-    return Ends(
-        torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32, in_bytes=True
-    )
+    return Ends(torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32, in_bytes=True)

@@ -10,28 +10,29 @@ A row's scales, float32, lie where the pixel before the row would be, each at th
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba.extending import intrinsic, overload
-from torch import Tensor
 
 from cabm.engine import fixed_pointwise_ir
+from cabm.engine.arrays import groups_of
 from cabm.engine.emitter import typed_call
 from cabm.engine.finishing import finish
 from cabm.engine.fixed_pointwise_ir import MOST, MOST_WEIGHT, PART, PIXELS, REGISTERS
 from cabm.engine.value_range import find_range
 
 
-def pack(weight: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
+def pack(weight: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return weights for (O,I), in groups of up to REGISTERS, and their scales.
 
     A group of g channels is (I / 2, g, 2) int16. Scales are float32 (O,).
     """
-    scales = weight.abs().amax(dim=1) / MOST_WEIGHT
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = (weight / scales[:, None]).round().to(torch.int16)
-    groups = codes.split(REGISTERS[lanes] * lanes)
-    packed = [group.unflatten(1, (-1, 2)).transpose(0, 1).flatten() for group in groups]
-    return torch.cat(packed), scales.float().contiguous()
+    scales = np.abs(weight).max(axis=1) / np.float32(MOST_WEIGHT)
+    scales = np.where(scales > 0, scales, np.float32(1))
+    codes = np.rint(weight / scales[:, None]).astype(np.int16)
+    packed = [
+        group.reshape(len(group), -1, 2).swapaxes(0, 1).reshape(-1)
+        for group in groups_of(codes, REGISTERS[lanes] * lanes)
+    ]
+    return np.concatenate(packed), scales
 
 
 @intrinsic(prefer_literal=True)

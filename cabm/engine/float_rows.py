@@ -10,17 +10,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from cabm.engine.elementwise import dense, flat
+from cabm.engine.arrays import aligned, empty, with_margin
+from cabm.engine.bfloat16 import from_bfloat16, to_bfloat16
+from cabm.engine.reference import convolve, leaky, pixel_shuffle
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
-from cabm.machine.cpu import compiler_features, multiplies_bfloat16
-from cabm.models.tail import before_pixel_shuffle, pixels_together
+from cabm.machine.cpu import compiler_features, cpu_multiplies_bfloat16
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHANNELS = 16
 """Output channels of a tile register."""
@@ -34,8 +35,8 @@ class Layer:
     """A convolution with stride 1 and "same" padding, and what follows it.
 
     Attributes:
-        weight: (O,I,k,k), k odd.
-        bias: (O,).
+        weight: (O,I,k,k) float32, k odd.
+        bias: (O,) float32.
         shuffle: r of the PixelShuffle after it; 1: none.
         slope: factor on negative results; 1: none.
         replicate: what lies beyond the border is the outermost pixel instead of 0.
@@ -45,8 +46,8 @@ class Layer:
             are multiplied; see `cabm.engine.byte_rows`.
     """
 
-    weight: Tensor
-    bias: Tensor
+    weight: np.ndarray
+    bias: np.ndarray
     shuffle: int = 1
     slope: float = 1.0
     replicate: bool = False
@@ -55,61 +56,106 @@ class Layer:
     weight_bytes: Literal[1, 2] = 1
 
 
-class Rows:
-    """Convolutions one after another, in bfloat16, with results in float32.
+@dataclass(frozen=True)
+class PackedRows:
+    """Convolutions one after another, whose weights lie in memory as a loop reads them.
 
-    Args:
-        loop: from `compiled`.
-        layers: first to last. All but the last make a multiple of 16 channels after their PixelShuffle.
+    Attributes:
+        lanes: of the registers that bytes are packed for (`cabm.engine.byte_rows`); 0: bfloat16, for AMX.
+        scale: R, the product of the factors of all PixelShuffles.
+        channels: of the result.
+        table: (S,F) int64, a row for each convolution, see `cabm.engine.row_order.KERNEL` and those after
+            it; 0 where an address belongs.
+        arrays: what these addresses point to, equally many for each convolution, first to last: the slope
+            (1,) float32, and then the columns from `cabm.engine.row_order.OWN` on.
     """
 
-    def __init__(self, loop: Loop, layers: Sequence[Layer]) -> None:
-        self._loop = loop
-        self._scale = math.prod(layer.shuffle for layer in layers)
-        self._channels = len(layers[-1].weight) // layers[-1].shuffle ** 2
-        self._kept: list[Tensor] = []
-        self._table = np.array([self._row(layer, layer is layers[-1]) for layer in layers], np.int64)
+    lanes: int
+    scale: int
+    channels: int
+    table: np.ndarray
+    arrays: Sequence[np.ndarray]
 
-    def _row(self, layer: Layer, last: bool) -> list[int]:
-        """Return a row of the loop's table; see `cabm.engine.row_order.KERNEL` and those after it."""
-        weight, bias = (
-            pixels_together(each.detach(), layer.shuffle) for each in (layer.weight, layer.bias)
-        )
-        margin = -len(weight) % CHANNELS
-        packed = [
-            pack(in_parts(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, margin)), layer.parts)),
-            F.pad(bias, (0, margin)).float().contiguous(),
-        ]
-        slope = torch.tensor([layer.slope], dtype=torch.float32)
-        self._kept += [*packed, slope]
-        outputs, inputs, size, _ = weight.shape
-        shape = [size, inputs * layer.parts, outputs + margin, layer.shuffle, int(layer.replicate)]
-        return [*shape, slope.data_ptr(), 1, *[tensor.data_ptr() for tensor in packed], layer.parts]
 
-    def __call__(self, x: Tensor, *, addend: Tensor | None = None, base: Tensor | None = None) -> Tensor:
-        """Convolve (1,I,h,w) float32.
+class Rows:
+    """Convolutions one after another, with results in float32.
+
+    Args:
+        loop: from `compiled`, or from that of `cabm.engine.byte_rows` for as many lanes.
+        packed: the convolutions.
+
+    Attributes:
+        packed: the same.
+    """
+
+    def __init__(self, loop: Loop, packed: PackedRows) -> None:
+        from cabm.engine.row_order import OWN, SLOPE
+
+        self.packed, self._loop = packed, loop
+        self._kept = [aligned(array) for array in packed.arrays]
+        addresses = np.array([array.ctypes.data for array in self._kept], np.int64)
+        addresses = addresses.reshape(len(packed.table), -1)
+        self._table = packed.table.copy()
+        self._table[:, SLOPE] = addresses[:, 0]
+        self._table[:, OWN : OWN + addresses.shape[1] - 1] = addresses[:, 1:]
+
+    def __call__(
+        self, x: np.ndarray, *, addend: np.ndarray | None = None, base: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Convolve (h,w,I) float32.
 
         Args:
             x: the input.
-            addend: added to the first convolution's result; of its shape.
-            base: added to the result; of its shape.
+            addend: added to the first convolution's result; of its shape, float32.
+            base: added to the result; of its shape, float32.
 
         Returns:
-            (1,C,h*R,w*R) float32, channels last; R is the product of all factors.
+            (h*R,w*R,C) float32; R is the product of all factors.
         """
-        height, width = x.shape[2:]
-        out = torch.empty(height * self._scale, width * self._scale, self._channels)
-        nothing = np.empty(0, np.float32)
-        self._loop(
-            *(self._table, height, width, flat(dense(x))),
-            nothing if addend is None else flat(dense(addend)),
-            nothing.reshape(0, 0, 0) if base is None else dense(base)[0].permute(1, 2, 0).numpy(),
-            out.numpy(),
-        )
-        return out.permute(2, 0, 1)[None]
+        height, width = x.shape[:2]
+        scale = self.packed.scale
+        out = empty((height * scale, width * scale, self.packed.channels))
+        nothing = np.empty((0, 0, 0), np.float32)
+        images = (nothing if each is None else np.ascontiguousarray(each) for each in (x, addend, base))
+        x, addend, base = images
+        self._loop(self._table, height, width, x.reshape(-1), addend.reshape(-1), base, out)
+        return out
 
 
-def in_parts(weight: Tensor, parts: int) -> Tensor:
+def pack_rows(layers: Sequence[Layer]) -> PackedRows:
+    """Pack convolutions for bfloat16.
+
+    Args:
+        layers: first to last. All but the last make a multiple of 16 channels after their PixelShuffle.
+    """
+    table, arrays = [], []
+    for layer in layers:
+        weight, bias = (pixels_together(each, layer.shuffle) for each in (layer.weight, layer.bias))
+        margin = -len(weight) % CHANNELS
+        outputs, inputs, size, _ = weight.shape
+        shape = [size, inputs * layer.parts, outputs + margin, layer.shuffle, int(layer.replicate)]
+        table.append([*shape, 0, 1, 0, 0, layer.parts])
+        packed = pack(in_parts(with_margin(weight, margin), layer.parts))
+        arrays += [np.array([layer.slope], np.float32), packed, with_margin(bias, margin)]
+    return PackedRows(0, *result_shape(layers), np.array(table, np.int64), arrays)
+
+
+def result_shape(layers: Sequence[Layer]) -> tuple[int, int]:
+    """Return the scale and the channels of what convolutions make."""
+    channels = len(layers[-1].weight) // layers[-1].shuffle ** 2
+    return math.prod(layer.shuffle for layer in layers), channels
+
+
+Channels = TypeVar("Channels", np.ndarray, "Tensor")
+
+
+def pixels_together(channels: Channels, factor: int) -> Channels:
+    """Order the channels (C r^2,...) before a PixelShuffle as (r^2, C): those of a pixel lie together."""
+    cells = channels.reshape(-1, factor**2, *channels.shape[1:])
+    return cells.swapaxes(0, 1).reshape(channels.shape)
+
+
+def in_parts(weight: np.ndarray, parts: int) -> np.ndarray:
     """Return weights (O,parts I,parts k,k) for (O,I,k,k), which read the parts of every pixel.
 
     The upper part of a weight multiplies both parts of its input. The lower part, in rows of its own,
@@ -117,26 +163,27 @@ def in_parts(weight: Tensor, parts: int) -> Tensor:
     """
     if parts == 1:
         return weight
-    upper = weight.bfloat16().float()
+    upper = from_bfloat16(to_bfloat16(weight))
     lower = weight - upper
-    return torch.cat([torch.cat([upper, upper], 1), torch.cat([lower, torch.zeros_like(lower)], 1)], dim=2)
+    rows = [[upper, upper], [lower, np.zeros_like(lower)]]
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=2)
 
 
-def pack(weight: Tensor) -> Tensor:
+def pack(weight: np.ndarray) -> np.ndarray:
     """Return bfloat16 weights (O / 16, r, ceil(k I / 32), 16, 16, 2) for (O,I,r,k)."""
     outputs, inputs, taps, size = weight.shape
-    rows = weight.permute(0, 2, 3, 1).reshape(outputs, taps, size * inputs)
-    rows = F.pad(rows, (0, -size * inputs % DEPTH))
-    tiles = rows.view(outputs // CHANNELS, CHANNELS, taps, -1, DEPTH // 2, 2)
-    return tiles.permute(0, 2, 3, 4, 1, 5).to(torch.bfloat16).contiguous()
+    rows = weight.transpose(0, 2, 3, 1).reshape(outputs, taps, size * inputs)
+    rows = with_margin(rows, 0, 0, -size * inputs % DEPTH)
+    tiles = rows.reshape(outputs // CHANNELS, CHANNELS, taps, -1, DEPTH // 2, 2)
+    return to_bfloat16(tiles.transpose(0, 2, 3, 4, 1, 5))
 
 
-def rows(dtype: torch.dtype, layers: Sequence[Layer]) -> Rows | None:
-    """Return convolutions that compute in ``dtype``; None where this CPU or their shapes rule that out."""
+def rows(layers: Sequence[Layer], *, bfloat16: bool) -> Rows | None:
+    """Return convolutions in bfloat16; None where that is not wanted, or this CPU or shapes rule it out."""
     layers = on_coarse_grid(layers)
     whole = all(len(layer.weight) // layer.shuffle**2 % CHANNELS == 0 for layer in layers[:-1])
-    loop = compiled() if dtype == torch.bfloat16 and whole else None
-    return None if loop is None else Rows(loop, layers)
+    loop = compiled() if bfloat16 and whole else None
+    return None if loop is None else Rows(loop, pack_rows(layers))
 
 
 def on_coarse_grid(layers: Sequence[Layer]) -> list[Layer]:
@@ -149,9 +196,12 @@ def on_coarse_grid(layers: Sequence[Layer]) -> list[Layer]:
     factor = others[-1].shuffle if others else 1
     if factor == 1 or last.shuffle > 1 or last.replicate or len(last.weight) >= CHANNELS:
         return list(layers)
-    weight = before_pixel_shuffle(last.weight.detach(), factor)
-    bias = last.bias.detach().repeat_interleave(factor**2)
-    moved = replace(last, weight=weight, bias=bias, shuffle=factor)
+    import torch
+
+    from cabm.models.tail import before_pixel_shuffle
+
+    weight = before_pixel_shuffle(torch.from_numpy(last.weight), factor).numpy()
+    moved = replace(last, weight=weight, bias=np.repeat(last.bias, factor**2), shuffle=factor)
     return [*others[:-1], replace(others[-1], shuffle=1), moved]
 
 
@@ -166,7 +216,7 @@ def compiled() -> Loop | None:
     features = compiler_features()
     units = ("amx-bf16", "avx512bf16", "avx512bw")
     has_units = all(features.get(each) for each in units) and compiles_for_this_cpu()
-    if not has_units or not multiplies_bfloat16(torch.device("cpu")):
+    if not has_units or not cpu_multiplies_bfloat16():
         return None
     from cabm.engine.amx import permitted
     from cabm.engine.float_rows_loops import rows_loop
@@ -181,14 +231,14 @@ def compiled() -> Loop | None:
 
 def _tried(loop: Loop) -> bool:
     """Run two convolutions on small whole numbers, whose sums are exact."""
-    random = np.random.default_rng(0)  # PyTorch's generators need modules that a start does without
+    random = np.random.default_rng(0)
     x, *weights = (
-        torch.from_numpy(random.integers(-3, 4, size)).float()
-        for size in ((1, 18, 5, 9), (64, 18, 3, 3), (12, 16, 5, 5))
+        random.integers(-3, 4, size).astype(np.float32)
+        for size in ((5, 9, 18), (64, 18, 3, 3), (12, 16, 5, 5))
     )
-    first = Layer(weights[0] / 64, torch.full((64,), 0.5), shuffle=2, slope=0.5)
-    hidden = F.pixel_shuffle(F.conv2d(x, first.weight, first.bias, padding=1), 2)
-    hidden = F.leaky_relu(hidden, 0.5).bfloat16().float()
-    last = Layer(weights[1], torch.zeros(12), shuffle=2)
-    wanted = F.pixel_shuffle(F.conv2d(hidden, last.weight, padding=2), 2)
-    return bool((Rows(loop, [first, last])(x) - wanted).abs().max() <= 1e-3)
+    first = Layer(weights[0] / 64, np.full(64, 0.5, np.float32), shuffle=2, slope=0.5)
+    hidden = leaky(pixel_shuffle(convolve(x, first.weight) + 0.5, 2), 0.5)
+    hidden = from_bfloat16(to_bfloat16(hidden))
+    last = Layer(weights[1], np.zeros(12, np.float32), shuffle=2)
+    wanted = pixel_shuffle(convolve(hidden, last.weight), 2)
+    return bool(np.abs(Rows(loop, pack_rows([first, last]))(x) - wanted).max() <= 1e-3)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine import emitter, float_winograd_ir, pointwise
+from cabm.engine.arrays import aligned
 from cabm.engine.emitter import checksum, typed_call
 from cabm.engine.float_winograd_ir import POINTS, POSITIONS, SIDE
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit
@@ -33,12 +34,12 @@ APART = 64
 """Bytes between the numbers of two positions, which would share two sets of the cache otherwise."""
 
 
-def pack(weight: Tensor, lanes: int) -> Tensor:
+def pack(weight: Tensor, lanes: int) -> np.ndarray:
     """Return transformed weights for (O,I,k,k), k 3 or 5: 36 times those of `pointwise.pack`."""
     matrix = kernel_matrix(weight.shape[-1])
     transformed = matrix @ weight.double() @ matrix.T  # (O,I,6,6)
-    positions = transformed.flatten(2).permute(2, 0, 1).float()
-    return torch.cat([pointwise.pack(position, lanes) for position in positions])
+    positions = transformed.flatten(2).permute(2, 0, 1).float().numpy()
+    return aligned(np.concatenate([pointwise.pack(position, lanes) for position in positions]))
 
 
 def kernel_matrix(size: int) -> Tensor:
@@ -227,7 +228,7 @@ class WinogradConv:
         weight: (O,I,k,k), k 3 or 5.
         bias: (O,) or None.
         shuffle: r of the PixelShuffle that the input has yet to go through; its channels are in the order
-            (r^2, I), as `cabm.models.tail.pixels_together` makes them.
+            (r^2, I), as `cabm.engine.float_rows.pixels_together` makes them.
         slope: factor on negative results; 1: none.
 
     Attributes:
@@ -243,7 +244,7 @@ class WinogradConv:
         margins = [-count % loop.lanes for count in (self._inputs, self._outputs)]
         weight = F.pad(weight.detach(), (0, 0, 0, 0, 0, margins[0], 0, margins[1]))
         self.size = SIDE + 1 - weight.shape[-1]
-        self._weights = pack(weight, loop.lanes).numpy()
+        self._weights = pack(weight, loop.lanes)
         bias = torch.zeros(self._outputs) if bias is None else bias.detach().float()
         self._biases = F.pad(bias, (0, margins[1])).numpy()
         self._slope = np.array([slope], dtype=np.float32)

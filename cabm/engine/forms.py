@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from cabm.engine.layer_numbers import FIXED, FLOATING, ROUNDED
 from cabm.machine.compiled import Loop
@@ -54,11 +54,11 @@ class Form:
     granule: int
     most_channels: int
     offset: int
-    pack: Callable[[Tensor], Tensor]
-    pack_floats: Callable[[Tensor], Tensor]
+    pack: Callable[[np.ndarray], np.ndarray]
+    pack_floats: Callable[[np.ndarray], np.ndarray]
     loop: Callable[[], Loop]
     compact: int = FLOATING
-    pack_compact: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None
+    pack_compact: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]] | None = None
     compact_granule: int = 0
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
+from cabm.engine.arrays import aligned, with_margin
 from cabm.engine.forms import MANY, Form, choose_form
-from cabm.engine.grid import Storage
+from cabm.engine.grid import Grid, Storage
 from cabm.engine.layer_numbers import FLOATING
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
-from cabm.quant.layers import QuantConv2d
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cabm.quant.layers import QuantConv2d
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Kernel:
 
     def pack(
         self,
-        codes: Tensor,
+        codes: np.ndarray,
         *,
         shifted: bool,
         groups: int = 1,
@@ -55,13 +57,12 @@ class Kernel:
             groups: as in `torch.nn.Conv2d`; the products of different groups are with zeros.
             geometry: ignored; `kernel_for` accepts one geometry only.
         """
-        codes = _without_groups(codes.detach(), groups)
-        outputs, inputs = codes.shape[:2]
-        margins = [(0, self.padded(count) - count) for count in (inputs, outputs)]
-        codes = F.pad(codes, (0, 0, 0, 0, *margins[0], *margins[1]))
+        codes = _without_groups(codes.astype(np.int8), groups)
+        outputs = len(codes)
+        codes = with_margin(codes, *(self.padded(count) - count for count in codes.shape[:2]))
         zero = (Storage.SHIFTED if shifted else Storage.POSITIVE).value[1]
-        starts = ((self.form.offset - zero) * codes.sum(dim=(1, 2, 3))).to(torch.int32).numpy()
-        return CompiledWeights(self.form.pack(codes), starts, codes.shape[1], outputs)
+        starts = np.int32(self.form.offset - zero) * codes.sum(axis=(1, 2, 3), dtype=np.int32)
+        return CompiledWeights(aligned(self.form.pack(codes)), starts, codes.shape[1], outputs)
 
     @property
     def compact(self) -> bool:
@@ -73,64 +74,80 @@ class Kernel:
         granule = self.form.compact_granule if compact else self.form.granule
         return -(-channels // granule) * granule
 
-    def pack_floats(self, conv: nn.Conv2d, parts: Sequence[int], *, compact: bool = False) -> FloatWeights:
+    def pack_floats(
+        self, weight: np.ndarray, bias: np.ndarray, parts: Sequence[int], *, compact: bool = False
+    ) -> FloatWeights:
         """Pack a 1x1 convolution whose input is an image of ``parts`` channels, each padded.
 
         Args:
-            conv: the convolution.
+            weight, bias: (O,I) and (O,) float32.
             parts: channels of the parts.
             compact: whether the image is of the form's 16-bit numbers.
         """
-        weight = conv.weight.detach()[:, :, 0, 0]
         outputs = self.padded(len(weight)) - len(weight)
         columns = [
-            F.pad(part, (0, self.padded_floats(part.shape[1], compact=compact) - part.shape[1]))
-            for part in weight.split(parts, 1)
+            with_margin(part, outputs, self.padded_floats(part.shape[1], compact=compact) - part.shape[1])
+            for part in np.split(weight, np.cumsum(parts)[:-1], axis=1)
         ]
-        weight = F.pad(torch.cat(columns, dim=1), (0, 0, 0, outputs))
-        biases = F.pad(conv.bias.detach(), (0, outputs)).float().contiguous()
+        weight, biases = np.concatenate(columns, axis=1), with_margin(bias, outputs)
         if compact:
             packed, scales = self.form.pack_compact(weight)
-            return FloatWeights(packed, biases, weight.shape[1], scales)
-        return FloatWeights(self.form.pack_floats(weight), biases, weight.shape[1])
+            return FloatWeights(aligned(packed), biases, weight.shape[1], scales)
+        return FloatWeights(aligned(self.form.pack_floats(weight)), biases, weight.shape[1])
 
 
 @dataclass(frozen=True)
 class FloatWeights:
-    """Weights of a 1x1 convolution of floats.
+    """Weights of a 1x1 convolution of floats; arrays are contiguous.
 
     Attributes:
-        packed: in the order of the form.
-        biases: (O,); O is padded.
+        packed: in the order of the form; fastest where it starts with a cache line.
+        biases: (O,) float32; O is padded.
         inputs: padded number of input channels.
         scales: (O,) float32 of weights in fixed point.
     """
 
-    packed: Tensor
-    biases: Tensor
+    packed: np.ndarray
+    biases: np.ndarray
     inputs: int
-    scales: Tensor | None = None
+    scales: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class CompiledWeights:
-    """Weights of a 3x3 convolution, packed for a form.
+    """Weights of a 3x3 convolution, packed for a form; arrays are contiguous.
 
     Attributes:
-        packed: in the order of the form.
+        packed: in the order of the form; fastest where it starts with a cache line.
         starts: (O,) int32 added to the sums, which cancel the shift of the input; O is padded.
         inputs: padded number of input channels.
         channels: number of output channels without padding.
     """
 
-    packed: Tensor
+    packed: np.ndarray
     starts: np.ndarray
     inputs: int
     channels: int
 
 
+class Convolution(NamedTuple):
+    """Packed weights, the grid of their input, and what turns their sums into values.
+
+    Attributes:
+        conv: the weights.
+        grid: of the input.
+        affine: factors and biases (2,O) float32; O is padded.
+    """
+
+    conv: CompiledWeights
+    grid: Grid
+    affine: np.ndarray
+
+
 def kernel_for(model: nn.Module) -> Kernel | None:
     """Return the compiled call if it can run all quantized convolutions of a model, else None."""
+    from cabm.quant.layers import QuantConv2d
+
     convs = [module for module in model.modules() if isinstance(module, QuantConv2d)]
     kernel = compiled(wide=all(min(conv.in_channels, conv.out_channels) >= MANY for conv in convs))
     return kernel if kernel is not None and all(_fuses(conv, kernel.form) for conv in convs) else None
@@ -178,10 +195,10 @@ def _fuses(conv: QuantConv2d, form: Form) -> bool:
     return plain and conv.in_channels // conv.groups <= form.most_channels
 
 
-def _without_groups(codes: Tensor, groups: int) -> Tensor:
+def _without_groups(codes: np.ndarray, groups: int) -> np.ndarray:
     """Return weights (O,I,k,k) without groups for weights (O,I/groups,k,k)."""
     outputs, inputs = codes.shape[:2]
-    whole = codes.new_zeros(groups, outputs // groups, groups, inputs, *codes.shape[2:])
-    group = torch.arange(groups)
-    whole[group, :, group] = codes.view(groups, outputs // groups, inputs, *codes.shape[2:])
-    return whole.view(outputs, groups * inputs, *codes.shape[2:])
+    whole = np.zeros((groups, outputs // groups, groups, inputs, *codes.shape[2:]), codes.dtype)
+    group = np.arange(groups)
+    whole[group, :, group] = codes.reshape(groups, outputs // groups, inputs, *codes.shape[2:])
+    return whole.reshape(outputs, groups * inputs, *codes.shape[2:])

@@ -7,17 +7,16 @@ from enum import Enum
 from functools import cached_property
 
 import numpy as np
-import torch
 
-from cabm.quant.functional import num_levels
+from cabm.quant.levels import num_levels
 
 
 class Storage(Enum):
     """How codes are stored: type, byte of code 0, and whether codes can be negative."""
 
-    POSITIVE = (torch.uint8, 0, False)  # after a ReLU; the fastest input of a convolution
-    SHIFTED = (torch.uint8, 128, True)  # for negative inputs: convolutions read unsigned bytes only
-    SIGNED = (torch.int8, 0, True)  # for negative outputs: oneDNN would round the shift, too
+    POSITIVE = (np.uint8, 0, False)  # after a ReLU; the fastest input of a convolution
+    SHIFTED = (np.uint8, 128, True)  # for negative inputs: convolutions read unsigned bytes only
+    SIGNED = (np.int8, 0, True)  # for negative outputs: oneDNN would round the shift, too
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Grid:
         return num_levels(self.bits, unsigned=self.unsigned)
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> type[np.integer]:
         """Type of the bytes, uint8 or int8."""
         return self.storage.value[0]
 

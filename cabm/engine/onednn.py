@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cabm.engine.elementwise import byte_type
 from cabm.engine.grid import Grid, Storage
 from cabm.machine.cpu import architecture, integer_units
 
@@ -66,7 +67,7 @@ class IntegerConv:
         ends = torch.iinfo(kind)
         if out.levels < ends.max or ends.min < out.low < 0:
             codes.clamp_(out.low, out.levels)
-        return codes.view(out.dtype)
+        return codes.view(byte_type(out))
 
     def to_float(self, x: Tensor, grid: Grid, scaling: Scaling) -> Tensor:
         """Convolve the codes ``x`` (N,I,H,W) of ``grid`` to float32 values."""

@@ -16,7 +16,7 @@ from cabm.models.carn import CARN, Cascade, ResidualBlock
 from cabm.models.edsr import EDSR, TAIL_REACH
 from cabm.models.idn import IDN, SLOPE, DistillationBlock
 from cabm.models.srresnet import SRResNet
-from cabm.quant.functional import PAMS_BITS
+from cabm.quant.levels import PAMS_BITS
 
 
 def onnx_model(model: Backbone, row: Row) -> onnx.ModelProto:

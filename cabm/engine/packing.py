@@ -137,8 +137,9 @@ class PackedConv:
             conv = self._conv
             with torch.no_grad():
                 codes, scale = conv.codes(bits)
+            codes = codes[self._outputs]
             packed = self._packer(
-                codes[self._outputs],
+                codes if self._packer is IntegerConv else codes.numpy(),
                 stride=conv.stride,
                 padding=conv.padding,
                 dilation=conv.dilation,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic, overload
-from torch import Tensor
 
+from cabm.engine.arrays import groups_of
 from cabm.engine.emitter import SINGLE, SIZE, Emitter, typed_call
 from cabm.engine.finishing import finish
 
@@ -46,10 +46,10 @@ class Operands(NamedTuple):
     sums: ir.Value
 
 
-def pack(weight: Tensor, lanes: int) -> Tensor:
+def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
     """Return float32 weights for (O,I), in groups of up to REGISTERS; a group of g channels is (I, g)."""
-    groups = weight.split(REGISTERS[lanes] * lanes)
-    return torch.cat([group.t().flatten() for group in groups]).float().contiguous()
+    groups = groups_of(weight.astype(np.float32), REGISTERS[lanes] * lanes)
+    return np.concatenate([group.T.reshape(-1) for group in groups])
 
 
 def emit_sums(emit: Emitter, operands: Operands) -> None:

@@ -21,7 +21,7 @@ class TapConv:
         weight: (O,I,k,k), k odd.
         bias: (O,).
         shuffle: r of the PixelShuffle that the input has yet to go through; its channels are in the order
-            (r^2, I), as `cabm.models.tail.pixels_together` makes them.
+            (r^2, I), as `cabm.engine.float_rows.pixels_together` makes them.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, shuffle: int) -> None:

@@ -6,11 +6,11 @@ language.
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from numba.extending import intrinsic, overload
-from torch import Tensor
 
 from cabm.engine import vnni_ir
+from cabm.engine.arrays import groups_of
 from cabm.engine.emitter import typed_call
 from cabm.engine.finishing import finish
 
@@ -18,17 +18,17 @@ SCRATCH = 4096
 """Bytes of working memory of a layer."""
 
 
-def pack(codes: Tensor, lanes: int) -> Tensor:
+def pack(codes: np.ndarray, lanes: int) -> np.ndarray:
     """Return int8 weights for whole numbers (O,I,3,3) in -127..127, in groups of up to four registers.
 
     A group of g output channels is (3, 3, I / 4, g, 4).
     """
     inputs, height, width = codes.shape[1:]
     parts = []
-    for group in codes.split(vnni_ir.REGISTERS * lanes):
-        quads = group.view(len(group), inputs // 4, 4, height, width)
-        parts.append(quads.permute(3, 4, 1, 0, 2).flatten())
-    return torch.cat(parts).to(torch.int8)
+    for group in groups_of(codes.astype(np.int8), vnni_ir.REGISTERS * lanes):
+        quads = group.reshape(len(group), inputs // 4, 4, height, width)
+        parts.append(quads.transpose(3, 4, 1, 0, 2).reshape(-1))
+    return np.concatenate(parts)
 
 
 @intrinsic(prefer_literal=True)

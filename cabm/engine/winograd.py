@@ -15,9 +15,8 @@ Tiles are computed in strips of `STRIP`, which a core's caches hold.
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from numba.extending import intrinsic, overload
-from torch import Tensor
 
 from cabm.engine import winograd_ir
 from cabm.engine.emitter import typed_call
@@ -36,13 +35,15 @@ def scratch_bytes(lanes: int) -> tuple[int, int]:
     return 2 * POSITIONS * STRIP, (POSITIONS + PIXELS**2) * sums + 64
 
 
-def pack(codes: Tensor, group: int) -> Tensor:
+def pack(codes: np.ndarray, group: int) -> np.ndarray:
     """Return int16 weights (O / group, 36, I / 2, group, 2) for whole numbers (O,I,3,3) in -127..127."""
     outputs, inputs = codes.shape[:2]
-    matrix = torch.tensor(KERNEL).float()
-    transformed = (matrix @ codes.float() @ matrix.T).view(outputs, inputs, POSITIONS)
-    groups = transformed.view(outputs // group, group, inputs // 2, 2, POSITIONS)
-    return groups.permute(0, 4, 2, 1, 3).to(torch.int16).contiguous()
+    matrix = np.array(KERNEL, np.float32)
+    lines = codes.astype(np.float32).reshape(-1, 3) @ matrix.T
+    columns = lines.reshape(-1, 3, len(matrix)).transpose(1, 0, 2).reshape(3, -1)
+    transformed = (matrix @ columns).reshape(len(matrix), outputs // group, group, inputs // 2, 2, -1)
+    halves = transformed.astype(np.int16).transpose(1, 0, 5, 3, 2, 4)
+    return halves.reshape(outputs // group, POSITIONS, inputs // 2, group, 2)
 
 
 @intrinsic(prefer_literal=True)

@@ -17,7 +17,7 @@ from cabm.files import atomic_write
 from cabm.imaging.resize import upscale_bicubic
 from cabm.models import Backbone
 from cabm.project.sections import EvaluateSettings
-from cabm.quant.functional import PAMS_BITS
+from cabm.quant.levels import PAMS_BITS
 from cabm.tables.controls import CONTROLS, constant, shuffled
 from cabm.tables.cost import Convention, bitops
 from cabm.tables.observations import Observations

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cabm import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 _ISAS_WITHOUT_BFLOAT16 = frozenset(
     ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
@@ -17,6 +19,8 @@ _ISAS_WITHOUT_BFLOAT16 = frozenset(
 
 def environment(threads: int) -> dict[str, str]:
     """Return processor, number of threads and versions in words, to record beside measurements."""
+    import torch
+
     return {
         "processor": f"{processor_name()}, {threads} thread{'s' if threads != 1 else ''}",
         "cabm": __version__,
@@ -37,24 +41,23 @@ def architecture() -> str:
     return platform.machine().lower()
 
 
-def cpu_features() -> dict[str, object]:
-    """Return what PyTorch knows about the CPU, by name; empty if this PyTorch does not tell."""
-    try:
-        return dict(torch.cpu.get_capabilities())
-    except (AttributeError, RuntimeError):
-        return {}
-
-
 def integer_units() -> list[str]:
-    """Return the CPU's units for products of 8-bit numbers, fastest first; empty if it has none."""
-    features = cpu_features()
-    return [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if features.get(name)]
+    """Return the CPU's units for products of 8-bit numbers, fastest first; empty if it has none.
+
+    Names are LLVM's. Empty, too, where LLVM is missing or broken.
+    """
+    features = _features_if_known()
+    return [name for name in ("amx-int8", "avx512vnni", "avxvnni") if features.get(name)]
 
 
 def compiler_features() -> dict[str, bool]:
     """Return the CPU's instruction sets by LLVM's names.
 
     Compiled loops ask LLVM, because it aborts the process if its target lacks an instruction.
+
+    Raises:
+        ImportError: llvmlite is missing.
+        OSError: its library is broken.
     """
     from llvmlite import binding
 
@@ -63,6 +66,14 @@ def compiler_features() -> dict[str, bool]:
         # LLVM does not list what it knows from the name of an ARM CPU
         features["dotprod"] = features.get("dotprod", False) or _arm_multiplies_bytes()
     return features
+
+
+def _features_if_known() -> dict[str, bool]:
+    """Return `compiler_features`; empty if LLVM is missing or broken."""
+    try:
+        return compiler_features()
+    except (ImportError, OSError):
+        return {}
 
 
 def _arm_multiplies_bytes() -> bool:
@@ -81,15 +92,22 @@ def _cpuinfo() -> list[str]:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 in hardware; if not, autocast is slower than float32.
+    """Return whether a device multiplies bfloat16 in hardware; if not, autocast is slower than float32."""
+    if device.type == "cuda":
+        import torch
 
-    A CPU does not where ``ONEDNN_MAX_CPU_ISA`` keeps oneDNN, which multiplies for PyTorch, from its units:
+        return torch.cuda.is_bf16_supported()
+    return cpu_multiplies_bfloat16()
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 in hardware.
+
+    It does not where ``ONEDNN_MAX_CPU_ISA`` keeps oneDNN, which multiplies for PyTorch, from its units:
     with AVX2, a convolution in bfloat16 then takes five to fifteen times as long as one in float32.
     """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    features = cpu_features()
-    has_units = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    features = _features_if_known()
+    has_units = bool(features.get("avx512bf16") or features.get("amx-bf16"))
     return has_units and _most_of_onednn() not in _ISAS_WITHOUT_BFLOAT16
 
 

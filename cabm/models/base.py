@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cabm.errors import InputError
 from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantizers
-from cabm.quant.functional import PAMS_BITS
 from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
+from cabm.quant.levels import PAMS_BITS
 
 UPSAMPLE_FACTORS = {2: (2,), 3: (3,), 4: (2, 2)}
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K in 0..1, as in the released EDSR

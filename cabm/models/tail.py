@@ -50,11 +50,6 @@ def before_pixel_shuffle(kernel: Tensor, factor: int) -> Tensor:
     return torch.stack(phases, dim=1).flatten(0, 1)
 
 
-def pixels_together(channels: Tensor, factor: int) -> Tensor:
-    """Order the channels (C r^2,...) before a PixelShuffle as (r^2, C): those of a pixel lie together."""
-    return channels.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1)
-
-
 def collapse(convs: Sequence[nn.Conv2d], factors: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the convolution that equals a linear tail before PixelShuffle.
 

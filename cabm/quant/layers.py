@@ -15,14 +15,13 @@ from torch.nn import functional as F
 
 from cabm.quant.context import PrecisionContext
 from cabm.quant.functional import (
-    PAMS_BITS,
     assigned_codes,
     channel_deviation,
-    num_levels,
     rescale,
     selected_codes,
     weight_codes,
 )
+from cabm.quant.levels import PAMS_BITS, num_levels
 
 
 class Quantized:

@@ -8,7 +8,6 @@ from typing import Literal
 from torch import nn
 
 from cabm.errors import InputError
-from cabm.quant.functional import PAMS_BITS
 from cabm.quant.layers import (
     AssignedActivation,
     FloatActivation,
@@ -17,6 +16,7 @@ from cabm.quant.layers import (
     QuantConvTranspose2d,
     SelectedActivation,
 )
+from cabm.quant.levels import PAMS_BITS
 from cabm.quant.skip import QuantizedSkip, ReadSkip
 
 Kind = Literal["float", "pams", "cadyq", "cabm"]

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from cabm.quant.functional import PAMS_BITS
+from cabm.quant.levels import PAMS_BITS
 from cabm.reporting.style import FAINT, INK, WIDEST, bit_color, plain
 from cabm.tables.controls import CONTROLS
 from cabm.tables.table import EdgeToBitTable

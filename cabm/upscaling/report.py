@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cabm.models.base import Backbone
-from cabm.quant.functional import PAMS_BITS
+from cabm.quant.levels import PAMS_BITS
 from cabm.tables.cost import bitops, fab
 from cabm.tiling.parts import TileParts
 from cabm.tiling.plan import TilePlan

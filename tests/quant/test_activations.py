@@ -11,11 +11,11 @@ from cabm.quant import AlphaObserver, PrecisionContext, Quantized
 from cabm.quant.functional import (
     assigned_codes,
     channel_deviation,
-    num_levels,
     quantize_to_codes,
     selected_codes,
 )
 from cabm.quant.layers import AssignedActivation, FloatActivation, PamsActivation, SelectedActivation
+from cabm.quant.levels import num_levels
 
 SPACE = (4, 6, 8)
 LEVELS = torch.tensor([7.0, 31.0, 127.0], dtype=torch.float64)

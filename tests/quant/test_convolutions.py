@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cabm.quant import Quantized
-from cabm.quant.functional import assigned_codes, num_levels, weight_codes
+from cabm.quant.functional import assigned_codes, weight_codes
 from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
+from cabm.quant.levels import num_levels
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

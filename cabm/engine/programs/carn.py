@@ -17,6 +17,7 @@ from cabm.engine.fused import Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import AFTER, FIXED, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
 from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of, input_storage
+from cabm.engine.tensors import through
 from cabm.models.carn import CARN, NUM_STEPS, Cascade, ResidualBlock
 
 
@@ -59,7 +60,12 @@ class CarnProgram:
         self._fusions = {
             fusion: FloatConv(fusion.weight, fusion.bias, torch.float32)
             if kernel is None
-            else kernel.pack_floats(fusion, [fusion.out_channels] * (index + 2), compact=kernel.compact)
+            else kernel.pack_floats(
+                fusion.weight.detach()[:, :, 0, 0].numpy(),
+                fusion.bias.detach().numpy(),
+                [fusion.out_channels] * (index + 2),
+                compact=kernel.compact,
+            )
             for cascade in cascades
             for index, fusion in enumerate(cascade.fusion)
         }
@@ -84,8 +90,11 @@ class CarnProgram:
     def run(self, x: Tensor, plan: dict[ResidualBlock, _Block] | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         head = self._head(x / 255 - self._model.mean)
-        body = plan.run(head) if isinstance(plan, Chain) else self._cascade(self._model.body, head, plan)
-        return self._tail(body, x) if self._rows is None else self._rows(body)
+        if isinstance(plan, Chain):
+            body = through(plan.run, head)
+        else:
+            body = self._cascade(self._model.body, head, plan)
+        return self._tail(body, x) if self._rows is None else through(self._rows, body)
 
     def _chain(self, kernel: Kernel, blocks: list[_Block]) -> Chain:
         """Return the body as a chain. Images of all that a fusion reads replace concatenations."""

@@ -16,6 +16,7 @@ from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.linear_tail import CollapsedTail, Edge, collapse_at
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_at, skip_grid
+from cabm.engine.tensors import through
 from cabm.models.edsr import EDSR, ResidualBlock
 
 
@@ -54,9 +55,10 @@ class EdsrProgram:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
         x = x - self._model.mean
         head = self._head(x)
+        body = through(plan.run, head) if isinstance(plan, Chain) else plan.run(head)
         if self._rows is not None:
-            return self._rows(plan.run(head), addend=head)
-        feature = self._body_end(plan.run(head)).float()
+            return through(self._rows, body, addend=head)
+        feature = self._body_end(body).float()
         return self._tail(feature.add_(head), x).add_(self._model.mean)
 
     def _make_block(self, index: int, bits: tuple[int, ...]) -> Block:
@@ -71,8 +73,9 @@ def _end(model: EDSR) -> list[Layer]:
     """Return the last convolution of the body, and the tail as one."""
     weight, bias = collapse_at([*model.upsample, model.tail], model.factors, Edge())
     bias = bias + model.mean.flatten().repeat_interleave(model.scale**2)
-    tail = Layer(weight, bias, shuffle=model.scale, replicate=True, input_bytes=2, weight_bytes=2)
-    return [Layer(model.body_end.weight, model.body_end.bias), tail]
+    ends = {"shuffle": model.scale, "replicate": True, "input_bytes": 2, "weight_bytes": 2}
+    tail = Layer(weight.numpy(), bias.numpy(), **ends)
+    return [Layer(model.body_end.weight.detach().numpy(), model.body_end.bias.detach().numpy()), tail]
 
 
 def _quantizers(block: ResidualBlock) -> tuple[nn.Module, ...]:

@@ -26,6 +26,7 @@ from cabm.engine.layer_numbers import (
     ZERO,
 )
 from cabm.engine.packing import BoundConv, PackedConv, Row, grid_of
+from cabm.engine.tensors import through
 from cabm.models.idn import IDN, SLOPE, DistillationBlock, leaky
 
 
@@ -85,7 +86,9 @@ class IdnProgram:
         self._entry = tuple(PackedConv(conv, **self._packing) for conv in (model.entry1, model.entry2))
         self._blocks = [self._pack(block) for block in model.body]
         tail = as_convolution(model.tail)
-        self._rows = ends.rows([Layer(*tail, shuffle=model.scale, weight_bytes=2)])
+        self._rows = ends.rows(
+            [Layer(*(each.numpy() for each in tail), shuffle=model.scale, weight_bytes=2)]
+        )
         self._tail = FloatConv(*tail, ends.dtype) if self._rows is None else None
 
     def _pack(self, block: DistillationBlock) -> tuple[list[PackedConv], FloatConv | FloatWeights]:
@@ -97,7 +100,11 @@ class IdnProgram:
         packed = [PackedConv(conv, outputs, **self._packing) for conv, outputs in parts]
         conv = block.compression
         if self._kernel is not None:
-            return packed, self._kernel.pack_floats(conv, [n, conv.in_channels - n])
+            return packed, self._kernel.pack_floats(
+                conv.weight.detach()[:, :, 0, 0].numpy(),
+                conv.bias.detach().numpy(),
+                [n, conv.in_channels - n],
+            )
         return packed, FloatConv(conv.weight, conv.bias, torch.float32)
 
     def plan(self, row: Row) -> _Plan | Chain:
@@ -119,11 +126,11 @@ class IdnProgram:
 
     def run(self, x: Tensor, plan: _Plan | Chain) -> Tensor:
         """Upscale one tile; see `cabm.engine.programs.Program`."""
-        hidden = plan.run(x) if isinstance(plan, Chain) else _run(x, plan)
+        hidden = through(plan.run, x) if isinstance(plan, Chain) else _run(x, plan)
         scale = self._model.scale
         bicubic = F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
         if self._rows is not None:
-            return self._rows(hidden, base=bicubic)
+            return through(self._rows, hidden, base=bicubic)
         return F.pixel_shuffle(self._tail(hidden).float(), scale).add_(bicubic)
 
 

@@ -15,6 +15,7 @@ from cabm.engine.float_rows import Layer
 from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.packing import PackedConv, Row, bits_of, grid_of, skip_grid
+from cabm.engine.tensors import through
 from cabm.models.srresnet import SRResNet
 
 
@@ -41,16 +42,18 @@ class SRResNetProgram:
             for block in model.body
         ]
         head, nothing = model.head.weight, torch.zeros(model.head.out_channels)
-        self._head_rows = ends.rows([Layer(head, nothing, slope=self._slope, parts=2)])
+        first = Layer(head.detach().numpy(), nothing.numpy(), slope=self._slope, parts=2)
+        self._head_rows = ends.rows([first])
         if self._head_rows is None:
             self._head = FloatConv(head, None, torch.float32)
         factors, biases = affine(model.body_end_bn)
-        end = Layer(model.body_end.weight * factors.view(-1, 1, 1, 1), biases)
+        weight = model.body_end.weight.detach() * factors.view(-1, 1, 1, 1)
+        end = Layer(weight.numpy(), biases.numpy())
         slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
         tail = [*model.upsample, model.tail], model.factors, slopes
         self._rows = ends.rows([end, *tail_layers(*tail, first_bytes=2)])
         if self._rows is None:
-            self._body_end = FloatConv(end.weight, end.bias, ends.dtype)
+            self._body_end = FloatConv(weight, biases, ends.dtype)
             self._tail = active_tail(*tail, ends.dtype)
 
     def plan(self, row: Row) -> Blocks | Chain:
@@ -71,10 +74,11 @@ class SRResNetProgram:
         if self._head_rows is None:
             head = F.leaky_relu(self._head(x), self._slope, inplace=True)
         else:
-            head = self._head_rows(x)
+            head = through(self._head_rows, x)
+        body = through(plan.run, head) if isinstance(plan, Chain) else plan.run(head)
         if self._rows is not None:
-            return self._rows(plan.run(head), addend=head)
-        return self._tail(self._body_end(plan.run(head)).float().add_(head), x)
+            return through(self._rows, body, addend=head)
+        return self._tail(self._body_end(body).float().add_(head), x)
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
