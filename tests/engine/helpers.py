@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch.nn import functional as F
 
 from cabm.engine import forms, fused, onednn
 from cabm.engine.amx import permitted
-from cabm.engine.fused import Kernel
+from cabm.engine.float_rows import Layer
+from cabm.engine.fused import FloatWeights, Kernel
 from cabm.machine import cpu
 from cabm.models import Backbone, build_model
 from cabm.quant import AlphaObserver, Precision
@@ -45,6 +48,22 @@ def compiled(name: str) -> Kernel:
     if name.startswith("matrix") and not permitted():
         pytest.skip("the system does not permit AMX")
     return fused.compile_form(form())
+
+
+def pack_floats(kernel: Kernel, conv: nn.Conv2d, parts: Sequence[int], **options: Any) -> FloatWeights:
+    """Pack a 1x1 convolution."""
+    weight, bias = conv.weight.detach()[:, :, 0, 0], conv.bias.detach()
+    return kernel.pack_floats(weight.numpy(), bias.numpy(), parts, **options)
+
+
+def layer_of(weight: Tensor, bias: Tensor, **ends: Any) -> Layer:
+    """Return a layer of weights and biases given as tensors."""
+    return Layer(weight.numpy(), bias.numpy(), **ends)
+
+
+def weights_of(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Return the weights and biases of a layer as float64."""
+    return torch.from_numpy(layer.weight).double(), torch.from_numpy(layer.bias).double()
 
 
 def photograph(height: int, width: int, *, count: int = 1, seed: int = 0) -> Tensor:

@@ -12,12 +12,13 @@ from cabm.engine import compile_model, fused, onednn, supports
 from cabm.engine.blocks import Block, residual_chain
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
-from cabm.engine.fused import Kernel
+from cabm.engine.fused import CompiledWeights, Kernel
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.integer import IntegerModel
 from cabm.engine.layer_numbers import LEAKY_TO_BOTH
 from cabm.engine.onednn import IntegerConv, Scaling
 from cabm.engine.packing import BoundConv, PackedConv
+from cabm.engine.tensors import through
 from cabm.models import Backbone
 from cabm.quant.layers import QuantConv2d
 
@@ -156,12 +157,12 @@ def run_alone(kernel: Kernel, conv: BoundConv, x: torch.Tensor, out: Grid) -> li
         floats = chain.floats(outputs) if follow else chain.result
         chain.convolve(conv, LEAKY_TO_BOTH, read, own(out, 0.05), target=written, floats=Place(floats))
         if follow:  # a convolution by 1 makes the codes visible
-            weight = torch.zeros(outputs, outputs, 3, 3)
+            weight = np.zeros((outputs, outputs, 3, 3))
             weight[range(outputs), range(outputs), 1, 1] = 1
             packed = kernel.pack(weight, shifted=True)
             ones = BoundConv(packed, out, Scaling(torch.ones(1), torch.full((outputs,), 128.0)))
             chain.convolve(ones, LEAKY_TO_BOTH, written, own(out), target=read, floats=Place(chain.result))
-        results.append(chain.run(x))
+        results.append(through(chain.run, x))
     return [results[0], results[1].to(torch.uint8)]
 
 
@@ -209,11 +210,11 @@ def test_sums_codes_and_borders_are_exact(kernel: Kernel, height: int, width: in
     skips = [Grid(63.5, 8, Storage.SHIFTED), Grid(15.875, 8, Storage.SHIFTED)]
     residual = Grid(31.75, 8, Storage.SIGNED)
     bound = [
-        BoundConv(kernel.pack(conv, shifted=index % 2 == 0), reads[index], Scaling(factor, bias))
+        BoundConv(kernel.pack(conv.numpy(), shifted=index % 2 == 0), reads[index], Scaling(factor, bias))
         for index, (conv, factor, bias) in enumerate(zip(convs, factors, biases, strict=True))
     ]
     blocks = [Block(bound[2 * i], bound[2 * i + 1], skips[i], residual, 0.5) for i in range(2)]
-    found = residual_chain(kernel, blocks).run(x)
+    found = through(residual_chain(kernel, blocks).run, x)
 
     def codes(values: torch.Tensor, grid: Grid) -> torch.Tensor:
         return (values * float(grid.inverse)).round().clamp(grid.low, grid.levels)
@@ -273,13 +274,17 @@ def test_saturated_sums_are_exact(kernel: Kernel, code: int, value: int) -> None
     height, width, channels = 3, 5, 192
     grids = Grid(127.0, 8, Storage.SHIFTED), Grid(255.0, 8, Storage.POSITIVE, unsigned=True)
     weights = torch.full((channels, channels, 3, 3), code)
+
+    def packed(grid: Grid) -> CompiledWeights:
+        return kernel.pack(weights.numpy(), shifted=grid.zero != 0)
+
     convs = [
-        BoundConv(kernel.pack(weights, shifted=grid.zero != 0), grid, Scaling(torch.tensor([factor]), None))
+        BoundConv(packed(grid), grid, Scaling(torch.tensor([factor]), None))
         for grid, factor in zip(grids, (2.0**-8, 2.0**-20), strict=True)
     ]
     block = Block(*convs, skip=grids[0], residual=Grid(127.0, 8, Storage.SIGNED))
     x = torch.full((1, channels, height, width), float(value))
-    found = residual_chain(kernel, [block]).run(x)
+    found = through(residual_chain(kernel, [block]).run, x)
     x = x.clamp(-127, 127).double()
     hidden = (F.conv2d(x, weights.double(), padding=1) / 2**8).round().clamp(0, 255)
     residual = (F.conv2d(hidden, weights.double(), padding=1) / 2**20).round().clamp(-127, 127)

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine import byte_rows, float_rows
-from cabm.engine.byte_rows import ByteRows
+from cabm.engine.byte_rows import pack_rows
 from cabm.engine.ends import Ends, fastest
-from cabm.engine.float_rows import Layer
+from cabm.engine.float_rows import Layer, Rows
 from cabm.engine.integer import IntegerModel, compile_model
+from cabm.engine.tensors import through
 from cabm.machine import cpu
 
-from .helpers import BACKBONES, calibrated, needs_units, photograph, row
+from .helpers import BACKBONES, calibrated, layer_of, needs_units, photograph, row, weights_of
 
 FEATURES = {16: "avx512vnni", 8: "avxvnni"}
 """By lanes, LLVM's name of the instructions."""
@@ -32,13 +33,14 @@ def lanes(request: pytest.FixtureRequest) -> int:
 
 
 def run(lanes: int, layers: list[Layer], x: Tensor, **images: Tensor) -> Tensor:
-    return ByteRows(*byte_rows.compile_loop(lanes), layers)(x, **images)
+    loop, _ = byte_rows.compile_loop(lanes)
+    return through(Rows(loop, pack_rows(layers, lanes)), x, **images)
 
 
 def random_layer(outputs: int, inputs: int, size: int, **ends: Any) -> Layer:
     generator = torch.Generator().manual_seed(outputs + inputs + size)
     weight = torch.randn(outputs, inputs, size, size, generator=generator) / (size * inputs**0.5)
-    return Layer(weight, torch.randn(outputs, generator=generator), **ends)
+    return layer_of(weight, torch.randn(outputs, generator=generator), **ends)
 
 
 def parts_of_rows(x: Tensor) -> list[Tensor]:
@@ -61,11 +63,12 @@ def by_layers(layers: list[Layer], x: Tensor, addend: Tensor) -> Tensor:
     """Compute in float64 what the layers stand for."""
     x = x.double()
     for number, layer in enumerate(layers):
-        reach = layer.weight.shape[-1] // 2
+        kernel, bias = weights_of(layer)
+        reach = kernel.shape[-1] // 2
         mode = "replicate" if layer.replicate else "constant"
         inputs = [F.pad(part, [reach] * 4, mode=mode) for part in parts_of_rows(x)]
-        weights = parts_of_weights(layer.weight.double())
-        result = F.conv2d(inputs[0], weights[0], layer.bias.double())
+        weights = parts_of_weights(kernel)
+        result = F.conv2d(inputs[0], weights[0], bias)
         result += F.conv2d(inputs[1], weights[0]) if layer.input_bytes == 2 else 0
         result += F.conv2d(inputs[0], weights[1]) if layer.weight_bytes == 2 else 0
         result = result + addend if number == 0 else result
@@ -104,8 +107,8 @@ def test_rows_equal_the_convolutions(lanes: int, last: str, replicate: bool, siz
 @pytest.mark.parametrize("x", [torch.zeros(1, 16, 4, 9), torch.full((1, 16, 4, 9), -7.0)], ids=["0", "-7"])
 def test_constant_images_are_exact(lanes: int, x: Tensor) -> None:
     """A row of zeros has no scale; one of negative numbers has its zero at byte 255."""
-    layer = Layer(torch.ones(16, 16, 3, 3), torch.arange(16.0))
-    wanted = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    weight, bias = torch.ones(16, 16, 3, 3), torch.arange(16.0)
+    layer, wanted = layer_of(weight, bias), F.conv2d(x, weight, bias, padding=1)
     assert torch.allclose(run(lanes, [layer], x), wanted, rtol=1e-6)
 
 
@@ -115,8 +118,9 @@ def test_two_bytes_keep_16_bits(lanes: int, size: int) -> None:
     layer = random_layer(3, 64, size, **EXACT)
     x = 255 - torch.rand(1, 64, 6, 50, generator=torch.Generator().manual_seed(2))
     padded = F.pad(x, [size // 2] * 4).double()
-    wanted = F.conv2d(padded, layer.weight.double(), layer.bias.double())
-    most = F.conv2d(padded, layer.weight.double().abs())
+    weight, bias = weights_of(layer)
+    wanted = F.conv2d(padded, weight, bias)
+    most = F.conv2d(padded, weight.abs())
     assert float(((run(lanes, [layer], x) - wanted).abs() / most).max()) < 2.0**-15
 
 
@@ -141,7 +145,8 @@ def test_bytes_take_over_where_amx_does_not_run(
     """Unless a type is asked for, which the convolutions then keep."""
     monkeypatch.setattr(float_rows, "compiled", lambda: None)
     layers = [random_layer(16, 16, 3)]
-    assert isinstance(Ends(dtype, in_bytes=True).rows(layers), ByteRows)
+    found = Ends(dtype, in_bytes=True).rows(layers)
+    assert found is not None and found.packed.lanes in FEATURES
     assert Ends(dtype).rows(layers) is None
     assert fastest().in_bytes
 

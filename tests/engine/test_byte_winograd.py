@@ -11,6 +11,7 @@ from cabm.engine.float_rows import Layer
 from cabm.engine.winograd_ir import PIXELS
 from cabm.machine import cpu
 
+from .helpers import layer_of, weights_of
 from .test_byte_rows import EXACT, FEATURES, lanes, parts_of_weights, random_layer, run
 
 __all__ = ["lanes"]  # a fixture
@@ -18,7 +19,8 @@ __all__ = ["lanes"]  # a fixture
 
 def by_bands(layer: Layer, x: Tensor, addend: Tensor | float = 0.0) -> Tensor:
     """Compute in float64 what a convolution of bands stands for."""
-    weight, bias = parts_of_weights(layer.weight.double())[0], layer.bias.double()
+    weight, bias = weights_of(layer)
+    weight = parts_of_weights(weight)[0]
     framed, bands = F.pad(x.double(), [1] * 4), []
     for y in range(0, x.shape[2], PIXELS):
         rows = framed[:, :, y : y + PIXELS + 2]
@@ -43,7 +45,7 @@ def test_bands_equal_the_convolutions(lanes: int, inputs: int, size: tuple[int, 
     x, addend = (torch.randn(1, channels, *size, generator=generator) for channels in (inputs, 64))
     x *= torch.logspace(-1, 1, size[0])[:, None]
     wanted = by_bands(layers[1], by_bands(layers[0], x, addend))
-    wanted = F.conv2d(wanted, layers[2].weight.double(), layers[2].bias.double(), padding=1)
+    wanted = F.conv2d(wanted, *weights_of(layers[2]), padding=1)
     error = (run(lanes, layers, x, addend=addend) - wanted).abs() / wanted.abs().max()
     # a number on the edge between two bytes may be rounded the other way
     assert float(error.max()) < 4e-3
@@ -55,12 +57,12 @@ def test_bands_equal_the_convolutions(lanes: int, inputs: int, size: tuple[int, 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_are_exact(lanes: int, channels: int, most: int, value: int, sign: int) -> None:
     """The largest codes by the largest weights; scales are 1."""
-    first = Layer(torch.full((32, channels, 3, 3), 127.0 * sign), torch.zeros(32))
-    last = Layer(torch.zeros(3, 32, 1, 1), torch.zeros(3), **EXACT)
-    last.weight[0, 5] = 2.0**-20
+    weights = torch.full((32, channels, 3, 3), 127.0 * sign), torch.zeros(3, 32, 1, 1)
+    weights[1][0, 5] = 2.0**-20
+    layers = [layer_of(weights[0], torch.zeros(32)), layer_of(weights[1], torch.zeros(3), **EXACT)]
     x = torch.full((1, channels, 9, 11), float(most * value))
-    wanted = F.conv2d(F.conv2d(x, first.weight, padding=1), last.weight)
-    assert torch.allclose(run(lanes, [first, last], x), wanted, rtol=2.0**-16, atol=1e-6)
+    wanted = F.conv2d(F.conv2d(x, weights[0], padding=1), weights[1])
+    assert torch.allclose(run(lanes, layers, x), wanted, rtol=2.0**-16, atol=1e-6)
 
 
 def test_both_widths_give_the_same_bits() -> None:

@@ -5,11 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from cabm.engine import float_rows
-from cabm.engine.float_rows import Layer, Rows, rows
+from cabm.engine.float_rows import Layer, Rows, pack_rows, rows
 from cabm.engine.integer import compile_model
+from cabm.engine.tensors import through
 from cabm.machine.compiled import Loop
 
-from .helpers import BACKBONES, calibrated, needs_units, photograph, row
+from .helpers import BACKBONES, calibrated, layer_of, needs_units, photograph, row, weights_of
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def random_layers(channels: int, shuffle: int, *, replicate: bool) -> list[Layer
 
     def layer(outputs: int, inputs: int, size: int, **ends) -> Layer:
         weight = torch.randn(outputs, inputs, size, size, generator=generator) / (size * inputs**0.5)
-        return Layer(weight, torch.randn(outputs, generator=generator), **ends)
+        return layer_of(weight, torch.randn(outputs, generator=generator), **ends)
 
     return [
         layer(channels, 18, 3),
@@ -38,9 +39,10 @@ def by_layers(layers: list[Layer], x: torch.Tensor, addend: torch.Tensor) -> tor
     """In float64 but for what is rounded to bfloat16: weights, and what a convolution reads."""
     x, mode = x.double(), {False: "constant", True: "replicate"}
     for number, layer in enumerate(layers):
-        reach = layer.weight.shape[-1] // 2
+        weight, bias = weights_of(layer)
+        reach = weight.shape[-1] // 2
         x = F.pad(x.bfloat16().double(), [reach] * 4, mode=mode[layer.replicate])
-        x = F.conv2d(x, layer.weight.bfloat16().double(), layer.bias.double())
+        x = F.conv2d(x, weight.bfloat16().double(), bias)
         x = x + addend if number == 0 else x
         x = F.leaky_relu(F.pixel_shuffle(x, layer.shuffle), layer.slope)
     return x
@@ -57,7 +59,7 @@ def test_rows_equal_the_convolutions(
     generator = torch.Generator().manual_seed(1)
     x, addend = (torch.randn(1, channels, *size, generator=generator) for channels in (18, 48))
     base = torch.randn(1, 3, *(2 * shuffle * side for side in size), generator=generator)
-    found = Rows(loop, layers)(x, addend=addend, base=base)
+    found = through(Rows(loop, pack_rows(layers)), x, addend=addend, base=base)
     wanted = by_layers(layers, x, addend) + base
     assert found.shape == wanted.shape
     # a sum on the edge between two bfloat16 may be rounded the other way
@@ -70,21 +72,22 @@ def test_rows_equal_the_convolutions(
 def test_two_parts_keep_16_bits(loop: Loop, size: tuple[int, int], replicate: bool) -> None:
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(20, 3, 9, 9, generator=generator)
-    layer = Layer(weight, torch.randn(20, generator=generator), slope=0.3, replicate=replicate, parts=2)
+    bias = torch.randn(20, generator=generator)
+    layer = layer_of(weight, bias, slope=0.3, replicate=replicate, parts=2)
     x = 255 * torch.rand(1, 3, *size, generator=generator)
     padded = F.pad(x, [4] * 4, mode="replicate" if replicate else "constant").double()
-    wanted = F.leaky_relu(F.conv2d(padded, weight.double(), layer.bias.double()), 0.3)
+    wanted = F.leaky_relu(F.conv2d(padded, weight.double(), bias.double()), 0.3)
     most = F.conv2d(padded, weight.double().abs()) + 1
-    found = Rows(loop, [layer])(x)
+    found = through(Rows(loop, pack_rows([layer])), x)
     assert found.shape == (1, 20, *size)
     assert float(((found - wanted).abs() / most).max()) < 2.0**-16
 
 
 def test_only_whole_tiles_of_channels_between_convolutions_are_taken(loop: Loop) -> None:
     layers = random_layers(48, 2, replicate=False)
-    assert rows(torch.bfloat16, layers) is not None
-    assert rows(torch.float32, layers) is None
-    assert rows(torch.bfloat16, random_layers(40, 2, replicate=False)) is None
+    assert rows(layers, bfloat16=True) is not None
+    assert rows(layers, bfloat16=False) is None
+    assert rows(random_layers(40, 2, replicate=False), bfloat16=True) is None
 
 
 @needs_units

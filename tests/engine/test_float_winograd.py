@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from cabm.engine import active_tail, float_conv
 from cabm.engine.active_tail import WinogradTail
+from cabm.engine.float_rows import pixels_together
 from cabm.engine.float_winograd import Compiled, WinogradConv, convolution_loop
 from cabm.machine import cpu
 from cabm.machine.compiled import jit
 from cabm.models import build_model
-from cabm.models.tail import pixels_together
 from cabm.quant import Precision
 
 

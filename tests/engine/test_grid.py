@@ -40,6 +40,6 @@ def test_most_grids_have_a_divisor() -> None:
 @pytest.mark.parametrize("storage", list(Storage))
 def test_codes_fit_in_their_bytes(bits: int, storage: Storage) -> None:
     grid = Grid(1.0, bits, storage)
-    limits = torch.iinfo(grid.dtype)
+    limits = np.iinfo(grid.dtype)
     assert limits.min <= grid.low + grid.zero
     assert grid.levels + grid.zero <= limits.max

@@ -136,13 +136,12 @@ def test_emulated_sums_and_codes_are_exact(
     zero = 128 if shifted else 0
     framed = F.pad(image, (1, 1, 1, 1), value=zero).permute(1, 2, 0).to(torch.uint8)
     form = forms.direct(4)
-    packed = form.pack(weights)
-    starts = Kernel(form, lambda: None).pack(weights, shifted=shifted).starts
+    packed = form.pack(weights.numpy())
+    starts = Kernel(form, lambda: None).pack(weights.numpy(), shifted=shifted).starts
     numbers = np.zeros(NUMBERS, np.float32)
     numbers[[SLOPE, INVERSE, LOW, HIGH, ROUNDING]] = 1, 2.0**-12, -127, 127, ROUND + 128
     affine = np.ones(outputs, np.float32), np.zeros(outputs, np.float32)
-    data = [each.contiguous().numpy().tobytes() for each in (framed, packed)]
-    data += [each.tobytes() for each in (starts, *affine, numbers)]
+    data = [each.tobytes() for each in (framed.numpy(), packed, starts, *affine, numbers)]
     sizes = height, width, inputs, outputs, vnni_ir.PIXELS[4], EPILOGUES.index(LEAKY_TO_BOTH), NUMBERS
     run = [EMULATOR, "-cpu", "max", program, *map(str, sizes)]
     found = subprocess.run(run, input=b"".join(data), capture_output=True, check=True, timeout=300).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,8 @@ from torch import nn
 from cabm.engine.chains import Chain, Place
 from cabm.engine.fused import Kernel
 from cabm.engine.layer_numbers import FIXED, SINGLE_TO_FLOATS, SLOPE
-from tests.engine.helpers import FORMS, compiled
+from cabm.engine.tensors import through
+from tests.engine.helpers import FORMS, compiled, pack_floats
 
 
 @pytest.fixture(params=FORMS)
@@ -40,12 +42,12 @@ def test_sums_are_those_of_float64(kernel: Kernel, inputs: int, size: tuple[int,
     chain = Chain(kernel, 40)
     image = chain.floats(inputs)
     chain.copy(image)
-    weights, to = kernel.pack_floats(conv, [inputs]), Place(chain.result)
+    weights, to = pack_floats(kernel, conv, [inputs]), Place(chain.result)
     chain.pointwise(weights, SINGLE_TO_FLOATS, image, {SLOPE: 0.25}, floats=to)
     conv.double()
     wanted = nn.functional.leaky_relu(conv(x.double()), 0.25)
     most = nn.functional.conv2d(x.double().abs(), conv.weight.abs()) + 1
-    assert ((chain.run(x) - wanted).abs() / most).max() < 1e-6
+    assert ((through(chain.run, x) - wanted).abs() / most).max() < 1e-6
 
 
 @pytest.mark.parametrize("inputs", [3, 32, 44, 80])
@@ -58,7 +60,7 @@ def test_rounded_images_are_bfloat16(rounding: Kernel, inputs: int, size: tuple[
     images = [chain.floats(count, compact=True) for count in (inputs, 40)]
     chain.copy(images[0])
     for conv, source, to in zip(convs, images, (images[1], chain.result), strict=True):
-        weights = rounding.pack_floats(conv, [conv.in_channels], compact=True)
+        weights = pack_floats(rounding, conv, [conv.in_channels], compact=True)
         chain.pointwise(weights, SINGLE_TO_FLOATS, source, {SLOPE: 0.25}, floats=Place(to))
     wanted, most = x, torch.zeros(1)
     for conv in convs:
@@ -66,7 +68,7 @@ def test_rounded_images_are_bfloat16(rounding: Kernel, inputs: int, size: tuple[
         most = nn.functional.conv2d(wanted.abs(), conv.weight.abs()) + 1
         wanted = nn.functional.leaky_relu(conv(wanted), 0.25)
     # where a sum of the first is at the edge between two bfloat16, the second reads the other one
-    errors = (chain.run(x) - wanted).abs() / most
+    errors = (through(chain.run, x) - wanted).abs() / most
     assert errors.max() < 2.0**-8
     assert errors.mean() < 2.0**-14
 
@@ -83,9 +85,9 @@ def test_images_in_fixed_point_have_a_scale_for_each_row(
     image, fixed = chain.floats(inputs), chain.floats(inputs, compact=True)
     chain.copy(image)
     chain.fix(image, Place(fixed))
-    weights = fixing.pack_floats(conv, [inputs], compact=True)
+    weights = pack_floats(fixing, conv, [inputs], compact=True)
     chain.pointwise(weights, SINGLE_TO_FLOATS, fixed, {SLOPE: 0.25}, floats=Place(chain.result))
-    found = chain.run(x)
+    found = through(chain.run, x)
     weight, x = conv.weight.double(), x.double()
     wanted = nn.functional.leaky_relu(nn.functional.conv2d(x, weight, conv.bias.double()), 0.25)
     of_inputs = x.abs().amax(dim=(1, 3), keepdim=True) / 8191 * weight.abs().sum(dim=1).view(1, -1, 1, 1)
@@ -105,9 +107,9 @@ def test_the_largest_sums_in_fixed_point_fit(fixing: Kernel) -> None:
     image, fixed = chain.floats(64), chain.floats(64, compact=True)
     chain.copy(image)
     chain.fix(image, Place(fixed))
-    weights = fixing.pack_floats(conv, [64], compact=True)
+    weights = pack_floats(fixing, conv, [64], compact=True)
     chain.pointwise(weights, SINGLE_TO_FLOATS, fixed, {SLOPE: 1}, floats=Place(chain.result))
-    assert torch.equal(chain.run(x), conv.double()(x.double()).float())
+    assert torch.equal(through(chain.run, x), conv.double()(x.double()).float())
 
 
 @pytest.mark.parametrize("size", [(1, 5), (2, 33), (23, 40)])
@@ -115,7 +117,7 @@ def test_the_largest_sums_in_fixed_point_fit(fixing: Kernel) -> None:
 def test_steps_in_turns_change_nothing(kernel: Kernel, size: tuple[int, int], compact: bool) -> None:
     if compact and not kernel.compact:
         pytest.skip("this form has no images of 16-bit numbers")
-    convs = [kernel.pack_floats(convolution(48, 48), [48], compact=compact) for _ in range(3)]
+    convs = [pack_floats(kernel, convolution(48, 48), [48], compact=compact) for _ in range(3)]
     x = torch.randn(1, 48, *size)
     fixed = compact and kernel.form.compact == FIXED
 
@@ -131,7 +133,7 @@ def test_steps_in_turns_change_nothing(kernel: Kernel, size: tuple[int, int], co
                 chain.fix(written, Place(images[index % 2]))
             to = chain.result if index == 2 else written if fixed else images[1 - index % 2]
             chain.pointwise(conv, SINGLE_TO_FLOATS, images[index % 2], {SLOPE: 0.5}, floats=Place(to))
-        return chain.run(x)
+        return through(chain.run, x)
 
     assert torch.equal(run(turns=True), run(turns=False))
 
@@ -143,7 +145,7 @@ def test_a_group_of_one_step_has_no_passing_images(kernel: Kernel) -> None:
     chain.begin_group()
     chain.copy(image)
     chain.begin_group()
-    weights = kernel.pack_floats(convolution(16, 16), [16])
+    weights = pack_floats(kernel, convolution(16, 16), [16])
     chain.pointwise(weights, SINGLE_TO_FLOATS, image, {SLOPE: 1}, floats=Place(chain.result))
     with pytest.raises(ValueError, match="all rows at once"):
-        chain.run(torch.zeros(1, 16, 20, 5))
+        chain.run(np.zeros((20, 5, 16), np.float32))

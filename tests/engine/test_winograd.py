@@ -12,6 +12,7 @@ from cabm.engine.fused import Kernel
 from cabm.engine.grid import Grid, Storage
 from cabm.engine.onednn import Scaling
 from cabm.engine.packing import BoundConv
+from cabm.engine.tensors import through
 from cabm.engine.winograd import KERNEL, PART
 
 from .helpers import compiled
@@ -37,11 +38,11 @@ def run(kernel: Kernel, convs: list[Tensor], codes: Tensor, exponents: tuple[int
     """Run a residual block on codes whose steps are 1, and check it against double precision."""
     grids = Grid(127.0, 8, Storage.SHIFTED), Grid(255.0, 8, Storage.POSITIVE, unsigned=True)
     bound = [
-        BoundConv(kernel.pack(conv, shifted=grid.zero != 0), grid, Scaling(factor, None))
+        BoundConv(kernel.pack(conv.numpy(), shifted=grid.zero != 0), grid, Scaling(factor, None))
         for conv, grid, factor in zip(convs, grids, 2.0 ** -torch.tensor(exponents).view(2, 1), strict=True)
     ]
     block = Block(*bound, skip=grids[0], residual=Grid(127.0, 8, Storage.SIGNED))
-    found = residual_chain(kernel, [block]).run(codes.float()).double()
+    found = through(residual_chain(kernel, [block]).run, codes.float()).double()
     hidden = F.conv2d(codes.double(), convs[0].double(), padding=1) / 2 ** exponents[0]
     residual = F.conv2d(hidden.round().clamp(0, 255), convs[1].double(), padding=1) / 2 ** exponents[1]
     assert torch.equal(found, residual.round().clamp(-127, 127) + codes)
