@@ -85,15 +85,14 @@ class Rows:
         packed: the convolutions.
 
     Attributes:
-        packed: the same.
+        packed: the same; each array starts with a cache line.
     """
 
     def __init__(self, loop: Loop, packed: PackedRows) -> None:
         from cabm.engine.row_order import OWN, SLOPE
 
-        self.packed, self._loop = packed, loop
-        self._kept = [aligned(array) for array in packed.arrays]
-        addresses = np.array([array.ctypes.data for array in self._kept], np.int64)
+        self.packed, self._loop = replace(packed, arrays=[aligned(each) for each in packed.arrays]), loop
+        addresses = np.array([array.ctypes.data for array in self.packed.arrays], np.int64)
         addresses = addresses.reshape(len(packed.table), -1)
         self._table = packed.table.copy()
         self._table[:, SLOPE] = addresses[:, 0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -166,3 +168,18 @@ def test_a_network_ends_as_in_float32(lanes: int, scale: int, backbone: str) -> 
     narrow, wide = (engine.run(tiles, bits, dtype=torch.float32) for engine in engines)
     assert not torch.equal(narrow, wide)
     assert float((narrow - wide).abs().mean()) < 0.02 * float((wide - wide.mean()).abs().mean())
+
+
+def test_stored_arrays_make_the_same_rows(lanes: int) -> None:
+    """Also where they lie in memory as a file gives them: read-only, from any byte on."""
+    layers = [random_layer(48, 16, 3, slope=0.3), random_layer(3, 48, 5, **EXACT)]
+    x = torch.randn(1, 16, 7, 41, generator=torch.Generator().manual_seed(3))
+    packed = pack_rows(layers, lanes)
+    stored = b"?" + b"".join(array.tobytes() for array in packed.arrays)
+    arrays, start = [], 1
+    for array in packed.arrays:
+        arrays.append(np.frombuffer(stored, array.dtype, array.size, start).reshape(array.shape))
+        start += array.nbytes
+    loop, _ = byte_rows.compile_loop(lanes)
+    found = through(Rows(loop, replace(packed, arrays=arrays)), x)
+    assert torch.equal(found, run(lanes, layers, x))
