@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cabm.machine.lazy import imports_on_use
 
 if TYPE_CHECKING:
     from cabm.checkpoints.model_directory import load_model
@@ -16,21 +17,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["EdgeToBitTable", "OutputSize", "Upscaler", "build_model", "import_released", "load_model"]
 
-_MODULES = {
-    "EdgeToBitTable": "cabm.tables.table",
-    "OutputSize": "cabm.upscaling.size",
-    "Upscaler": "cabm.upscaling.upscaler",
-    "build_model": "cabm.models.registry",
-    "import_released": "cabm.checkpoints.released",
-    "load_model": "cabm.checkpoints.model_directory",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `import cabm` costs nothing."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+__getattr__ = imports_on_use(
+    __name__,
+    {
+        "EdgeToBitTable": "cabm.tables.table",
+        "OutputSize": "cabm.upscaling.size",
+        "Upscaler": "cabm.upscaling.upscaler",
+        "build_model": "cabm.models.registry",
+        "import_released": "cabm.checkpoints.released",
+        "load_model": "cabm.checkpoints.model_directory",
+    },
+)
 
 
 def __dir__() -> list[str]:

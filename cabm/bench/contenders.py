@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cabm.bench import openvino, peers
+from cabm.bench import engine, openvino, peers
+from cabm.bench.engine import CompiledWork
 from cabm.bench.processes import Run
 from cabm.checkpoints.model_directory import load_model
-from cabm.engine.integer import compile_model
+from cabm.engine.compiling import compile_model
+from cabm.engine.kept import write_model
 from cabm.evaluation.bicubic import upscale_bicubic_batch
 from cabm.models import Backbone, build_model
 from cabm.quant import AlphaObserver, Precision
@@ -24,8 +27,6 @@ from cabm.tiling.edges import edge_score
 
 FLOAT = "float (fp32, eager)"
 SIMULATED = "simulated (fake quantization)"
-INTEGER = "int8 engine"
-ONE_THREAD = "int8 engine, 1 thread"
 OPENVINO = "OpenVINO int8 (NNCF)"
 ONNX_RUNTIME = "ONNX Runtime"
 NCNN = "ncnn"
@@ -114,20 +115,36 @@ def simulated(work: Work) -> dict[str, Run]:
 
 
 def integer(work: Work) -> dict[str, Run]:
-    """Return runs of the integer engine: on all threads, on one, and on one with each width."""
+    """Return the runs of the integer engine, see `cabm.bench.engine.runs`, where it needs PyTorch."""
     torch.set_num_threads(work.threads)
     model, table = work.load()
     tiles = work.pixels()
     bits = work.bits(model, table, tiles)
-    engine = compile_model(model)
-    runs: dict[str, Run] = {
-        INTEGER: partial(engine.run, tiles, bits, threads=work.threads),
-        ONE_THREAD: partial(engine.run, tiles, bits, threads=1),
-    }
-    for width in widths(model):
-        rows = torch.full((len(tiles), model.num_adaptive), width)
-        runs[at_width(width)] = partial(engine.run, tiles, rows, threads=1)
-    return runs
+    return engine.runs(
+        compile_model(model), tiles.numpy(), None if bits is None else bits.numpy(), work.threads
+    )
+
+
+def integer_run(work: Work, folder: Path) -> Callable[[], dict[str, Run]]:
+    """Compile the engine, write what it needs to a folder, and return what builds its runs.
+
+    Compiling takes memory that only a first run needs, so it happens here and not in the contender.
+    """
+    model, table = work.load()
+    compiled = folder / "compiled"
+    if not write_model(compiled, compile_model(model)):
+        return partial(integer, work)
+    tiles = work.pixels()
+    bits = work.bits(model, table, tiles)
+    np.save(folder / "tiles.npy", tiles.numpy(), allow_pickle=False)
+    if bits is not None:
+        np.save(folder / "bits.npy", bits.numpy(), allow_pickle=False)
+    return partial(
+        engine.compiled,
+        CompiledWork(
+            compiled, folder / "tiles.npy", None if bits is None else folder / "bits.npy", work.threads
+        ),
+    )
 
 
 def openvino_int8(work: Work, hint: str) -> dict[str, Run]:
@@ -151,16 +168,6 @@ def _faster(peer: str, runners: Callable[..., dict[str, peers.Run]], work: Work)
     plain, tiles = float_twin(work.load()[0]), work.pixels().float()
     precision, run = peers.fastest(runners(plain, tiles, work.threads), tiles)
     return {f"{peer} {precision}": partial(run, tiles)}
-
-
-def widths(model: Backbone) -> tuple[int, ...]:
-    """Return the widths that a model's layers choose from; none if they have one width only."""
-    return model.precision.search_space if model.precision.kind in ("cadyq", "cabm") else ()
-
-
-def at_width(width: int) -> str:
-    """Return the name of the engine's run with one width in all layers."""
-    return f"{ONE_THREAD}, {width} bits"
 
 
 def float_twin(model: Backbone) -> Backbone:

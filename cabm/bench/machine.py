@@ -6,10 +6,12 @@ import os
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from cabm.engine import onednn
 from cabm.engine.grid import Grid, Storage
+from cabm.engine.packing import Scaling
 from cabm.machine.cpu import integer_units, processor_name
 from cabm.machine.threads import limited_threads
 
@@ -35,9 +37,9 @@ def int8_peak(repeats: int = 10) -> float:
 
 
 def _rate(channels: int, kernel: int, side: int, repeats: int) -> float:
-    conv = onednn.IntegerConv(torch.ones(channels, channels, kernel, kernel), padding=(kernel // 2,) * 2)
+    conv = onednn.IntegerConv(np.ones((channels, channels, kernel, kernel)), padding=(kernel // 2,) * 2)
     x = torch.ones(1, channels, side, side, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    grid, scaling = Grid(127.0, 8, Storage.POSITIVE), onednn.Scaling(torch.ones(1), None)
+    grid, scaling = Grid(127.0, 8, Storage.POSITIVE), Scaling(np.ones(1, np.float32), None)
     best = float("inf")
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import torch
 
 from cabm.bench import contenders, peers
-from cabm.bench.contenders import FLOAT, INTEGER, NCNN, ONE_THREAD, ONNX_RUNTIME, OPENVINO, SIMULATED, Work
+from cabm.bench.contenders import FLOAT, NCNN, ONNX_RUNTIME, OPENVINO, SIMULATED, Work
+from cabm.bench.engine import INTEGER, ONE_THREAD, at_width, widths
 from cabm.bench.machine import describe_machine, int8_peak
 from cabm.bench.processes import OwnProcess, Run
 from cabm.bench.rounds import interleaved, median_ratio
-from cabm.engine.integer import compile_model, supports
+from cabm.engine.compiling import supports
 from cabm.models import Backbone
 from cabm.tiling.plan import plan
 
@@ -84,16 +85,18 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
         from 1 to all threads; for models whose layers take several widths, ``by_bits``, the time of a
         tile with one width in all layers / that with the largest width; ``peak_rss_mb``, the peak memory
         of the processes of engine and float model, ``before_rss_mb``, what of it they had before the first
-        tile (Python, PyTorch, the model), and ``memory_share``, the ratio of the peaks.
+        tile (Python and the model, and PyTorch, which the engine mostly does without), and
+        ``memory_share``, the ratio of the peaks.
 
     Raises:
         InputError: no such model directory, or a damaged one.
         RuntimeError: a contender failed; its traceback is on the standard error.
     """
     with ExitStack() as stack:
-        work = options.work(Path(stack.enter_context(TemporaryDirectory())))
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        work = options.work(folder)
         model, _ = work.load()
-        builds, skipped = _builds(model, work, with_peers=options.peers)
+        builds, skipped = _builds(model, work, folder, with_peers=options.peers)
         processes = {
             name: stack.enter_context(closing(OwnProcess(build))) for name, build in builds.items()
         }
@@ -129,7 +132,7 @@ def bench_upscale(options: UpscaleBench) -> dict[str, Any]:
 
 
 def _builds(
-    model: Backbone, work: Work, *, with_peers: bool
+    model: Backbone, work: Work, folder: Path, *, with_peers: bool
 ) -> tuple[dict[str, Callable[[], dict[str, Run]]], dict[str, str]]:
     """Return what builds the contenders of each process, by name, and why others cannot run."""
 
@@ -143,8 +146,8 @@ def _builds(
     skipped = {}
     reason = supports(model)
     if reason is None:
-        compile_model(model)  # so that code is kept: compiling takes memory that only a first run needs
-        builds[INTEGER] = build(INTEGER, contenders.integer)
+        more = replace(work, tiles=_tiles(INTEGER, work.tiles))
+        builds[INTEGER] = contenders.integer_run(more, folder)
     else:
         skipped[INTEGER] = reason
     if not with_peers:
@@ -180,7 +183,7 @@ def _of_engine(model: Backbone, work: Work, seconds: dict[str, list[float]]) -> 
     one = seconds[ONE_THREAD]
     operations = 2 * _quantized_macs(model) * work.tile**2
     rate, peak = operations / statistics.median(one), int8_peak()
-    by_bits = {width: seconds[contenders.at_width(width)] for width in contenders.widths(model)}
+    by_bits = {width: seconds[at_width(width)] for width in widths(model.facts)}
     return {
         "int8": {"engine_tops": rate / 1e12, "peak_tops": peak / 1e12, "share": rate / peak},
         "scaling": {"threads": work.threads, "speedup": median_ratio(one, seconds[INTEGER])},

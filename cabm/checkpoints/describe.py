@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cabm.checkpoints.model_directory import TABLE_FILE, WEIGHTS_FILE, LoadedModel
+from cabm.checkpoints.model_directory import LoadedModel
+from cabm.checkpoints.model_files import TABLE_FILE, WEIGHTS_FILE
 from cabm.files import sha256_file
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cabm.engine.integer import why_not
+from cabm.engine.compiling import why_not
 from cabm.engine.packing import Row
 from cabm.errors import InputError, require
 from cabm.files import atomic_write

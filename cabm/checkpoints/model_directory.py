@@ -4,55 +4,28 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cabm.checkpoints.model_files import (
+    CONFIG_FILE,
+    FORMAT,
+    TABLE_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    PrecisionConfig,
+    check_weights,
+    read_config,
+)
 from cabm.checkpoints.packed import pack_state, unpack_state
-from cabm.errors import InputError, describe
-from cabm.files import atomic_directory, read_json, sha256_file, write_json
+from cabm.errors import InputError
+from cabm.files import atomic_directory, sha256_file, write_json
 from cabm.models import BACKBONES, Backbone, build_model
-from cabm.models.registry import MAX_OPTION
-from cabm.quant import Precision
 from cabm.tables.table import EdgeToBitTable
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-TABLE_FILE = "edge_to_bit.json"
-FORMAT = "cabm.model/1"
-
-
-class PrecisionConfig(BaseModel, extra="forbid", strict=True):
-    """The ``precision`` part of config.json."""
-
-    kind: Literal["float", "pams", "cadyq", "cabm"]
-    search_space: list[Annotated[int, Field(ge=2, le=8)]]
-    weight_bits: Annotated[int, Field(ge=2, le=8)] | Literal["same"]
-    quantize_ends: bool = False
-    skip: Literal[8, "quantized"] = "quantized"
-    after_relu: Literal["unsigned", "symmetric"] = "symmetric"
-    weight_granularity: Literal["channel", "tensor"] = "tensor"
-
-    def build(self) -> Precision:
-        """Return the precision that these fields describe."""
-        return Precision(**self.model_dump() | {"search_space": tuple(self.search_space)})
-
-
-class ModelConfig(BaseModel, extra="forbid", strict=True):
-    """config.json of a model directory."""
-
-    format: Literal["cabm.model/1"]
-    backbone: str
-    scale: Annotated[int, Field(ge=2, le=4)]
-    options: dict[str, bool | Annotated[int | float, Field(ge=0, le=MAX_OPTION)]]
-    precision: PrecisionConfig
-    weights_sha256: str
-    provenance: dict[str, Any] = {}
-    """Where the model comes from: stage, params, data, versions. A note for readers; no code uses it."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +95,6 @@ def load_model(directory: str | Path) -> LoadedModel:
         InputError: a file is missing or damaged, or does not fit the others.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such model directory")
     config = read_config(directory)
     if config.backbone not in BACKBONES:
         raise InputError(
@@ -143,15 +114,6 @@ def load_model(directory: str | Path) -> LoadedModel:
     return LoadedModel(model.eval(), table, config, directory)
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Read and check the config.json of a model directory."""
-    path = directory / CONFIG_FILE
-    try:
-        return ModelConfig.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: {describe(error)}") from None
-
-
 def _build(directory: Path, config: ModelConfig) -> Backbone:
     try:
         return build_model(config.backbone, config.scale, config.precision.build(), config.options)
@@ -160,17 +122,11 @@ def _build(directory: Path, config: ModelConfig) -> Backbone:
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    check_weights(path, sha256)
     try:
-        found = sha256_file(path)
-        if found != sha256:
-            raise InputError(
-                f"{path}: SHA-256 {found[:12]}, but {CONFIG_FILE} says {sha256[:12]}; copy the model again"
-            )
         return unpack_state(load_file(path))
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the model directory is incomplete") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged safetensors file ({error}); copy the model again") from None
 

@@ -158,7 +158,7 @@ def _find_table(where: str) -> EdgeToBitTable:
         InputError: there is none, or the model has no table.
     """
     from cabm.checkpoints.find import find_model
-    from cabm.checkpoints.model_directory import TABLE_FILE, read_config
+    from cabm.checkpoints.model_files import TABLE_FILE, read_config
     from cabm.errors import InputError
     from cabm.tables.table import EdgeToBitTable
 

@@ -16,7 +16,7 @@ from cabm.cli.pipes import piped
 from cabm.cli.terminal import compiling_shown, echo, fail, interrupted, sigterm_interrupts
 from cabm.errors import InputError, printable
 from cabm.imaging.formats import DEFAULT_QUALITY
-from cabm.machine.late_imports import import_torch_in_part
+from cabm.machine.late_imports import torch_in_part
 from cabm.machine.openmp import spin_briefly
 
 if TYPE_CHECKING:
@@ -148,9 +148,8 @@ def upscale(
       curl -s https://example.org/a.jpg | cabm upscale - --format jpeg > big.jpg
     """
     spin_briefly()
-    import_torch_in_part()
     request = options.upscale_request(context, tuple(inputs), output)
-    with piped(request) as pipes, compiling_shown(not quiet):
+    with torch_in_part(), piped(request) as pipes, compiling_shown(not quiet):
         run(pipes.request, Messages(report, bit_map, verbose, quiet), pipes.named)
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from cabm.checkpoints.model_directory import CONFIG_FILE, TABLE_FILE, WEIGHTS_FILE
+from cabm.checkpoints.model_files import CONFIG_FILE, TABLE_FILE, WEIGHTS_FILE
 from cabm.cluster.stores import Store
 from cabm.errors import InputError
 from cabm.imaging.formats import is_image

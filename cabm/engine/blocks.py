@@ -1,18 +1,14 @@
-"""Residual blocks on bytes (EDSR, SRResNet): layer by layer, or as a chain that runs in one call."""
+"""Residual blocks on bytes (EDSR, SRResNet), as a chain that runs in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from cabm.engine.chains import Chain, Place, own
-from cabm.engine.fused import Convolution, Kernel
-from cabm.engine.grid import Grid
+from cabm.engine.fused import Kernel
+from cabm.engine.grid import Grid, Storage
 from cabm.engine.layer_numbers import (
     CODED_SUM_TO_CODES,
     CODED_SUM_TO_FLOATS,
@@ -29,11 +25,7 @@ from cabm.engine.layer_numbers import (
     TO_CODES,
     ZERO,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cabm.engine.packing import BoundConv
+from cabm.engine.packing import BoundConv, PackedConv, Quantizer, Row
 
 
 @dataclass(frozen=True)
@@ -49,52 +41,47 @@ class Block:
         slope: factor on negative results of the first convolution.
     """
 
-    conv1: BoundConv | Convolution
-    conv2: BoundConv | Convolution
+    conv1: BoundConv
+    conv2: BoundConv
     skip: Grid
     residual: Grid | None = None
     res_scale: float = 1.0
     slope: float = 1.0
 
-    @property
-    def residual_step(self) -> np.float32:
-        """Step of what `run` returns."""
-        return np.float32(1) if self.residual is None else self.residual.scale
 
-    def run(self, codes: Tensor) -> Tensor:
-        """Return the residual (1,C,h,w), as codes or float32, for the codes of the block's input.
+@dataclass(frozen=True)
+class BlockParts:
+    """A residual block for any row of bits.
 
-        This and `Blocks` take PyTorch, unlike a chain, so they import what needs it.
-        """
-        from cabm.engine.elementwise import encode
+    Attributes:
+        conv1, conv2: the convolutions.
+        reads, hidden: quantizers of what they read.
+        storage: of the codes that the second one reads: without sign behind a ReLU.
+        skip: quantizer of the skip connection.
+        residual: quantizer of the residual; None if it stays in float32.
+        res_scale, slope: see `Block`.
+    """
 
-        if self.slope == 1:
-            hidden = self.conv1.to_codes(codes, self.conv2.grid)
-        else:
-            hidden = encode(self.conv1.to_float(codes), self.conv2.grid, slope=self.slope)
-        if self.residual is None:
-            return self.conv2.to_float(hidden)
-        if self.res_scale == 1:
-            return self.conv2.to_codes(hidden, self.residual)
-        return encode(self.conv2.to_float(hidden).mul_(self.res_scale), self.residual)
+    conv1: PackedConv
+    conv2: PackedConv
+    reads: Quantizer
+    hidden: Quantizer
+    storage: Storage
+    skip: Quantizer
+    residual: Quantizer | None = None
+    res_scale: float = 1.0
+    slope: float = 1.0
 
-
-class Blocks:
-    """Consecutive residual blocks, at least one, run layer by layer."""
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self.blocks = list(blocks)
-
-    def run(self, x: Tensor) -> Tensor:
-        """Run the blocks on (1,C,h,w) float32; the result has the same shape and type."""
-        from cabm.engine.elementwise import add_decode, add_encode, encode
-
-        first, last = self.blocks[0], self.blocks[-1]
-        read, skip = encode(x, first.conv1.grid), encode(x, first.skip)
-        for block, following in pairwise(self.blocks):
-            total = partial(add_encode, block.run(read), block.residual_step, skip, block.skip)
-            read, skip = total(following.conv1.grid), total(following.skip)
-        return add_decode(last.run(read), last.residual_step, skip, last.skip)
+    def at(self, row: Row) -> Block:
+        """Return the block at a row of bits."""
+        return Block(
+            conv1=self.conv1.at(self.reads.grid(row, Storage.SHIFTED)),
+            conv2=self.conv2.at(self.hidden.grid(row, self.storage)),
+            skip=self.skip.grid(row, Storage.SHIFTED),
+            residual=None if self.residual is None else self.residual.grid(row, Storage.SIGNED),
+            res_scale=self.res_scale,
+            slope=self.slope,
+        )
 
 
 def residual_chain(kernel: Kernel, blocks: Sequence[Block]) -> Chain:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cabm.engine.arrays import empty
-from cabm.engine.fused import Convolution, FloatWeights, Kernel
+from cabm.engine.fused import FloatWeights, Kernel
 from cabm.engine.grid import Grid
 from cabm.engine.layer_numbers import (
     ADDEND,
@@ -52,6 +52,7 @@ from cabm.engine.layer_numbers import (
     WEIGHTS,
     Epilogue,
 )
+from cabm.engine.packing import BoundConv
 
 Numbers = Mapping[int, Any]
 
@@ -127,7 +128,7 @@ class Chain:
 
     def convolve(
         self,
-        conv: Convolution,
+        conv: BoundConv,
         epilogue: Epilogue,
         source: int,
         numbers: Numbers,
@@ -140,7 +141,7 @@ class Chain:
         """Convolve the codes of an image.
 
         Args:
-            conv: a `Convolution` of weights that the kernel packed, or what has its attributes.
+            conv: with weights that the kernel packed.
             epilogue: of `cabm.engine.layer_numbers.EPILOGUES`.
             source: image to read, on the convolution's grid.
             numbers: of the epilogue.

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cabm.engine.arrays import aligned, with_margin
 from cabm.engine.forms import MANY, Form, choose_form
-from cabm.engine.grid import Grid, Storage
+from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import FLOATING
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 
@@ -49,7 +49,7 @@ class Kernel:
         groups: int = 1,
         **geometry: object,
     ) -> CompiledWeights:
-        """Pack weights; called by `cabm.engine.packing.PackedConv`.
+        """Pack weights; called by `cabm.engine.modules.pack_conv`.
 
         Args:
             codes: (O,I/groups,3,3) whole numbers in -127..127, of any type.
@@ -130,20 +130,6 @@ class CompiledWeights:
     channels: int
 
 
-class Convolution(NamedTuple):
-    """Packed weights, the grid of their input, and what turns their sums into values.
-
-    Attributes:
-        conv: the weights.
-        grid: of the input.
-        affine: factors and biases (2,O) float32; O is padded.
-    """
-
-    conv: CompiledWeights
-    grid: Grid
-    affine: np.ndarray
-
-
 def kernel_for(model: nn.Module) -> Kernel | None:
     """Return the compiled call if it can run all quantized convolutions of a model, else None."""
     from cabm.quant.layers import QuantConv2d
@@ -154,7 +140,7 @@ def kernel_for(model: nn.Module) -> Kernel | None:
 
 
 def packing(kernel: Kernel | None) -> dict[str, Any]:
-    """Return how `cabm.engine.packing.PackedConv` packs weights for a compiled call, or for oneDNN."""
+    """Return how `cabm.engine.modules.pack_conv` packs weights for a compiled call, or for oneDNN."""
     return {} if kernel is None else {"pack": kernel.pack}
 
 

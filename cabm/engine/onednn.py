@@ -7,7 +7,7 @@ has, so `available` first tests it on a small problem with a known result.
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cabm.engine.elementwise import byte_type
 from cabm.engine.grid import Grid, Storage
+from cabm.engine.packing import Scaling
 from cabm.machine.cpu import architecture, integer_units
 
 _ANY_SIDE = 64  # pixels
@@ -29,7 +30,7 @@ class IntegerConv:
 
     def __init__(
         self,
-        codes: Tensor,
+        codes: np.ndarray,
         *,
         stride: tuple[int, ...] = (1, 1),
         padding: tuple[int, ...] = (0, 0),
@@ -49,7 +50,7 @@ class IntegerConv:
         # only if given an input shape (any will do) does oneDNN pack the sums that correct for the shift
         shape = [1, codes.shape[1] * groups, _ANY_SIDE, _ANY_SIDE] if shifted else None
         self._packed = torch.ops.onednn.qconv_prepack.default(
-            codes.detach().to(torch.int8).contiguous(), torch.ones(1), 1.0, 0, *self._geometry, shape
+            torch.from_numpy(codes.astype(np.int8)), torch.ones(1), 1.0, 0, *self._geometry, shape
         )
 
     def to_codes(self, x: Tensor, grid: Grid, scaling: Scaling, out: Grid) -> Tensor:
@@ -82,14 +83,15 @@ class IntegerConv:
         dtype: torch.dtype,
         post_op: str,
     ) -> Tensor:
+        factors = torch.from_numpy(scaling.factors)
         return torch.ops.onednn.qconv2d_pointwise.default(
             x,
-            scaling.common,
+            1.0,
             grid.zero,
             self._packed,
-            scaling.factors,
-            scaling.zeros,
-            scaling.bias,
+            factors,
+            torch.zeros(len(factors), dtype=torch.int64),
+            None if scaling.bias is None else torch.from_numpy(scaling.bias),
             *self._geometry,
             divisor,
             0,
@@ -98,28 +100,6 @@ class IntegerConv:
             [],
             "",
         )
-
-
-class Scaling:
-    """How a convolution's integer sums become values: (sum * common) * factors + bias, in float32.
-
-    Args:
-        factors: (1,), or (O,) for a factor per output channel; > 0.
-        bias: (O,) or None.
-        common: a factor that is applied first, and rounded.
-    """
-
-    def __init__(self, factors: Tensor, bias: Tensor | None, common: float = 1.0) -> None:
-        self.common = common
-        self.factors = factors.detach().float().reshape(-1).contiguous()
-        self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.zeros = torch.zeros(self.factors.numel(), dtype=torch.int64)
-
-    @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Factors, including the common one, and biases; each one number, or one per output channel."""
-        bias = torch.zeros(1) if self.bias is None else self.bias
-        return (self.factors * self.common).numpy(), bias.numpy()
 
 
 def pointwise_float_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -170,12 +150,13 @@ def _self_test() -> list[tuple[str, bool]]:
     numbers = torch.from_numpy(random.integers(0, 256, (2, 16, 5, 6), np.int32))
     numbers[1] = 255
     x = numbers.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    scaling = Scaling(torch.tensor([0.125]), torch.from_numpy(random.standard_normal(16, np.float32)) * 1e4)
+    bias = random.standard_normal(16, np.float32) * np.float32(1e4)
+    scaling = Scaling(np.array([0.125], np.float32), bias)
     results = []
     for source in (Grid(127.0, 8, Storage.POSITIVE), Grid(127.0, 8, Storage.SHIFTED)):
-        conv = IntegerConv(codes, padding=(1, 1), shifted=source.zero != 0)
+        conv = IntegerConv(codes.numpy(), padding=(1, 1), shifted=source.zero != 0)
         exact = F.conv2d(x.double() - source.zero, codes.double(), padding=1)
-        exact = exact * scaling.factors.double() + scaling.bias.double().view(1, -1, 1, 1)
+        exact = exact * 0.125 + torch.from_numpy(bias).double().view(1, -1, 1, 1)
         off = (conv.to_float(x, source, scaling) - exact).abs() - 1e-6 * exact.abs()
         results.append((f"sums from zero {source.zero}", bool((off <= 1e-2).all())))
         outs = [Grid(127e3, 8, Storage.POSITIVE), Grid(127e3, 8, Storage.SIGNED)]

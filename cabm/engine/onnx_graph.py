@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from cabm.engine.grid import Grid
-from cabm.engine.packing import weight_bits_at
+from cabm.engine.modules import weight_bits_at
 from cabm.quant.layers import QuantConv2d
 
 OPSET = 17

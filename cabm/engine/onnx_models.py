@@ -7,10 +7,11 @@ import onnx
 import torch
 from torch import nn
 
+from cabm.engine.building.idn import as_convolution
 from cabm.engine.grid import Storage
+from cabm.engine.modules import grid_of, quantizer, skip_quantizer
 from cabm.engine.onnx_graph import Codes, GraphBuilder
-from cabm.engine.packing import Row, grid_of, input_storage, skip_grid
-from cabm.engine.programs.idn import as_convolution
+from cabm.engine.packing import Row
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN, Cascade, ResidualBlock
 from cabm.models.edsr import EDSR, TAIL_REACH
@@ -59,7 +60,7 @@ def _edsr(g: GraphBuilder, model: EDSR, row: Row) -> None:
 def _block_input(g: GraphBuilder, x: str, block: nn.Module, row: Row) -> tuple[Codes, Codes]:
     """Quantize a residual block's input, for its first convolution and for its skip connection."""
     grid = grid_of(block.act1, row, Storage.SHIFTED)
-    skip = skip_grid(block, grid.bits)
+    skip = skip_quantizer(block).grid(row, Storage.SHIFTED)
     read = g.quantize(x, grid)
     return read, read if skip == grid else g.quantize(x, skip)
 
@@ -84,7 +85,7 @@ def _srresnet(g: GraphBuilder, model: SRResNet, row: Row) -> None:
 
 def _carn(g: GraphBuilder, model: CARN, row: Row) -> None:
     def block(x: str, module: ResidualBlock) -> str:
-        codes = g.quantize(x, grid_of(module.act1, row, input_storage(module.act1)))
+        codes = g.quantize(x, grid_of(module.act1, row, quantizer(module.act1).input_storage))
         hidden = g.node("Relu", g.conv_between_codes(codes, module.conv1))
         codes = g.quantize(hidden, grid_of(module.act2, row, Storage.POSITIVE))
         return g.node("Relu", g.node("Add", g.conv_to_float(codes, module.conv2), x))
@@ -112,7 +113,7 @@ def _idn(g: GraphBuilder, model: IDN, row: Row) -> None:
         return g.node("LeakyRelu", x, alpha=SLOPE)
 
     def step(x: str, act: nn.Module, conv: nn.Module, outputs: slice = slice(None)) -> str:
-        codes = g.quantize(x, grid_of(act, row, input_storage(act)))
+        codes = g.quantize(x, grid_of(act, row, quantizer(act).input_storage))
         return leaky(g.conv_to_float(codes, conv, outputs))
 
     def block(x: str, module: DistillationBlock) -> str:

@@ -1,60 +1,69 @@
-"""A model's quantizers as byte grids, and its quantized convolutions with packed weights."""
+"""A model's quantizers, and its quantized convolutions with packed weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from cabm.engine.elementwise import encode
 from cabm.engine.grid import Grid, Storage
-from cabm.engine.onednn import IntegerConv, Scaling
-from cabm.quant.layers import PamsActivation, QuantConv2d
-from cabm.quant.skip import QuantizedSkip
 
 Row = tuple[int, ...] | None
 """Bits of the L adaptive layers; None for a PAMS model."""
 
 
-def bits_of(activation: nn.Module, row: Row) -> int:
-    """Return the width of a quantizer at the bits of ``row``."""
-    if isinstance(activation, PamsActivation):
-        return activation.bits
-    assert row is not None
-    return row[activation.position]
+@dataclass(frozen=True)
+class Quantizer:
+    """A quantizer's clip values.
+
+    Attributes:
+        alphas: clip values, > 0, one for each width.
+        widths: bits.
+        unsigned: codes are never negative.
+        position: its place in a row of bits; None if it always has the first of its widths.
+    """
+
+    alphas: tuple[float, ...]
+    widths: tuple[int, ...]
+    unsigned: bool = False
+    position: int | None = None
+
+    def bits(self, row: Row) -> int:
+        """Return the width at a row of bits."""
+        if self.position is None:
+            return self.widths[0]
+        assert row is not None
+        return row[self.position]
+
+    def grid(self, row: Row, storage: Storage) -> Grid:
+        """Return the byte grid at a row of bits."""
+        bits = self.bits(row)
+        return Grid(self.alphas[self.widths.index(bits)], bits, storage, self.unsigned)
+
+    @property
+    def input_storage(self) -> Storage:
+        """Storage of codes that a convolution reads: unsigned ones need no shift."""
+        return Storage.POSITIVE if self.unsigned else Storage.SHIFTED
 
 
-def grid_at(activation: nn.Module, bits: int, storage: Storage) -> Grid:
-    """Return the byte grid of a quantizer at a width, its own or one of its search space."""
-    index = 0 if isinstance(activation, PamsActivation) else activation.widths.tolist().index(bits)
-    return Grid(float(activation.alpha.detach()[index]), bits, storage, activation.unsigned)
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """How a convolution's integer sums become values: sum * factors + bias, in float32.
 
+    Attributes:
+        factors: (1,), or (O,) for a factor per output channel; > 0.
+        bias: (O,) or None.
+    """
 
-def grid_of(activation: nn.Module, row: Row, storage: Storage) -> Grid:
-    """Return the byte grid of a quantizer at the bits of ``row``."""
-    return grid_at(activation, bits_of(activation, row), storage)
+    factors: np.ndarray
+    bias: np.ndarray | None
 
-
-def input_storage(activation: nn.Module) -> Storage:
-    """Return the storage of codes that a convolution reads: unsigned ones need no shift."""
-    return Storage.POSITIVE if activation.unsigned else Storage.SHIFTED
-
-
-def skip_grid(block: nn.Module, bits: int) -> Grid:
-    """Return the grid of a residual block's skip connection when its first convolution reads ``bits``."""
-    if isinstance(block.skip, QuantizedSkip):
-        return grid_at(block.skip.act, block.skip.act.bits, Storage.SHIFTED)
-    return grid_at(block.act1, bits, Storage.SHIFTED)
-
-
-def weight_bits_at(conv: QuantConv2d, bits: int) -> int:
-    """Return the width of a convolution's weights when its input has ``bits``."""
-    return bits if conv.weight_bits == "same" else int(conv.weight_bits)
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factors and biases; each one number, or one per output channel."""
+        return self.factors, np.zeros(1, np.float32) if self.bias is None else self.bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +71,7 @@ class BoundConv:
     """A packed convolution bound to the grid of its input.
 
     Attributes:
-        conv: the packed weights: an `IntegerConv`, or whatever `PackedConv` was given to pack with.
+        conv: the packed weights: `cabm.engine.fused.CompiledWeights`, or `cabm.engine.onednn.IntegerConv`.
         grid: of the input.
         scaling: from integer sums to values.
     """
@@ -79,73 +88,34 @@ class BoundConv:
             row[: self.conv.channels] = values
         return numbers
 
-    def to_codes(self, x: Tensor, out: Grid) -> Tensor:
-        """Convolve codes (N,I,H,W) and quantize to ``out``; two passes if ``out`` has no divisor."""
-        if out.divisor is None:
-            return encode(self.to_float(x), out)
-        return self.conv.to_codes(x, self.grid, self.scaling, out)
 
-    def to_float(self, x: Tensor) -> Tensor:
-        """Convolve codes (N,I,H,W) to float32 values."""
-        return self.conv.to_float(x, self.grid, self.scaling)
-
-
+@dataclass(frozen=True, eq=False)
 class PackedConv:
-    """A quantized convolution whose weights are packed once, at first use.
+    """A quantized convolution with packed weights, which all rows of bits share.
 
-    Packed weights do not depend on the activations' bits, so all bit rows share them. With
-    ``weight_bits: same`` there is one pack per width.
-
-    Args:
-        conv: the convolution.
-        outputs: the output channels to compute; all of them for grouped convolutions.
-        pack: packs weights; called like `IntegerConv`.
-        after: factors and biases (O,) that follow the convolution.
+    Attributes:
+        packs: the packed weights by their width; see `BoundConv`.
+        scales: (1,) or (O,) float32 steps of the weights, by their width.
+        weight_bits: width of the weights, or ``same`` as the input's.
+        bias: (O,) float32 or None.
+        after: factors and biases (O,) float32 that follow the convolution; None: nothing follows.
     """
 
-    def __init__(
-        self,
-        conv: QuantConv2d,
-        outputs: slice = slice(None),
-        *,
-        pack: Callable[..., Any] = IntegerConv,
-        after: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self._conv = conv
-        self._outputs = outputs
-        self._packer = pack
-        self._after = after
-        self._packs: dict[tuple[int, bool], tuple[Any, Tensor]] = {}
-        self._bound: dict[Grid, BoundConv] = {}  # few: hundreds of rows combine a few widths per layer
+    packs: dict[int, Any]
+    scales: dict[int, np.ndarray]
+    weight_bits: int | Literal["same"]
+    bias: np.ndarray | None = None
+    after: tuple[np.ndarray, np.ndarray] | None = None
+    # few: hundreds of rows combine a few widths per layer
+    _bound: dict[Grid, BoundConv] = field(default_factory=dict, init=False, repr=False)
 
     def at(self, grid: Grid) -> BoundConv:
         """Return the convolution for inputs on ``grid``."""
         if grid not in self._bound:
-            bits = weight_bits_at(self._conv, grid.bits)
-            packed, scale = self._pack(bits, shifted=grid.zero != 0)
-            bias = None if self._conv.bias is None else self._conv.bias[self._outputs]
-            factors = scale * float(grid.scale)
-            if self._after is not None:
-                gain, offset = self._after
+            bits = grid.bits if self.weight_bits == "same" else self.weight_bits
+            factors, bias = self.scales[bits] * grid.scale, self.bias
+            if self.after is not None:
+                gain, offset = self.after
                 factors, bias = factors * gain, offset if bias is None else bias * gain + offset
-            self._bound[grid] = BoundConv(packed, grid, Scaling(factors, bias))
+            self._bound[grid] = BoundConv(self.packs[bits], grid, Scaling(factors, bias))
         return self._bound[grid]
-
-    def _pack(self, bits: int, *, shifted: bool) -> tuple[Any, Tensor]:
-        key = bits, shifted
-        if key not in self._packs:
-            conv = self._conv
-            with torch.no_grad():
-                codes, scale = conv.codes(bits)
-            codes = codes[self._outputs]
-            packed = self._packer(
-                codes if self._packer is IntegerConv else codes.numpy(),
-                stride=conv.stride,
-                padding=conv.padding,
-                dilation=conv.dilation,
-                groups=conv.groups,
-                shifted=shifted,
-            )
-            scale = scale.flatten()
-            self._packs[key] = packed, scale[self._outputs] if len(scale) > 1 else scale
-        return self._packs[key]

@@ -1,20 +1,17 @@
-"""Tensors of PyTorch as arrays, and back; both share memory where the layout allows it."""
+"""Images as tensors of PyTorch, and back, on the same memory where the layout allows it."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+def as_tensor(x: np.ndarray) -> Tensor:
+    """Return an image (h,w,C) as a tensor (1,C,h,w)."""
+    return torch.from_numpy(x).permute(2, 0, 1)[None]
+
+
 def as_array(x: Tensor) -> np.ndarray:
-    """Return an image (1,C,h,w) as (h,w,C)."""
-    return x[0].permute(1, 2, 0).numpy()
-
-
-def through(run: Callable[..., np.ndarray], x: Tensor, **images: Tensor) -> Tensor:
-    """Call a function of arrays (h,w,C) with images (1,C,h,w)."""
-    found = run(as_array(x), **{name: as_array(image) for name, image in images.items()})
-    return torch.from_numpy(found).permute(2, 0, 1)[None]
+    """Return a tensor (1,C,h,w) as an image (h,w,C), contiguous."""
+    return x[0].permute(1, 2, 0).contiguous().numpy()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from cabm.engine.blocks import Block, residual_chain
-from cabm.engine.fused import Convolution, Kernel
+from cabm.engine.fused import Kernel
 from cabm.engine.grid import Grid, Storage
+from cabm.engine.packing import BoundConv, Scaling
 from cabm.engine.reference import convolve
 
 
@@ -21,9 +22,9 @@ def tried(kernel: Kernel) -> bool:
     factor, bias = 2.0**-14, 2.0**-3
     source, residual = (Grid(127.0, 8, storage) for storage in (Storage.SHIFTED, Storage.SIGNED))
     grids = source, Grid(255.0, 8, Storage.POSITIVE, unsigned=True)
-    affine = np.repeat(np.array([[factor], [bias]], np.float32), channels, axis=1)
+    scaling = Scaling(np.full(1, factor, np.float32), np.full(1, bias, np.float32))
     convs = [
-        Convolution(kernel.pack(each, shifted=grid.zero != 0), grid, affine)
+        BoundConv(kernel.pack(each, shifted=grid.zero != 0), grid, scaling)
         for each, grid in zip(codes, grids, strict=True)
     ]
     found = residual_chain(kernel, [Block(*convs, skip=source, residual=residual)]).run(x)

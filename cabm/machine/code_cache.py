@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,8 @@ from numba.core.caching import (
 from numba.core.environment import Environment, lookup_environment
 from numba.core.runtime import _nrt_python
 
+from cabm.machine.folders import cache_folder
+
 log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 1.0
@@ -49,13 +50,9 @@ LEAN = "object and names"
 """Marks libraries that are kept without LLVM's form of the code."""
 
 
-def cache_folder() -> Path:
-    """Return the folder of compiled code: in XDG_CACHE_HOME, by default ~/.cache.
-
-    It is not used where NUMBA_CACHE_DIR names another.
-    """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "cabm" / "compiled"
+def code_folder() -> Path:
+    """Return the folder of compiled code. It is not used where NUMBA_CACHE_DIR names another."""
+    return cache_folder() / "compiled"
 
 
 class CompiledCode(FunctionCache):
@@ -136,7 +133,7 @@ def _report(folder: Path) -> None:
 class _UserFolder(UserWideCacheLocator):
     def __init__(self, py_func: Any, py_file: str) -> None:
         super().__init__(py_func, py_file)
-        self._cache_path = str(cache_folder() / self.get_suitable_cache_subpath(py_file))
+        self._cache_path = str(code_folder() / self.get_suitable_cache_subpath(py_file))
 
 
 class _InUserFolder(CompileResultCacheImpl):

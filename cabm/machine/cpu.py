@@ -46,7 +46,7 @@ def integer_units() -> list[str]:
 
     Names are LLVM's. Empty, too, where LLVM is missing or broken.
     """
-    features = _features_if_known()
+    features = known_features()
     return [name for name in ("amx-int8", "avx512vnni", "avxvnni") if features.get(name)]
 
 
@@ -68,7 +68,7 @@ def compiler_features() -> dict[str, bool]:
     return features
 
 
-def _features_if_known() -> dict[str, bool]:
+def known_features() -> dict[str, bool]:
     """Return `compiler_features`; empty if LLVM is missing or broken."""
     try:
         return compiler_features()
@@ -106,7 +106,7 @@ def cpu_multiplies_bfloat16() -> bool:
     It does not where ``ONEDNN_MAX_CPU_ISA`` keeps oneDNN, which multiplies for PyTorch, from its units:
     with AVX2, a convolution in bfloat16 then takes five to fifteen times as long as one in float32.
     """
-    features = _features_if_known()
+    features = known_features()
     has_units = bool(features.get("avx512bf16") or features.get("amx-bf16"))
     return has_units and _most_of_onednn() not in _ISAS_WITHOUT_BFLOAT16
 
@@ -117,6 +117,21 @@ def _most_of_onednn() -> str:
     return next((value for name in names if (value := os.environ.get(name, "").lower())), "")
 
 
+def available_cores() -> int:
+    """Return how many cores this process may use; threads of one core share its units and count as one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({_core(number) for number in os.sched_getaffinity(0)})
+
+
+def _core(number: int) -> str:
+    """Return what the threads of a core have in common; on systems that do not tell, each has its own."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(number)
+
+
 def cpu_threads(threads: int, processes: int = 1) -> int:
     """Return how many threads each of several processes on this machine computes with.
 
@@ -124,4 +139,4 @@ def cpu_threads(threads: int, processes: int = 1) -> int:
         threads: wanted number; 0: the available cores divided by ``processes``, at least 1.
         processes: how many processes share the machine.
     """
-    return threads or max(1, len(os.sched_getaffinity(0)) // processes)
+    return threads or max(1, available_cores() // processes)

@@ -12,6 +12,8 @@ from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any
 
+from cabm.machine.gpu import may_have_gpu
+
 TESTED = "2.13."
 """Versions of PyTorch that the engine and the simulated model run on without `UNUSED`."""
 
@@ -31,12 +33,16 @@ UNUSED = (
 """Modules that PyTorch imports at its start, in a third of its time, and that upscaling does not use."""
 
 
-def import_torch_in_part() -> None:
-    """Import PyTorch without `UNUSED`, or all of it if this version is not `TESTED`."""
-    with imported_late(UNUSED if version("torch").startswith(TESTED) else ()):
-        import torch
-    if torch.cuda.is_available():  # the tests ran on CPUs only
-        execute(UNUSED)
+@contextmanager
+def torch_in_part() -> Iterator[None]:
+    """Import PyTorch, if it is imported inside the block, without `UNUSED`.
+
+    All of it is imported where the version is not `TESTED`, or where there may be a GPU: the tests ran on
+    CPUs only.
+    """
+    late = version("torch").startswith(TESTED) and not may_have_gpu()
+    with imported_late(UNUSED if late else ()):
+        yield
 
 
 @contextmanager

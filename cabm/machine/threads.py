@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import TypeVar
 
+from cabm.machine.cpu import available_cores
+
 T = TypeVar("T")
 
 _LIMIT: ContextVar[int | None] = ContextVar("threads", default=None)
@@ -20,7 +22,8 @@ def thread_count() -> int:
     """Return how many threads to use.
 
     The number of the `limited_threads` around the call; else PyTorch's, if that is imported; else
-    ``OMP_NUM_THREADS``, if it is a whole number above 0; else the number of CPUs that this process may use.
+    ``OMP_NUM_THREADS``, if it is a whole number above 0; else the number of cores that this process may
+    use.
     """
     limit, torch = _LIMIT.get(), _torch()
     if limit is not None:
@@ -30,7 +33,7 @@ def thread_count() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 @contextmanager

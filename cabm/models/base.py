@@ -12,30 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cabm.errors import InputError
-from cabm.quant import AlphaObserver, Precision, PrecisionContext, Quantizers
+from cabm.models.facts import ModelFacts, QuantizedLayer
+from cabm.quant import AlphaObserver, PrecisionContext, Quantizers
+from cabm.quant.kinds import Precision
 from cabm.quant.layers import QuantConv2d, QuantConvTranspose2d
 from cabm.quant.levels import PAMS_BITS
 
 UPSAMPLE_FACTORS = {2: (2,), 3: (3,), 4: (2, 2)}
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K in 0..1, as in the released EDSR
-
-
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """A convolution of a backbone and its cost.
-
-    Attributes:
-        name: module path of the convolution.
-        macs_per_pixel: multiply-accumulate operations per low-resolution pixel.
-        adaptive: whether the bits of its input come from the search space. Adaptive layers are in the order
-            of a table's columns.
-        fixed_bits: width of its input if it is not adaptive: 8, or 32 for float.
-    """
-
-    name: str
-    macs_per_pixel: int
-    adaptive: bool
-    fixed_bits: int = 32
 
 
 @dataclass
@@ -141,19 +125,26 @@ class Backbone(nn.Module):
         return self.quantizers.num_adaptive
 
     @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model without its weights."""
+        return ModelFacts(
+            name=self.name,
+            scale=self.scale,
+            precision=self.precision,
+            layers=tuple(self.layers),
+            size_multiple=self.size_multiple,
+            receptive_field=self.receptive_field,
+        )
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the adaptive layers, in the order of the table's columns."""
-        return tuple(layer.name for layer in self.layers if layer.adaptive)
+        return self.facts.layer_names
 
     @property
     def table_fit(self) -> dict[str, Any]:
-        """Arguments for `cabm.tables.table.EdgeToBitTable.check`, to compare a table with this model."""
-        return {
-            "backbone": self.name,
-            "scale": self.scale,
-            "layers": self.layer_names,
-            "search_space": self.precision.search_space,
-        }
+        """See `ModelFacts.table_fit`."""
+        return self.facts.table_fit
 
     def forward(
         self,

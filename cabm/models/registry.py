@@ -10,6 +10,7 @@ from cabm.errors import InputError, shown
 from cabm.models.base import Backbone
 from cabm.models.carn import CARN
 from cabm.models.edsr import EDSR
+from cabm.models.facts import MAX_OPTION
 from cabm.models.idn import IDN
 from cabm.models.srresnet import SRResNet
 from cabm.quant import Precision
@@ -20,12 +21,6 @@ BACKBONES: dict[str, type[Backbone]] = {
     IDN.name: IDN,
     CARN.name: CARN,
 }
-
-MAX_OPTION = 4096
-"""Largest number in a model's options, far above any published network.
-
-Without it, an untrusted file could ask for all memory.
-"""
 
 
 def build_model(

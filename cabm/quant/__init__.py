@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cabm.machine.lazy import imports_on_use
 
 if TYPE_CHECKING:
     from cabm.quant.context import AlphaObserver, PrecisionContext
+    from cabm.quant.kinds import KINDS, Kind, Precision
     from cabm.quant.layers import Quantized, values
-    from cabm.quant.precision import KINDS, Kind, Precision, Quantizers
+    from cabm.quant.precision import Quantizers
 
 __all__ = [
     "KINDS",
@@ -21,16 +23,16 @@ __all__ = [
     "values",
 ]
 
-_MODULES = {
-    "context": ("AlphaObserver", "PrecisionContext"),
-    "layers": ("Quantized", "values"),
-    "precision": ("KINDS", "Kind", "Precision", "Quantizers"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: `cabm.quant.levels` does without PyTorch."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imports_on_use(
+    __name__,
+    {
+        "AlphaObserver": "cabm.quant.context",
+        "KINDS": "cabm.quant.kinds",
+        "Kind": "cabm.quant.kinds",
+        "Precision": "cabm.quant.kinds",
+        "PrecisionContext": "cabm.quant.context",
+        "Quantized": "cabm.quant.layers",
+        "Quantizers": "cabm.quant.precision",
+        "values": "cabm.quant.layers",
+    },
+)

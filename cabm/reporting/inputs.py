@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from cabm.checkpoints.model_directory import CONFIG_FILE, ModelConfig, read_config
+from cabm.checkpoints.model_files import CONFIG_FILE, ModelConfig, read_config
 from cabm.errors import InputError, describe
 from cabm.evaluation.comparison import TRAINING_STAGES
 from cabm.files import read_json

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cabm.checkpoints.model_directory import ModelConfig
+from cabm.checkpoints.model_files import ModelConfig
 from cabm.project.params import Params, flat_texts
 from cabm.reporting.inputs import STAGES, ImageRow, Measured, ReportData, Timing, TrainingMetrics
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
-from cabm.engine import compile_model, supports
 from cabm.errors import InputError
-from cabm.models.base import Backbone
+from cabm.machine.gpu import may_have_gpu
 from cabm.upscaling.runners import TileRunner
-from cabm.upscaling.torch_runners import HalfRunner, ModelRunner
+
+if TYPE_CHECKING:
+    import torch
+
+    from cabm.models.base import Backbone
 
 Engine = Literal["auto", "int8", "float"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -53,10 +54,12 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
     Raises:
         InputError: an unknown name, no GPU, or an integer engine that cannot run this model here.
     """
-    if engine not in get_args(Engine):
-        raise InputError(f"engine {engine!r} is not one of {', '.join(get_args(Engine))}")
-    if device not in get_args(Device):
-        raise InputError(f"device {device!r} is not one of {', '.join(get_args(Device))}")
+    check_names(engine, device)
+    import torch
+
+    from cabm.engine import compile_model
+    from cabm.upscaling.torch_runners import HalfRunner, ModelRunner
+
     card = gpu()
     if device == "cuda" and card is None:
         raise InputError("device cuda: PyTorch sees no GPU here; use --device cpu")
@@ -75,8 +78,20 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
     return ChosenRunner(ModelRunner(model.to(place), collapse_tail=True), "float", device, reason)
 
 
+def check_names(engine: str, device: str) -> None:
+    """Refuse unknown names of engines and devices with an `InputError`."""
+    if engine not in get_args(Engine):
+        raise InputError(f"engine {engine!r} is not one of {', '.join(get_args(Engine))}")
+    if device not in get_args(Device):
+        raise InputError(f"device {device!r} is not one of {', '.join(get_args(Device))}")
+
+
 def gpu() -> torch.device | None:
     """Return the GPU that PyTorch sees, or None."""
+    if not may_have_gpu():
+        return None
+    import torch
+
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
@@ -86,4 +101,6 @@ def _why_not_integers(model: Backbone, device: str) -> str:
         return "the integer engine runs on the CPU"
     if model.precision.kind == "cadyq":
         return "a cadyq model chooses its bits by values that only the float network computes"
+    from cabm.engine import supports
+
     return supports(model) or ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cabm.models.base import Backbone
+from cabm.models.facts import ModelFacts
 from cabm.quant.levels import PAMS_BITS
 from cabm.tables.cost import bitops, fab
 from cabm.tiling.parts import TileParts
@@ -56,7 +56,7 @@ class Report:
 
 
 def report_on(
-    model: Backbone,
+    model: ModelFacts,
     target: Target,
     plans: Sequence[TilePlan],
     traces: Sequence[Trace],
@@ -102,6 +102,6 @@ def report_on(
     )
 
 
-def _counted_bits(model: Backbone, trace: Trace) -> np.ndarray | None:
+def _counted_bits(model: ModelFacts, trace: Trace) -> np.ndarray | None:
     """Return the bits of a pass in the adaptive layers: (N,L), or (L,) if all tiles have the same."""
     return np.full(model.num_adaptive, PAMS_BITS) if model.precision.kind == "pams" else trace.bits

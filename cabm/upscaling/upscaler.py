@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cabm.checkpoints.find import DEFAULT_MODEL, find_model
-from cabm.checkpoints.model_directory import LoadedModel, load_model
-from cabm.errors import InputError, require
+from cabm.errors import InputError
 from cabm.imaging.metadata import Metadata
 from cabm.imaging.pillow_files import image_array
 from cabm.imaging.raster import Raster, array_raster, in_memory
@@ -21,7 +20,7 @@ from cabm.imaging.writer import OutputSpec, image_writer
 from cabm.machine.threads import limited_threads
 from cabm.tiling.blending import MAX_FADE
 from cabm.tiling.plan import TilePlan, plan
-from cabm.upscaling.engine_choice import ChosenRunner, choose_runner
+from cabm.upscaling.loading import RunnableModel, load
 from cabm.upscaling.report import Report, report_on
 from cabm.upscaling.size import AS_COMPUTED, MAX_PASSES, OutputSize, Target
 from cabm.upscaling.streaming import upscale
@@ -58,8 +57,7 @@ class Upscaler:
     `OutputSize`.
 
     Args:
-        loaded: the model and its table.
-        chosen: what runs the model.
+        loaded: the model, its table, and what runs it.
         overlap: overlap of neighbouring tiles in input pixels. ``evaluated``: as in the model's evaluation
             and its table, usually 2 pixels. ``auto``: as much as the network sees, so that a float model
             gives the same image as without tiles, at two to three times the work.
@@ -68,6 +66,9 @@ class Upscaler:
         alpha: what upscales alpha channels: ``network`` or ``bicubic``.
 
     Attributes:
+        model: what the model states about itself.
+        table: its edge-to-bit table; None unless the kind is cabm.
+        config, directory: its config.json, and where it comes from.
         scale: scale factor.
         engine: ``int8`` or ``float``.
         engine_reason: why ``auto`` did not choose the integer engine; otherwise empty.
@@ -80,15 +81,14 @@ class Upscaler:
 
     def __init__(
         self,
-        loaded: LoadedModel,
-        chosen: ChosenRunner,
+        loaded: RunnableModel,
         *,
         overlap: str | int = DEFAULT_OVERLAP,
         tile: int | None = None,
         threads: int | None = None,
         alpha: str = DEFAULT_ALPHA,
     ) -> None:
-        self.model, self.table = loaded.model, loaded.table
+        self.model, self.table, chosen = loaded.facts, loaded.table, loaded.chosen
         self.config, self.directory = loaded.config, loaded.directory
         self.scale = self.model.scale
         self.engine, self.engine_reason = chosen.engine, chosen.reason
@@ -122,11 +122,8 @@ class Upscaler:
         """
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads: give at least 1")
-        loaded = load_model(find_model(model))
-        if loaded.config.precision.kind == "cadyq":
-            require(f"{loaded.directory}: the selectors of a cadyq model", "kornia")
-        chosen = choose_runner(loaded.model, engine=engine, device=device)
-        return cls(loaded, chosen, overlap=overlap, tile=tile, threads=threads, alpha=alpha)
+        loaded = load(find_model(model), engine=engine, device=device)
+        return cls(loaded, overlap=overlap, tile=tile, threads=threads, alpha=alpha)
 
     def __call__(
         self, image: ArrayLike, *, size: OutputSize = AS_COMPUTED, progress: Progress | None = None

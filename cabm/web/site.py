@@ -8,7 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cabm.checkpoints.model_directory import load_model, read_config
+from cabm.checkpoints.model_directory import load_model
+from cabm.checkpoints.model_files import read_config
 from cabm.errors import InputError
 from cabm.files import atomic_write
 from cabm.imaging.reader import FileRaster, open_raster

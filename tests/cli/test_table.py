@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cabm.checkpoints.model_directory import TABLE_FILE
+from cabm.checkpoints.model_files import TABLE_FILE
 from cabm.tables.observations import Observations
 from tests.tables.test_table import ORIGIN
 from tests.upscaling.helpers import tiny_model

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine import forms, fused, onednn
+from cabm.engine import compile_model, forms, fused, onednn
 from cabm.engine.amx import permitted
+from cabm.engine.compiling import PROGRAMS
+from cabm.engine.ends import Ends
 from cabm.engine.float_rows import Layer
 from cabm.engine.fused import FloatWeights, Kernel
+from cabm.engine.integer import IntegerModel
+from cabm.engine.packing import Scaling
+from cabm.engine.tensors import as_array, as_tensor
 from cabm.machine import cpu
 from cabm.models import Backbone, build_model
 from cabm.quant import AlphaObserver, Precision
@@ -121,3 +127,39 @@ def row(model: Backbone, bits: int | str, count: int = 1) -> Tensor | None:
 def simulated(model: Backbone, tiles: Tensor, bits: Tensor | None) -> Tensor:
     """Return the fake-quantized model's result, float32."""
     return model(tiles.float(), bits).sr
+
+
+def scaling(factors: Any, bias: Any = None) -> Scaling:
+    """Return the scaling by numbers, or by arrays of them."""
+    return Scaling(
+        np.atleast_1d(np.asarray(factors, np.float32)),
+        None if bias is None else np.atleast_1d(np.asarray(bias, np.float32)),
+    )
+
+
+def through(run: Callable[..., np.ndarray], x: Tensor, **images: Tensor) -> Tensor:
+    """Call a function of images (h,w,C) with tensors (1,C,h,w)."""
+    found = run(as_array(x), **{name: as_array(image) for name, image in images.items()})
+    return as_tensor(found)
+
+
+class Engine:
+    """A compiled model that takes and returns tensors.
+
+    Args:
+        model: a backbone.
+        ends: how float convolutions run; None: as the options say.
+        options: of `compile_model`.
+    """
+
+    def __init__(self, model: Backbone, *, ends: Ends | None = None, **options: Any) -> None:
+        if ends is None:
+            self.compiled = compile_model(model, **options)
+        else:
+            self.compiled = IntegerModel(PROGRAMS[model.name](model.eval(), ends), model.facts)
+        self.program = self.compiled.program
+
+    def run(self, tiles: Tensor, bits: Tensor | None = None, **options: Any) -> Tensor:
+        """See `cabm.engine.IntegerModel.run`."""
+        rows = None if bits is None else bits.numpy()
+        return torch.from_numpy(self.compiled.run(tiles.numpy(), rows, **options))

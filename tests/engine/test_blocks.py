@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cabm.engine import compile_model, fused, onednn, supports
+from cabm.engine import fused, onednn, supports
 from cabm.engine.blocks import Block, residual_chain
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.elementwise import encode
 from cabm.engine.fused import CompiledWeights, Kernel
 from cabm.engine.grid import Grid, Storage
-from cabm.engine.integer import IntegerModel
 from cabm.engine.layer_numbers import LEAKY_TO_BOTH
-from cabm.engine.onednn import IntegerConv, Scaling
-from cabm.engine.packing import BoundConv, PackedConv
-from cabm.engine.tensors import through
+from cabm.engine.layerwise import to_float
+from cabm.engine.modules import pack_conv
+from cabm.engine.packing import BoundConv, Quantizer
 from cabm.models import Backbone
 from cabm.quant.layers import QuantConv2d
 
@@ -27,12 +26,15 @@ from .helpers import (
     CHOICES,
     FORMS,
     OPTIONS,
+    Engine,
     calibrated,
     compiled,
     needs_units,
     photograph,
     row,
+    scaling,
     simulated,
+    through,
 )
 
 
@@ -53,16 +55,16 @@ WIDE = {
 RESIDUAL = ["edsr", "srresnet"]
 
 
-def both(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[IntegerModel, IntegerModel]:
+def both(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Engine]:
     """Return the model with compiled layers, and layer by layer."""
-    whole = compile_model(model, float_dtype=torch.float32)
+    whole = Engine(model, float_dtype=torch.float32)
     with monkeypatch.context() as patch:
         patch.setattr(fused, "compiled", lambda **_: None)
-        layered = compile_model(model, float_dtype=torch.float32)
+        layered = Engine(model, float_dtype=torch.float32)
     sample = row(model, 8)
     bits = None if sample is None else tuple(sample[0].tolist())
-    assert isinstance(whole._program.plan(bits), Chain)
-    assert not isinstance(layered._program.plan(bits), Chain)
+    assert isinstance(whole.program.plan(bits), Chain)
+    assert not isinstance(layered.program.plan(bits), Chain)
     return whole, layered
 
 
@@ -77,8 +79,8 @@ def test_blocks_equal_layer_by_layer(
     whole, layered = both(model, monkeypatch)
     for size in ((1, 1), (2, 7), (3, 6), (13, 11), (1, 40), (24, 33)):
         tiles, rows = photograph(*size, count=2, seed=3), row(model, bits, count=2)
-        found = whole.run(tiles, rows, dtype=torch.float32)
-        assert torch.equal(found, layered.run(tiles, rows, dtype=torch.float32)), size
+        found = whole.run(tiles, rows, dtype=np.float32)
+        assert torch.equal(found, layered.run(tiles, rows, dtype=np.float32)), size
 
 
 VARIANTS = [
@@ -106,8 +108,8 @@ def test_every_kind_of_block_is_equal(
     model = calibrated(backbone, **variant)
     whole, layered = both(model, monkeypatch)
     tiles, rows = photograph(17, 20, count=3, seed=4), row(model, "mixed", count=3)
-    found = whole.run(tiles, rows, dtype=torch.float32)
-    assert torch.equal(found, layered.run(tiles, rows, dtype=torch.float32))
+    found = whole.run(tiles, rows, dtype=np.float32)
+    assert torch.equal(found, layered.run(tiles, rows, dtype=np.float32))
 
 
 @needs_units
@@ -116,8 +118,8 @@ def test_scaled_residuals_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     model = calibrated("edsr", options={"res_scale": 0.1, "num_features": 128, "num_blocks": 1})
     whole, layered = both(model, monkeypatch)
     tiles, rows = photograph(9, 20, seed=4), row(model, "mixed")
-    found = whole.run(tiles, rows, dtype=torch.float32)
-    assert torch.equal(found, layered.run(tiles, rows, dtype=torch.float32))
+    found = whole.run(tiles, rows, dtype=np.float32)
+    assert torch.equal(found, layered.run(tiles, rows, dtype=np.float32))
 
 
 @needs_units
@@ -137,9 +139,13 @@ def test_every_convolution_equals_that_of_onednn(kernel: Kernel, backbone: str, 
         for storage in (Storage.SHIFTED, Storage.POSITIVE):
             grid = Grid(1.3, bits, storage)
             outputs = slice(None) if conv.groups > 1 else slice(3, None)
-            packs = [PackedConv(conv, outputs, pack=pack).at(grid) for pack in (kernel.pack, IntegerConv)]
+            reads = Quantizer((grid.alpha,), (bits,))
+            packs = [
+                pack_conv(conv, reads, storage, outputs=outputs, pack=pack).at(grid)
+                for pack in (kernel.pack, None)
+            ]
             x = torch.randn(1, conv.in_channels, 7, 11, generator=generator)
-            values = packs[1].to_float(encode(x, grid))
+            values = to_float(packs[1], encode(x, grid))
             values = torch.where(values < 0, values * np.float32(0.05), values)
             found = run_alone(kernel, packs[0], x, out)
             assert torch.equal(found[0], values), shape
@@ -160,7 +166,7 @@ def run_alone(kernel: Kernel, conv: BoundConv, x: torch.Tensor, out: Grid) -> li
             weight = np.zeros((outputs, outputs, 3, 3))
             weight[range(outputs), range(outputs), 1, 1] = 1
             packed = kernel.pack(weight, shifted=True)
-            ones = BoundConv(packed, out, Scaling(torch.ones(1), torch.full((outputs,), 128.0)))
+            ones = BoundConv(packed, out, scaling(1, np.full(outputs, 128)))
             chain.convolve(ones, LEAKY_TO_BOTH, written, own(out), target=read, floats=Place(chain.result))
         results.append(through(chain.run, x))
     return [results[0], results[1].to(torch.uint8)]
@@ -173,11 +179,11 @@ def test_all_backbones_agree_with_the_simulation(backbone: str, variant: dict) -
     options = OPTIONS[backbone] if variant else WIDE[backbone]
     options = options | variant.get("options", {})
     model = calibrated(backbone, **variant | {"options": options})
-    engine = compile_model(model, float_dtype=torch.float32)
+    engine = Engine(model, float_dtype=torch.float32)
     for size in ((21, 26), (1, 7), (5, 1)):
         tiles, rows = photograph(*size, count=2, seed=5), row(model, "mixed", count=2)
         wanted = simulated(model, tiles, rows)
-        difference = (engine.run(tiles, rows, dtype=torch.float32) - wanted).abs()
+        difference = (engine.run(tiles, rows, dtype=np.float32) - wanted).abs()
         assert float(difference.mean()) <= 0.05
 
 
@@ -187,7 +193,7 @@ def test_all_backbones_agree_with_the_simulation(backbone: str, variant: dict) -
 def test_uniform_tiles_agree_with_the_simulation(backbone: str, pixel: int) -> None:
     model = calibrated(backbone)
     tiles, rows = torch.full((1, 3, 12, 13), pixel, dtype=torch.uint8), row(model, "mixed")
-    found = compile_model(model, float_dtype=torch.float32).run(tiles, rows, dtype=torch.float32)
+    found = Engine(model, float_dtype=torch.float32).run(tiles, rows, dtype=np.float32)
     assert float((found - simulated(model, tiles, rows)).abs().mean()) <= 0.25
 
 
@@ -210,7 +216,11 @@ def test_sums_codes_and_borders_are_exact(kernel: Kernel, height: int, width: in
     skips = [Grid(63.5, 8, Storage.SHIFTED), Grid(15.875, 8, Storage.SHIFTED)]
     residual = Grid(31.75, 8, Storage.SIGNED)
     bound = [
-        BoundConv(kernel.pack(conv.numpy(), shifted=index % 2 == 0), reads[index], Scaling(factor, bias))
+        BoundConv(
+            kernel.pack(conv.numpy(), shifted=index % 2 == 0),
+            reads[index],
+            scaling(factor, bias),
+        )
         for index, (conv, factor, bias) in enumerate(zip(convs, factors, biases, strict=True))
     ]
     blocks = [Block(bound[2 * i], bound[2 * i + 1], skips[i], residual, 0.5) for i in range(2)]
@@ -235,7 +245,7 @@ def test_sums_codes_and_borders_are_exact(kernel: Kernel, height: int, width: in
 @pytest.mark.usefixtures("kernel")
 def test_several_threads_call_it_at_once() -> None:
     model = calibrated("edsr", options=WIDE["edsr"])
-    engine = compile_model(model)
+    engine = Engine(model)
     tiles, bits = photograph(19, 23, count=8, seed=6), row(model, "mixed", count=8)
     wanted = engine.run(tiles, bits, threads=1)
     with ThreadPoolExecutor(4) as pool:
@@ -250,15 +260,15 @@ def test_what_layers_read_by_address_stays(backbone: str, monkeypatch: pytest.Mo
         pytest.skip("no form runs here")
     model = calibrated(backbone)
     tiles, bits = photograph(9, 11, seed=4), row(model, "mixed")
-    wanted = compile_model(model).run(tiles, bits, dtype=torch.float32)
+    wanted = Engine(model).run(tiles, bits, dtype=np.float32)
     monkeypatch.setattr(BoundConv, "affine", property(BoundConv.affine.func))  # keeps none
-    assert torch.equal(compile_model(model).run(tiles, bits, dtype=torch.float32), wanted)
+    assert torch.equal(Engine(model).run(tiles, bits, dtype=np.float32), wanted)
 
 
 def test_it_is_compiled_once(kernel: Kernel) -> None:
     """Tiles call the signature that was compiled at first; threads must not compile."""
     model = calibrated("edsr", options=WIDE["edsr"])
-    engine = compile_model(model)
+    engine = Engine(model)
     engine.run(photograph(4, 4), row(model, 8))
     before = list(kernel.run.signatures)
     for size in ((5, 9), (16, 16)):
@@ -279,7 +289,7 @@ def test_saturated_sums_are_exact(kernel: Kernel, code: int, value: int) -> None
         return kernel.pack(weights.numpy(), shifted=grid.zero != 0)
 
     convs = [
-        BoundConv(packed(grid), grid, Scaling(torch.tensor([factor]), None))
+        BoundConv(packed(grid), grid, scaling(factor))
         for grid, factor in zip(grids, (2.0**-8, 2.0**-20), strict=True)
     ]
     block = Block(*convs, skip=grids[0], residual=Grid(127.0, 8, Storage.SIGNED))
@@ -305,7 +315,7 @@ def test_more_channels_than_sums_can_hold_are_refused(kernel: Kernel) -> None:
 def test_nothing_of_onednn_is_needed(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = calibrated(backbone)
     tiles, bits = photograph(9, 14, count=2), row(model, "mixed", count=2)
-    wanted = compile_model(model).run(tiles, bits)
+    wanted = Engine(model).run(tiles, bits)
 
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("oneDNN's integer convolutions must not be used")
@@ -313,6 +323,6 @@ def test_nothing_of_onednn_is_needed(backbone: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(onednn, "available", lambda: (False, "this CPU has no integer units"))
     monkeypatch.setattr(onednn.IntegerConv, "__init__", fail)
     assert supports(model) is None
-    assert torch.equal(compile_model(model).run(tiles, bits), wanted)
+    assert torch.equal(Engine(model).run(tiles, bits), wanted)
     monkeypatch.setattr(fused, "compiled", lambda **_: None)
     assert supports(model) == "this CPU has no integer units"

@@ -15,11 +15,19 @@ from cabm.engine import byte_rows, float_rows
 from cabm.engine.byte_rows import pack_rows
 from cabm.engine.ends import Ends, fastest
 from cabm.engine.float_rows import Layer, Rows
-from cabm.engine.integer import IntegerModel, compile_model
-from cabm.engine.tensors import through
 from cabm.machine import cpu
 
-from .helpers import BACKBONES, calibrated, layer_of, needs_units, photograph, row, weights_of
+from .helpers import (
+    BACKBONES,
+    Engine,
+    calibrated,
+    layer_of,
+    needs_units,
+    photograph,
+    row,
+    through,
+    weights_of,
+)
 
 FEATURES = {16: "avx512vnni", 8: "avxvnni"}
 """By lanes, LLVM's name of the instructions."""
@@ -162,10 +170,10 @@ def test_a_network_ends_as_in_float32(lanes: int, scale: int, backbone: str) -> 
     model = calibrated(backbone, scale=scale, options=options)
     tiles, bits = photograph(21, 34), row(model, "mixed")
     engines = (
-        IntegerModel(model, Ends(torch.float32, in_bytes=True)),
-        compile_model(model, float_dtype=torch.float32),
+        Engine(model, ends=Ends(torch.float32, in_bytes=True)),
+        Engine(model, float_dtype=torch.float32),
     )
-    narrow, wide = (engine.run(tiles, bits, dtype=torch.float32) for engine in engines)
+    narrow, wide = (engine.run(tiles, bits, dtype=np.float32) for engine in engines)
     assert not torch.equal(narrow, wide)
     assert float((narrow - wide).abs().mean()) < 0.02 * float((wide - wide.mean()).abs().mean())
 

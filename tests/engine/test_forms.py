@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from cabm.engine import compile_model, forms, fused
+from cabm.engine import forms, fused
 from cabm.engine.chains import Chain
 from cabm.machine import cpu
 from cabm.models import build_model
 from cabm.quant import Precision
 
-from .helpers import FORMS, calibrated, needs_units
+from .helpers import FORMS, Engine, calibrated, needs_units
 
 ON_ANOTHER_CPU = """
 import sys
@@ -149,4 +149,4 @@ def test_without_a_working_numba_blocks_run_layer_by_layer(
         monkeypatch.setattr(fused, "jit", compile_kernel)
     assert fused.compiled() is None
     model = calibrated("edsr", options={"num_features": 64})
-    assert not isinstance(compile_model(model)._program.plan((8,) * model.num_adaptive), Chain)
+    assert not isinstance(Engine(model).program.plan((8,) * model.num_adaptive), Chain)

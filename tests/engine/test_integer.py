@@ -15,7 +15,7 @@ from cabm.errors import InputError
 from cabm.models import Backbone
 from cabm.quant.layers import QuantConv2d
 
-from .helpers import BACKBONES, CHOICES, calibrated, needs_units, photograph, row, simulated
+from .helpers import BACKBONES, CHOICES, Engine, calibrated, needs_units, photograph, row, simulated
 
 pytestmark = needs_units
 
@@ -25,10 +25,10 @@ WIDTHS = [4, 6, 8, "mixed"]
 def close(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None, level: float) -> None:
     """Check that the mean difference to the simulation is at most ``level``."""
     wanted = simulated(model, tiles, bits)
-    found = compile_model(model, float_dtype=torch.float32).run(tiles, bits, dtype=torch.float32)
+    found = Engine(model, float_dtype=torch.float32).run(tiles, bits, dtype=np.float32)
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().mean()) <= level
-    rounded = compile_model(model, float_dtype=torch.float32).run(tiles, bits)
+    rounded = Engine(model, float_dtype=torch.float32).run(tiles, bits)
     assert rounded.dtype == torch.uint8
     difference = rounded.float() - wanted.round().clamp(0, 255)
     assert float(difference.abs().mean()) <= level
@@ -55,7 +55,7 @@ def test_agrees_in_the_float_type_of_this_machine(backbone: str) -> None:
     model = calibrated(backbone)
     tiles, bits = photograph(24, 24, seed=7), row(model, "mixed")
     wanted = simulated(model, tiles, bits)
-    found = compile_model(model).run(tiles, bits, dtype=torch.float32)
+    found = Engine(model).run(tiles, bits, dtype=np.float32)
     # with random weights the result is not like the image, so bfloat16 rounds more than a small difference
     assert float((found - wanted).abs().mean()) <= 0.3
 
@@ -65,14 +65,14 @@ def test_agrees_in_the_float_type_of_this_machine(backbone: str) -> None:
 def test_runs_the_other_kinds(backbone: str, kind: str) -> None:
     model = calibrated(backbone, kind)
     tiles = photograph(20, 18, seed=8)
-    engine = compile_model(model, float_dtype=torch.float32)
+    engine = Engine(model, float_dtype=torch.float32)
     if kind == "pams":
         wanted, bits = simulated(model, tiles, None), None
     else:  # at the bits of its selectors
         with torch.inference_mode():
             output = model(tiles.float())
         wanted, bits = output.sr, output.bits
-    found = engine.run(tiles, bits, dtype=torch.float32)
+    found = engine.run(tiles, bits, dtype=np.float32)
     assert float((found - wanted).abs().mean()) <= 0.05
 
 
@@ -121,7 +121,7 @@ def test_every_layer_reads_the_simulations_codes(
 
     monkeypatch.setattr(IntegerConv, "_run", forced)
     monkeypatch.setattr(fused, "compiled", lambda **_: None)
-    compile_model(model).run(tiles, assigned, threads=1)
+    Engine(model).run(tiles, assigned, threads=1)
     assert len(shares) == len(reference)
     assert max(shares) <= 1e-4
 
@@ -151,7 +151,7 @@ def codes_read(model: Backbone, tiles: torch.Tensor, bits: torch.Tensor | None) 
 
 def test_a_tile_does_not_depend_on_other_tiles_or_threads() -> None:
     model = calibrated("edsr")
-    engine = compile_model(model)
+    engine = Engine(model)
     tiles, bits = photograph(16, 16, count=5, seed=12), row(model, "mixed", count=5)
     together = engine.run(tiles, bits, threads=1)
     for threads in (2, 3, 7):
@@ -163,7 +163,7 @@ def test_a_tile_does_not_depend_on_other_tiles_or_threads() -> None:
 def test_the_number_of_threads_is_restored() -> None:
     model = calibrated("edsr")
     before = torch.get_num_threads()
-    engine, tiles = compile_model(model), photograph(12, 12, count=4)
+    engine, tiles = Engine(model), photograph(12, 12, count=4)
     for threads in (1, 2, 3):
         engine.run(tiles, row(model, 8, count=4), threads=threads)
         assert torch.get_num_threads() == before
@@ -174,7 +174,7 @@ def test_the_number_of_threads_is_restored() -> None:
 
 def test_several_callers_at_once() -> None:
     model = calibrated("edsr")
-    engine, tiles = compile_model(model), photograph(16, 16, count=4, seed=13)
+    engine, tiles = Engine(model), photograph(16, 16, count=4, seed=13)
     bits = row(model, "mixed", count=4)
     wanted, found = engine.run(tiles, bits), {}
 
@@ -191,7 +191,7 @@ def test_several_callers_at_once() -> None:
 
 def test_tiles_of_any_layout_and_type_give_the_same() -> None:
     model = calibrated("edsr")
-    engine, tiles, bits = compile_model(model), photograph(16, 20, seed=14), row(model, 6)
+    engine, tiles, bits = Engine(model), photograph(16, 20, seed=14), row(model, 6)
     wanted = engine.run(tiles, bits)
     rows_of_pixels = tiles[0].permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]
     assert torch.equal(engine.run(rows_of_pixels, bits), wanted)
@@ -199,11 +199,8 @@ def test_tiles_of_any_layout_and_type_give_the_same() -> None:
 
 
 def packs(model: Backbone) -> int:
-    """Return the number of packs of the first convolution's weights for three rows of bits."""
-    program = compile_model(model)._program
-    for bits in (4, 6, 8):
-        program.plan((bits,) * model.num_adaptive)
-    return len(program._convs[0][0]._packs)
+    """Return the number of packs of the first convolution's weights for all rows of bits."""
+    return len(Engine(model).program.blocks[0].conv1.packs)
 
 
 def test_rows_share_packed_weights() -> None:
@@ -222,10 +219,10 @@ def test_without_numba_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -
     for backbone in BACKBONES:
         model = calibrated(backbone)
         tiles, bits = photograph(17, 14, seed=15), row(model, "mixed")
-        wanted = compile_model(model).run(tiles, bits)
+        wanted = Engine(model).run(tiles, bits)
         with monkeypatch.context() as patch:
             patch.setattr(elementwise, "compiled", lambda: None)
-            assert torch.equal(compile_model(model).run(tiles, bits), wanted)
+            assert torch.equal(Engine(model).run(tiles, bits), wanted)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +237,7 @@ def test_without_numba_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_wrong_bits_are_refused(kind: str, bits: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compile_model(calibrated("edsr", kind)).run(photograph(8, 8), bits)
+        Engine(calibrated("edsr", kind)).run(photograph(8, 8), bits)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +252,7 @@ def test_unsupported_models_are_refused_with_a_reason(model, expected: str) -> N
     built = model()
     assert expected in supports(built)
     with pytest.raises(InputError, match="engine int8"):
-        compile_model(built)
+        Engine(built)
 
 
 def test_it_runs_tiles_and_parts_of_tiles_of_any_shape() -> None:
@@ -267,7 +264,7 @@ def test_it_runs_tiles_and_parts_of_tiles_of_any_shape() -> None:
         for inside in (False, True):
             upscaled, used = engine(tile, bits, inside=inside)
             assert upscaled.dtype == np.uint8
-            np.testing.assert_array_equal(upscaled, engine.run(*tensors, threads=1))
+            np.testing.assert_array_equal(upscaled, engine.run(tile, bits, threads=1))
             assert used is bits
         precise, _ = engine(tile.astype(np.float32), bits)
         assert precise.dtype == np.float32

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cabm.engine.active_tail import ActiveTail
+from cabm.engine.building.idn import as_convolution
 from cabm.engine.linear_tail import CollapsedTail, Edge, collapse_at
-from cabm.engine.programs.idn import as_convolution
 from cabm.models import build_model
 from cabm.models.tail import collapse
 from cabm.quant import Precision, PrecisionContext

@@ -10,13 +10,14 @@ from itertools import product
 import pytest
 import torch
 
-from cabm.engine import compile_model, fused, onednn, supports
+from cabm.engine import fused, onednn, supports
 from cabm.engine.elementwise import byte_type
 from cabm.engine.grid import Grid, Storage
+from cabm.engine.packing import Scaling
 from cabm.errors import InputError
 from cabm.machine import cpu
 
-from .helpers import calibrated, needs_units
+from .helpers import Engine, calibrated, needs_units
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +39,12 @@ def test_sums_are_exact_and_rounded_once(storage: Storage, shifted: bool, groups
     codes = torch.randint(-127, 128, (8, 16 // groups, 3, 3), generator=generator)
     x = torch.randint(0, 256, (2, 16, 7, 9), generator=generator, dtype=torch.uint8)
     x = x.contiguous(memory_format=torch.channels_last)
-    scaling = onednn.Scaling(torch.rand(8, generator=generator), torch.randn(8, generator=generator))
+    factors, bias = torch.rand(8, generator=generator), torch.randn(8, generator=generator)
+    scaling = Scaling(factors.numpy(), bias.numpy())
     grid = Grid(1.0, 8, storage)
-    conv = onednn.IntegerConv(codes, padding=(1, 1), groups=groups, shifted=shifted)
+    conv = onednn.IntegerConv(codes.numpy(), padding=(1, 1), groups=groups, shifted=shifted)
     sums = torch.nn.functional.conv2d(x.double() - grid.zero, codes.double(), padding=1, groups=groups)
-    wanted = sums.float() * scaling.factors.view(1, -1, 1, 1) + scaling.bias.view(1, -1, 1, 1)
+    wanted = sums.float() * factors.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
     assert torch.equal(conv.to_float(x, grid, scaling), wanted)
     # sums reach some thousands, so codes clip at both ends, of 8 bits and fewer
     for bits, kind in product([4, 6, 8], [Storage.SIGNED, Storage.POSITIVE]):
@@ -62,7 +64,7 @@ def refused(expected: str) -> None:
     model = calibrated("edsr")
     assert supports(model) == reason
     with pytest.raises(InputError, match="engine float or auto"):
-        compile_model(model)
+        Engine(model)
 
 
 def test_other_processors_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:

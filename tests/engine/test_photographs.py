@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from cabm import Upscaler
-from cabm.engine import compile_model, integer
+from cabm.engine import compiling, kept
 from cabm.engine.ends import Ends
 from cabm.evaluation.quality import psnr_y
 
-from .helpers import BACKBONES, calibrated, needs_units, row, simulated
+from .helpers import BACKBONES, Engine, calibrated, needs_units, row, simulated
 
 pytestmark = [needs_units, pytest.mark.slow]
 
@@ -56,7 +56,9 @@ def test_the_shipped_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if ends == "on bytes":
-        monkeypatch.setattr(integer, "fastest", lambda: Ends(torch.float32, in_bytes=True))
+        monkeypatch.setattr(compiling, "fastest", lambda: Ends(torch.float32, in_bytes=True))
+        monkeypatch.setattr(kept, "find", lambda key: None)
+        monkeypatch.setattr(kept, "keep", lambda key, model: False)
     low, high = photograph_of(name, scale, shared_data)
     found, wanted = (Upscaler.load(model, engine=engine)(low) for engine in ("int8", "float"))
     check(found, wanted, high, scale)
@@ -72,5 +74,5 @@ def test_every_backbone(backbone: str, bits: int | str, photo: tuple[np.ndarray,
     widths = row(model, bits)
     wanted = simulated(model, tile, widths).round().clamp(0, 255).to(torch.uint8)
     # random weights do not give the image, on whose account a trained tail in bfloat16 rounds little
-    found = compile_model(model, float_dtype=torch.float32).run(tile, widths)
+    found = Engine(model, float_dtype=torch.float32).run(tile, widths)
     check(*(image[0].permute(1, 2, 0).numpy() for image in (found, wanted)), high)

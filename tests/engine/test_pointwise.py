@@ -10,8 +10,9 @@ from torch import nn
 from cabm.engine.chains import Chain, Place
 from cabm.engine.fused import Kernel
 from cabm.engine.layer_numbers import FIXED, SINGLE_TO_FLOATS, SLOPE
-from cabm.engine.tensors import through
 from tests.engine.helpers import FORMS, compiled, pack_floats
+
+from .helpers import through
 
 
 @pytest.fixture(params=FORMS)

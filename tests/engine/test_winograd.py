@@ -10,12 +10,10 @@ from torch.nn import functional as F
 from cabm.engine.blocks import Block, residual_chain
 from cabm.engine.fused import Kernel
 from cabm.engine.grid import Grid, Storage
-from cabm.engine.onednn import Scaling
 from cabm.engine.packing import BoundConv
-from cabm.engine.tensors import through
 from cabm.engine.winograd import KERNEL, PART
 
-from .helpers import compiled
+from .helpers import compiled, scaling, through
 
 INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0))
 INPUT += ((0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
@@ -38,8 +36,12 @@ def run(kernel: Kernel, convs: list[Tensor], codes: Tensor, exponents: tuple[int
     """Run a residual block on codes whose steps are 1, and check it against double precision."""
     grids = Grid(127.0, 8, Storage.SHIFTED), Grid(255.0, 8, Storage.POSITIVE, unsigned=True)
     bound = [
-        BoundConv(kernel.pack(conv.numpy(), shifted=grid.zero != 0), grid, Scaling(factor, None))
-        for conv, grid, factor in zip(convs, grids, 2.0 ** -torch.tensor(exponents).view(2, 1), strict=True)
+        BoundConv(
+            kernel.pack(conv.numpy(), shifted=grid.zero != 0),
+            grid,
+            scaling(2.0**-exponent),
+        )
+        for conv, grid, exponent in zip(convs, grids, exponents, strict=True)
     ]
     block = Block(*bound, skip=grids[0], residual=Grid(127.0, 8, Storage.SIGNED))
     found = through(residual_chain(kernel, [block]).run, codes.float()).double()

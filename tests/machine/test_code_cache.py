@@ -73,7 +73,7 @@ def test_the_folder_is_in_the_home_folder_by_default(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     for given in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert code_cache.cache_folder() == Path("/home/someone/.cache/cabm/compiled")
+        assert code_cache.code_folder() == Path("/home/someone/.cache/cabm/compiled")
 
 
 def test_numbas_own_setting_comes_first(double, folder, tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ def test_bfloat16_is_not_used_where_onednn_is_kept_from_its_units(monkeypatch, n
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(cpu, "_core", lambda number: str(number // 2))
     assert [cpu.cpu_threads(0, processes) for processes in (1, 4, 8)] == [6, 1, 1]
     assert cpu.cpu_threads(3, processes=4) == 3

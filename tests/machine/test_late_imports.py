@@ -90,9 +90,10 @@ def test_modules_can_be_executed_without_being_used(library):
 
 def test_pytorch_is_whole_when_all_is_executed():
     script = (
-        "from cabm.machine.late_imports import UNUSED, execute, import_torch_in_part\n"
-        "import_torch_in_part(); execute(UNUSED)\n"
-        "import torch\n"
+        "from cabm.machine.late_imports import UNUSED, execute, torch_in_part\n"
+        "with torch_in_part():\n"
+        "    import torch\n"
+        "execute(UNUSED)\n"
         "numbers = torch.rand(3, generator=torch.Generator().manual_seed(1))\n"
         "program = torch.export.export(torch.nn.Linear(3, 2), (numbers,))\n"
         "assert program.module()(numbers).shape == (2,)\n"

@@ -18,7 +18,7 @@ def stop():
     print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
     sys.exit()
 
-upscale.import_torch_in_part = stop
+upscale.torch_in_part = stop
 sys.argv = ["cabm", "upscale", "photo.png"]
 main.main()
 """

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from cabm.machine.cpu import available_cores
 from cabm.machine.threads import in_order, limited_threads, thread_count
 
 
@@ -103,5 +104,5 @@ assert "torch" not in sys.modules
         [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
     )
     if expected is None:
-        expected = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        expected = available_cores()
     assert found.stdout.split(maxsplit=1) == [str(expected), "[2, 2]\n"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cabm.checkpoints.find import find_model
-from cabm.checkpoints.model_directory import TABLE_FILE
+from cabm.checkpoints.model_files import TABLE_FILE
 from cabm.errors import InputError
 from cabm.evaluation.bicubic import upscale_bicubic_batch
 from cabm.imaging.pixels import upscale_alpha
