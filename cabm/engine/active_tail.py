@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cabm.engine.float_conv import FloatConv, minus_image, winograd
-from cabm.engine.float_rows import Layer, pixels_together
-from cabm.engine.tap_sums import TapConv
+from cabm.engine.float_conv import FloatConv, minus_image
+from cabm.engine.float_rows import Layer
 from cabm.models.tail import before_pixel_shuffle
-
-if TYPE_CHECKING:
-    from cabm.engine.float_winograd import Compiled
 
 
 class ActiveTail:
@@ -81,101 +77,6 @@ class ActiveTail:
             image = image.to(self._dtype).float() + self._remainder
             y.add_(F.interpolate(image, scale_factor=self._scale, mode="nearest"))
         return y
-
-
-BAND_BYTES = 2**22
-"""Of a band. malloc does not keep blocks of 32 MB and more, and mapping them anew for every tile takes as
-long as computing them."""
-
-
-class WinogradTail:
-    """The same tail in float32, by Winograd convolutions that shuffle and activate on the way.
-
-    The last convolution and the one before it run in bands of rows.
-
-    Args:
-        loop: from `cabm.engine.float_conv.winograd`.
-        convs, factors, slopes, gain, offset: as in `ActiveTail`.
-    """
-
-    def __init__(
-        self,
-        loop: Compiled,
-        convs: Sequence[nn.Conv2d],
-        factors: Sequence[int],
-        slopes: Sequence[float],
-        *,
-        gain: float = 1.0,
-        offset: Tensor | None = None,
-    ) -> None:
-        from cabm.engine.float_winograd import WinogradConv
-
-        *upsampling, last = convs
-        stages = zip(upsampling, factors, (1, *factors[:-1]), slopes, strict=True)
-        *self._convs, self._wide = [
-            WinogradConv(
-                loop,
-                pixels_together(conv.weight.detach(), factor),
-                pixels_together(_bias(conv), factor),
-                shuffle=shuffle,
-                slope=slope,
-            )
-            for conv, factor, shuffle, slope in stages
-        ]
-        reach = last.kernel_size[0] // 2
-        self._reach = -(-reach // factors[-1])
-        kind = TapConv if reach == 1 else CoarseConv  # the sums of many taps take longer than they save
-        self._last = kind(*_scaled(last, gain, offset), factors[-1])
-
-    def __call__(self, feature: Tensor, image: Tensor) -> Tensor:
-        """Return the upscaled image (1,3,h*R,w*R) float32 for a feature (1,n,h,w)."""
-        for conv in self._convs:
-            feature = conv(feature)
-        height, reach = feature.shape[2] * self._wide.shuffle, self._reach
-        row = 4 * self._wide.memory_for(feature, 1)[0].numel()
-        band = self._wide.size * max(BAND_BYTES // row // self._wide.size, reach)
-        # the last rows of the band before, which the last convolution reads again, and a band
-        memory = self._wide.memory_for(feature, 2 * reach + band)
-        parts = []
-        for begin in range(0, height, band):
-            end, above = min(begin + band, height), min(begin, 2 * reach)
-            memory[2 * reach - above : 2 * reach] = memory[band + 2 * reach - above : band + 2 * reach]
-            below = self._wide(feature, begin, end, out=memory[2 * reach :])
-            wide = memory[2 * reach - above :][: above + end - begin, : below.shape[3], : below.shape[1]]
-            last = len(wide) - (reach if end < height else 0)
-            parts.append(self._last(wide.permute(2, 0, 1)[None], max(above - reach, 0), last))
-        return torch.cat(parts, dim=2)
-
-
-class CoarseConv:
-    """The same as `TapConv`, by a convolution before the PixelShuffle.
-
-    Args:
-        weight, bias, shuffle: as there.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, shuffle: int) -> None:
-        self._shuffle = shuffle
-        inputs = pixels_together(before_pixel_shuffle(weight, shuffle).transpose(0, 1), shuffle)
-        self._conv = FloatConv(inputs.transpose(0, 1), bias.repeat_interleave(shuffle**2), torch.float32)
-
-    def __call__(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Convolve; see `TapConv`."""
-        return F.pixel_shuffle(self._conv(x)[:, :, first:last], self._shuffle)
-
-
-def active_tail(
-    convs: Sequence[nn.Conv2d],
-    factors: Sequence[int],
-    slopes: Sequence[float],
-    dtype: torch.dtype,
-    **output: Any,
-) -> ActiveTail | WinogradTail:
-    """Return the faster tail on this CPU; arguments as in `ActiveTail`."""
-    loop = winograd() if dtype == torch.float32 else None
-    if loop is None:
-        return ActiveTail(convs, factors, slopes, dtype, **output)
-    return WinogradTail(loop, convs, factors, slopes, **output)
 
 
 def tail_layers(

@@ -9,6 +9,7 @@ import torch
 
 from cabm.engine import byte_rows, float_rows
 from cabm.engine.float_rows import Layer, Rows
+from cabm.engine.float_tail import FloatTail, pack_tail
 from cabm.machine.cpu import cpu_multiplies_bfloat16
 
 
@@ -24,10 +25,12 @@ class Ends:
     dtype: torch.dtype
     in_bytes: bool = False
 
-    def rows(self, layers: Sequence[Layer]) -> Rows | None:
-        """Return convolutions as one compiled call; None if this CPU or their shapes rule that out."""
-        found = float_rows.rows(layers, bfloat16=self.dtype == torch.bfloat16)
-        return byte_rows.rows(layers) if found is None and self.in_bytes else found
+    def rows(self, layers: Sequence[Layer]) -> Rows | FloatTail | None:
+        """Return convolutions as compiled code; None if this CPU or their shapes rule that out."""
+        found: Rows | FloatTail | None = float_rows.rows(layers, bfloat16=self.dtype == torch.bfloat16)
+        if found is None and self.in_bytes:
+            found = byte_rows.rows(layers)
+        return pack_tail(layers) if found is None and self.dtype == torch.float32 else found
 
 
 def fastest() -> Ends:

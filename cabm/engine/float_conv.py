@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cabm.engine.elementwise import dense
+from cabm.engine.float_winograd import pack_winograd
+from cabm.engine.modules import array
 from cabm.engine.onednn import pointwise_float_conv
-from cabm.machine.compiled import none_if_numba_fails
-
-if TYPE_CHECKING:
-    from cabm.engine.float_winograd import Compiled
+from cabm.engine.tensors import as_array, as_tensor
 
 FEWEST = {3: (8, 8), 5: (8, 32)}
 """By side of the kernel, the fewest input and output channels for which Winograd is faster."""
-
-
-@cache
-@none_if_numba_fails
-def winograd() -> Compiled | None:
-    """Return the compiled loop of Winograd convolutions, or None; the first call compiles."""
-    from cabm.engine.float_winograd import compile_loop
-
-    return compile_loop()
 
 
 class FloatConv:
@@ -45,17 +32,13 @@ class FloatConv:
         outputs, inputs, size, _ = weight.shape
         fewest = FEWEST.get(size)
         suits = fewest is not None and inputs >= fewest[0] and outputs >= fewest[1]
-        loop = winograd() if suits and dtype == torch.float32 else None
-        self._fast = None
-        if loop is not None:
-            from cabm.engine.float_winograd import WinogradConv
-
-            self._fast = WinogradConv(loop, weight, bias)
+        fast = suits and dtype == torch.float32
+        self._fast = pack_winograd(array(weight), None if bias is None else array(bias)) if fast else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve (N,I,h,w); the result has the convolution's type."""
         if self._fast is not None and len(x) == 1:
-            return self._fast(x)
+            return as_tensor(self._fast(as_array(x)))
         x = dense(x.to(self._weight.dtype))
         if self._padding == 0 and x.dtype == torch.float32:
             return dense(pointwise_float_conv(x, self._weight, self._bias))

@@ -10,249 +10,48 @@ that the channels of one pixel lie together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-import torch
-from numba.extending import intrinsic, overload, register_jitable
-from torch import Tensor
-from torch.nn import functional as F
 
-from cabm.engine import emitter, float_winograd_ir, pointwise
-from cabm.engine.arrays import aligned
-from cabm.engine.emitter import checksum, typed_call
-from cabm.engine.float_winograd_ir import POINTS, POSITIONS, SIDE
-from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit
+from cabm.engine.arrays import aligned, empty, with_margin
+from cabm.engine.reference import convolve
+from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features
 
-STRIP = 24
-"""Tiles transformed together."""
-
-GROUP = 64
-"""The most output channels computed together."""
-
-APART = 64
-"""Bytes between the numbers of two positions, which would share two sets of the cache otherwise."""
+FEATURES = {16: ("avx512f",), 8: ("fma", "neon")}
+"""By float32 per register, widest first, the instruction sets one of which it needs, by LLVM's names."""
 
 
-def pack(weight: Tensor, lanes: int) -> np.ndarray:
-    """Return transformed weights for (O,I,k,k), k 3 or 5: 36 times those of `pointwise.pack`."""
-    matrix = kernel_matrix(weight.shape[-1])
-    transformed = matrix @ weight.double() @ matrix.T  # (O,I,6,6)
-    positions = transformed.flatten(2).permute(2, 0, 1).float().numpy()
-    return aligned(np.concatenate([pointwise.pack(position, lanes) for position in positions]))
-
-
-def kernel_matrix(size: int) -> Tensor:
-    """Return the transform (6,k) of a kernel of k numbers."""
-    rows = []
-    for point in POINTS:
-        others = [float(point - other) for other in POINTS if other != point]
-        rows.append(torch.tensor([float(point**power) for power in range(size)]).double() / np.prod(others))
-    rows.append(torch.eye(size).double()[-1])
-    return torch.stack(rows)
-
-
-@intrinsic(prefer_literal=True)
-def _transform_input(_, lanes, source, row, pixel, registers, transformed, position):
-    """Transform the input of one tile; see `cabm.engine.float_winograd_ir.Input`."""
-    numbers = {"row", "pixel", "registers", "position"}
-    return typed_call(lanes, float_winograd_ir.Input, numbers, float_winograd_ir.emit_input)
-
-
-@intrinsic(prefer_literal=True)
-def _transform_output(_, lanes, outputs, products, position, registers, biases, slope, target, row, pixel):
-    """Transform the products of one tile to pixels; see `cabm.engine.float_winograd_ir.Output`."""
-    numbers = {"outputs", "position", "registers", "row", "pixel"}
-    return typed_call(lanes, float_winograd_ir.Output, numbers, float_winograd_ir.emit_output)
-
-
-@register_jitable
-def _fill(line, x, start, pixel, block, factor, channels, padded, width):
-    """Copy a row of ``width`` pixels from ``x`` into a line, each to ``padded`` numbers.
-
-    Args:
-        line, x: flat float32.
-        start: of the row in ``x``.
-        pixel: numbers from one coarse pixel to the next, before PixelShuffle(factor).
-        block: of the fine row in a coarse pixel: its first number.
-        factor: fine pixels per coarse pixel, side by side in memory.
-        channels, padded: numbers of a fine pixel, and in the line.
-        width: in fine pixels.
-    """
-    for column in range(width):
-        here = start + column // factor * pixel + block + column % factor * channels
-        there = column * padded
-        for c in range(channels):
-            line[there + c] = x[here + c]
-
-
-def convolution_loop(lanes: int) -> Loop:
-    """Return the function to compile.
-
-    Args:
-        lanes: float32 per register.
-    """
-
-    emitters = checksum(emitter, float_winograd_ir, pointwise)
-
-    def convolve(x, row, pixel, factor, channels, height, width, first, weights, biases, slope, size, out):
-        """Convolve an image.
-
-        Args:
-            x: flat float32, the image before PixelShuffle(factor): in a coarse pixel, the channels of a
-                fine pixel lie together, fine pixels row by row.
-            row, pixel: numbers from one row, and from one pixel, of ``x`` to the next.
-            factor: of the shuffle; 1: none.
-            channels, height, width: of the image after the shuffle.
-            first: row of the image where ``out`` starts.
-            weights, biases: flat float32, packed, and padded as ``out``.
-            slope: (1,) float32, factor on negative results.
-            size: pixels of a tile of results along an axis: 4 for 3x3, 2 for 5x5.
-            out: (rows, columns, outputs) float32; rows and columns rounded up to multiples of ``size``,
-                output channels to one of ``lanes``.
-        """
-        _ = emitters
-        padded = (channels + lanes - 1) // lanes * lanes
-        reach = (SIDE - size) // 2
-        columns = out.shape[1] + SIDE - size
-        lines = np.zeros((SIDE, columns * padded), np.float32)
-        memory = np.empty(POSITIONS * (STRIP * (padded + GROUP) + APART // 2) + GROUP + 16, np.float32)
-        for top in range(0, out.shape[0], size):
-            for line in range(SIDE):
-                y = first + top + line - reach
-                if y < 0 or y >= height:
-                    lines[line] = 0
-                else:
-                    block = y % factor * factor * channels
-                    inner = lines[line, reach * padded :]
-                    _fill(inner, x, y // factor * row, pixel, block, factor, channels, padded, width)
-            _convolve_row(
-                lanes, lines, columns, padded, weights, biases, slope, size, out[top : top + size], memory
-            )
-
-    return convolve
-
-
-def _convolve_row(lanes, lines, columns, padded, weights, biases, slope, size, out, memory):
-    """Convolve one row of tiles from its six lines."""
-    raise NotImplementedError("only compiled loops call this")
-
-
-@overload(_convolve_row, prefer_literal=True)
-def _compile_row(lanes, lines, columns, padded, weights, biases, slope, size, out, memory):
-    most, width = pointwise.REGISTERS[lanes.literal_value], lanes.literal_value
-
-    def convolve_row(lanes, lines, columns, padded, weights, biases, slope, size, out, memory):
-        base = (np.int64(memory.ctypes.data) + 63) // 64 * 64
-        source, kernel = np.int64(lines.ctypes.data), np.int64(weights.ctypes.data)
-        first_bias, target = np.int64(biases.ctypes.data), np.int64(out.ctypes.data)
-        position = 4 * padded * STRIP + APART
-        products = base + POSITIONS * position
-        zeros = products + POSITIONS * (4 * STRIP * GROUP + APART)
-        memory[(zeros - np.int64(memory.ctypes.data)) // 4 :] = 0
-        outputs = out.shape[2]
-        tiles, pixel = out.shape[1] // size, 4 * outputs
-        tile = 0
-        for left in range(-(-tiles // STRIP), 0, -1):
-            count = -(-(tiles - tile) // left)  # as even as possible
-            for i in range(count):
-                here = source + 4 * padded * size * (tile + i)
-                there = base + 4 * padded * i
-                _transform_input(
-                    lanes, here, 4 * padded * columns, 4 * padded, padded // width, there, position
-                )
-            for first in range(0, outputs, most * width):
-                registers = min(most, (outputs - first) // width)
-                group = 4 * registers * width
-                for p in range(POSITIONS):
-                    weight = kernel + 4 * padded * (p * outputs + first)
-                    for i in range(0, count, pointwise.PIXELS):
-                        pointwise.sum_pixels(
-                            lanes,
-                            registers,
-                            min(pointwise.PIXELS, count - i),
-                            base + position * p + 4 * padded * i,
-                            4 * padded,
-                            padded,
-                            weight,
-                            zeros,
-                            products + (group * STRIP + APART) * p + group * i,
-                        )
-                for i in range(count):
-                    _transform_output(
-                        lanes,
-                        size,
-                        products + group * i,
-                        group * STRIP + APART,
-                        registers,
-                        first_bias + 4 * first,
-                        np.int64(slope.ctypes.data),
-                        target + pixel * size * (tile + i) + 4 * first,
-                        pixel * out.shape[1],
-                        pixel,
-                    )
-            tile += count
-
-    return convolve_row
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """The compiled loop and the numbers per register that it was compiled for."""
-
-    lanes: int
-    run: Loop
-
-
-def compile_loop() -> Compiled | None:
-    """Compile the loop and try it; None if this CPU or numba's settings rule it out.
-
-    Raises:
-        ArithmeticError: it computes wrong results.
-    """
-    features = compiler_features()
-    if not compiles_for_this_cpu() or not (features.get("fma") or features.get("neon")):
-        return None
-    lanes = 16 if features.get("avx512f") else 8
-    found = Compiled(lanes, jit(convolution_loop(lanes)))
-    if not _tried(found):
-        raise ArithmeticError("compiled float convolutions compute wrong results")
-    return found
-
-
+@dataclass(frozen=True, eq=False)
 class WinogradConv:
     """A float convolution of 3x3 or 5x5 with stride 1 and "same" padding, and what surrounds it.
 
-    Args:
-        loop: from `compile_loop`.
-        weight: (O,I,k,k), k 3 or 5.
-        bias: (O,) or None.
+    Attributes:
+        weights, biases: flat float32, transformed, and with margins up to whole registers.
+        size: pixels of a tile of results along an axis.
+        inputs, outputs: numbers of channels, without margins.
         shuffle: r of the PixelShuffle that the input has yet to go through; its channels are in the order
             (r^2, I), as `cabm.engine.float_rows.pixels_together` makes them.
         slope: factor on negative results; 1: none.
-
-    Attributes:
-        shuffle: r.
-        size: pixels of a tile of results along an axis.
+        replicate: what lies beyond the border is the outermost pixel instead of 0.
+        lanes: float32 per register that the weights are packed for.
     """
 
-    def __init__(
-        self, loop: Compiled, weight: Tensor, bias: Tensor | None, *, shuffle: int = 1, slope: float = 1.0
-    ) -> None:
-        self._run, self.shuffle = loop.run, shuffle
-        self._outputs, self._inputs = weight.shape[:2]
-        margins = [-count % loop.lanes for count in (self._inputs, self._outputs)]
-        weight = F.pad(weight.detach(), (0, 0, 0, 0, 0, margins[0], 0, margins[1]))
-        self.size = SIDE + 1 - weight.shape[-1]
-        self._weights = pack(weight, loop.lanes)
-        bias = torch.zeros(self._outputs) if bias is None else bias.detach().float()
-        self._biases = F.pad(bias, (0, margins[1])).numpy()
-        self._slope = np.array([slope], dtype=np.float32)
+    weights: np.ndarray
+    biases: np.ndarray
+    size: int
+    inputs: int
+    outputs: int
+    shuffle: int
+    slope: float
+    replicate: bool
+    lanes: int
 
     def __call__(
-        self, x: Tensor, first: int = 0, last: int | None = None, *, out: Tensor | None = None
-    ) -> Tensor:
-        """Convolve (1,I r^2,h,w) float32, channels side by side in memory.
+        self, x: np.ndarray, first: int = 0, last: int | None = None, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Convolve (h,w,I r^2) float32, channels side by side in memory.
 
         Args:
             x: the input.
@@ -260,37 +59,150 @@ class WinogradConv:
             out: memory for them, from `memory_for`; default: new memory.
 
         Returns:
-            (1,O,last-first,w r) float32.
+            (last-first,w r,O) float32, a part of ``out``.
+
+        Raises:
+            RuntimeError: this CPU runs no loop for these weights.
         """
-        x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-        (channels, height, width), (row, pixel) = x.shape[1:], x.stride()[2:]
-        memory = x.as_strided(((height - 1) * row + (width - 1) * pixel + channels,), (1,)).numpy()
+        loop = compiled(self.lanes)
+        if loop is None:
+            raise RuntimeError(f"no compiled convolution with {self.lanes} numbers per register runs here")
+        return self.by(loop, x, first, last, out=out)
+
+    def by(
+        self,
+        loop: Loop,
+        x: np.ndarray,
+        first: int = 0,
+        last: int | None = None,
+        *,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Convolve by a loop that is compiled for ``lanes``; the rest as above."""
+        height, width, channels = x.shape
+        row, pixel = (stride // x.itemsize for stride in x.strides[:2])
+        numbers = (height - 1) * row + (width - 1) * pixel + channels
+        memory = np.lib.stride_tricks.as_strided(x, (numbers,), (x.itemsize,))
         height, width = height * self.shuffle, width * self.shuffle
         rows = (height if last is None else last) - first
         out = self.memory_for(x, rows) if out is None else out
-        self._run(
-            *(memory, row, pixel, self.shuffle, self._inputs, height, width, first),
-            *(self._weights, self._biases, self._slope, self.size),
-            out[: self._whole_tiles(rows)].numpy(),
+        loop(
+            *(memory, row, pixel, self.shuffle, self.inputs, height, width, first),
+            *(self.weights, self.biases, np.array([self.slope], np.float32), self.size, self.replicate),
+            out[: self._whole_tiles(rows)],
         )
-        return out[:rows, :width, : self._outputs].permute(2, 0, 1)[None]
+        return out[:rows, :width, : self.outputs]
 
-    def memory_for(self, x: Tensor, rows: int) -> Tensor:
+    def memory_for(self, x: np.ndarray, rows: int) -> np.ndarray:
         """Return new memory (rows, columns, channels) for rows of the result, rounded up to whole tiles."""
-        columns = self._whole_tiles(x.shape[3] * self.shuffle)
-        return torch.empty(self._whole_tiles(rows), columns, len(self._biases))
+        columns = self._whole_tiles(x.shape[1] * self.shuffle)
+        return empty((self._whole_tiles(rows), columns, len(self.biases)))
 
     def _whole_tiles(self, pixels: int) -> int:
         return -(-pixels // self.size) * self.size
 
 
-def _tried(found: Compiled) -> bool:
+def pack_winograd(
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    *,
+    shuffle: int = 1,
+    slope: float = 1.0,
+    replicate: bool = False,
+    lanes: int | None = None,
+) -> WinogradConv | None:
+    """Return a convolution, or None where no compiled loop runs; the first call compiles.
+
+    Args:
+        weight: (O,I,k,k) float32, k 3 or 5.
+        bias: (O,) float32, or None.
+        shuffle, slope, replicate: see `WinogradConv`.
+        lanes: float32 per register, 8 or 16; default: the most that this CPU has.
+    """
+    lanes = widest() if lanes is None else lanes
+    if lanes is None or compiled(lanes) is None:
+        return None
+    return _packed(weight, bias, shuffle, slope, replicate, lanes)
+
+
+def _packed(
+    weight: np.ndarray, bias: np.ndarray | None, shuffle: int, slope: float, replicate: bool, lanes: int
+) -> WinogradConv:
+    from cabm.engine.float_winograd_ir import SIDE
+
+    outputs, inputs, size, _ = weight.shape
+    margin = -outputs % lanes
+    bias = np.zeros(outputs, np.float32) if bias is None else bias.astype(np.float32)
+    return WinogradConv(
+        weights=pack(with_margin(weight, margin, -inputs % lanes), lanes),
+        biases=aligned(with_margin(bias, margin)),
+        size=SIDE + 1 - size,
+        inputs=inputs,
+        outputs=outputs,
+        shuffle=shuffle,
+        slope=slope,
+        replicate=replicate,
+        lanes=lanes,
+    )
+
+
+def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
+    """Return transformed weights for (O,I,k,k), k 3 or 5: 36 times those of `pointwise.pack`."""
+    from cabm.engine import pointwise
+
+    matrix = kernel_matrix(weight.shape[-1])
+    transformed = matrix @ weight.astype(np.float64) @ matrix.T  # (O,I,6,6)
+    positions = transformed.reshape(*weight.shape[:2], -1).transpose(2, 0, 1)
+    return aligned(np.concatenate([pointwise.pack(position, lanes) for position in positions]))
+
+
+def kernel_matrix(size: int) -> np.ndarray:
+    """Return the transform (6,k) of a kernel of k numbers, float64."""
+    from cabm.engine.float_winograd_ir import POINTS
+
+    rows = []
+    for point in POINTS:
+        others = [float(point - other) for other in POINTS if other != point]
+        rows.append(np.array([float(point**power) for power in range(size)]) / np.prod(others))
+    return np.stack([*rows, np.eye(size)[-1]])
+
+
+@cache
+@none_if_numba_fails
+def widest() -> int | None:
+    """Return the most float32 per register for which a loop compiles on this CPU; None: there is none."""
+    features = compiler_features()
+    return next((lanes for lanes, any_of in FEATURES.items() if any(map(features.get, any_of))), None)
+
+
+@cache
+@none_if_numba_fails
+def compiled(lanes: int) -> Loop | None:
+    """Return the compiled loop; None if this CPU or numba's settings rule it out. The first call compiles.
+
+    Args:
+        lanes: float32 per register, 8 or 16.
+
+    Raises:
+        ArithmeticError: it computes wrong results.
+    """
+    if not compiles_for_this_cpu() or not any(map(compiler_features().get, FEATURES[lanes])):
+        return None
+    from cabm.engine.float_winograd_loops import convolution_loop
+
+    loop = jit(convolution_loop(lanes))
+    if not _tried(loop, lanes):
+        raise ArithmeticError("compiled float convolutions compute wrong results")
+    return loop
+
+
+def _tried(loop: Loop, lanes: int) -> bool:
     random = np.random.default_rng(0)
     for size in (3, 5):
-        weight = torch.from_numpy(random.standard_normal((20, 18, size, size), np.float32))
-        x = torch.from_numpy(random.standard_normal((1, 18, 5, 9), np.float32))
-        wanted = F.conv2d(x.double(), weight.double(), padding=size // 2)
-        error = (WinogradConv(found, weight, None)(x) - wanted).abs().max()
-        if not error <= 1e-4 * wanted.abs().max():
+        weight = random.standard_normal((20, 18, size, size), np.float32)
+        x = random.standard_normal((5, 9, 18), np.float32)
+        wanted = convolve(x, weight)
+        error = np.abs(_packed(weight, None, 1, 1.0, False, lanes).by(loop, x) - wanted).max()
+        if not error <= 1e-4 * np.abs(wanted).max():
             return False
     return True

@@ -19,6 +19,8 @@ import cabm
 from cabm.engine import byte_rows, float_rows
 from cabm.engine.blocks import BlockParts
 from cabm.engine.float_rows import PackedRows, Rows
+from cabm.engine.float_tail import FloatTail
+from cabm.engine.float_winograd import WinogradConv
 from cabm.engine.forms import choose_form
 from cabm.engine.fused import CompiledWeights, FloatWeights, Kernel, compiled
 from cabm.engine.grid import Storage
@@ -29,6 +31,7 @@ from cabm.engine.pixel_conv import PixelConv
 from cabm.engine.programs.carn import CarnBlock, CarnProgram
 from cabm.engine.programs.idn import DistillationParts, IdnProgram
 from cabm.engine.programs.residual import ResidualProgram
+from cabm.engine.tap_sums import TapConv
 from cabm.files import atomic_write
 from cabm.machine.cpu import cpu_multiplies_bfloat16, known_features
 from cabm.machine.folders import cache_folder
@@ -46,6 +49,7 @@ KINDS: tuple[type, ...] = (
     CarnProgram,
     CompiledWeights,
     DistillationParts,
+    FloatTail,
     FloatWeights,
     IdnProgram,
     ModelFacts,
@@ -56,6 +60,8 @@ KINDS: tuple[type, ...] = (
     QuantizedLayer,
     Quantizer,
     ResidualProgram,
+    TapConv,
+    WinogradConv,
 )
 """Classes of what is kept, besides plain values and arrays."""
 

@@ -156,7 +156,8 @@ class Engine:
         if ends is None:
             self.compiled = compile_model(model, **options)
         else:
-            self.compiled = IntegerModel(PROGRAMS[model.name](model.eval(), ends), model.facts)
+            with torch.no_grad():
+                self.compiled = IntegerModel(PROGRAMS[model.name](model.eval(), ends), model.facts)
         self.program = self.compiled.program
 
     def run(self, tiles: Tensor, bits: Tensor | None = None, **options: Any) -> Tensor:

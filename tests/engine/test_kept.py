@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cabm.engine import IntegerModel, compile_model, kept
+from cabm.engine.ends import Ends
 from cabm.engine.kept_format import CannotBeKept, Writer, read
 from cabm.engine.packing import Quantizer
 
-from .helpers import BACKBONES, CHOICES, calibrated, photograph, row
+from .helpers import BACKBONES, CHOICES, Engine, calibrated, photograph
 
 WIDE = {  # as many channels as compiled tails read
     "edsr": {"replicate_tail": True},
@@ -44,6 +46,20 @@ def small(tmp_path: Path) -> Path:
     return written(tmp_path / "small", compile_model(calibrated("idn", options=WIDE["idn"])))
 
 
+@pytest.fixture(params=BACKBONES)
+def ends_in_float(request: pytest.FixtureRequest) -> IntegerModel:
+    """A small model as a CPU runs it that has no fast products of bytes."""
+    model = calibrated(request.param, options=WIDE[request.param])
+    return Engine(model, ends=Ends(torch.float32)).compiled
+
+
+def computed(model: IntegerModel) -> np.ndarray:
+    """Upscale two tiles at mixed bits, or at those of the model."""
+    tiles = photograph(19, 22, count=2).numpy()
+    bits = np.resize([4, 8, 6], (2, model.num_adaptive)) if model.num_adaptive else None
+    return model.run(tiles, bits, dtype=np.float32)
+
+
 @pytest.mark.parametrize("choices", [{}, {"weight_bits": "same"}, CHOICES], ids=str)
 @pytest.mark.parametrize("kind", ["cabm", "pams"])
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -52,13 +68,25 @@ def test_a_kept_model_computes_the_same(backbone: str, kind: str, choices: dict,
     compiled = compile_model(model)
     found = kept.read_model(written(tmp_path / "model", compiled))
     assert found.facts == model.facts
-    tiles, bits = photograph(19, 22, count=2).numpy(), row(model, "mixed", count=2)
-    bits = None if bits is None else bits.numpy()
-    wanted = compiled.run(tiles, bits, dtype=np.float32)
-    np.testing.assert_array_equal(found.run(tiles, bits, dtype=np.float32), wanted)
+    np.testing.assert_array_equal(computed(found), computed(compiled))
+
+
+def test_tails_in_float32_compute_the_same(ends_in_float: IntegerModel, tmp_path: Path) -> None:
+    found = kept.read_model(written(tmp_path / "model", ends_in_float))
+    np.testing.assert_array_equal(computed(found), computed(ends_in_float))
 
 
 def test_a_process_needs_no_pytorch_to_run_it(small: Path) -> None:
+    assert shape_without_torch(small) == "(1, 3, 40, 40) False\n"
+
+
+def test_nor_for_tails_in_float32(ends_in_float: IntegerModel, tmp_path: Path) -> None:
+    path = written(tmp_path / "model", ends_in_float)
+    assert shape_without_torch(path) == "(1, 3, 40, 40) False\n"
+
+
+def shape_without_torch(path: Path) -> str:
+    """Run a model in another process; return the shape of its result, and whether PyTorch was imported."""
     script = (
         "import sys, numpy\n"
         "from pathlib import Path\n"
@@ -68,10 +96,8 @@ def test_a_process_needs_no_pytorch_to_run_it(small: Path) -> None:
         "tile = numpy.full((1, 3, 20, 20), 99, numpy.uint8)\n"
         "print(model.run(tile, bits).shape, 'torch' in sys.modules)\n"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", script, str(small)], capture_output=True, text=True, check=True
-    )
-    assert found.stdout == "(1, 3, 40, 40) False\n"
+    run = [sys.executable, "-c", script, str(path)]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
 
 def test_models_are_found_by_their_key(folder: Path, small: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cabm.engine.active_tail import active_tail, tail_layers
+from cabm.engine.active_tail import ActiveTail, tail_layers
 from cabm.engine.building.head import head_conv
 from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
@@ -39,7 +39,7 @@ def program(model: CARN, ends: Ends) -> CarnProgram:
         inner=tuple(_fusions(cascade.fusion, kernel) for cascade in cascades),
         outer=_fusions(model.body.fusion, kernel),
         rows=rows,
-        tail=_ActiveTail(active_tail(*tail, ends.dtype, **output)) if rows is None else None,
+        tail=_Tail(ActiveTail(*tail, ends.dtype, **output)) if rows is None else None,
     )
 
 
@@ -68,8 +68,8 @@ def _fusions(convs: nn.ModuleList, kernel: Kernel | None) -> tuple[FloatWeights 
     )
 
 
-class _ActiveTail(Tail):
-    def __init__(self, tail: nn.Module) -> None:
+class _Tail(Tail):
+    def __init__(self, tail: ActiveTail) -> None:
         self._tail = tail
 
     @torch.inference_mode()

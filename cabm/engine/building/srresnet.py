@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cabm.engine.active_tail import active_tail, tail_layers
+from cabm.engine.active_tail import ActiveTail, tail_layers
 from cabm.engine.blocks import BlockParts
 from cabm.engine.building.head import head_conv
 from cabm.engine.ends import Ends
@@ -45,7 +45,7 @@ def program(model: SRResNet, ends: Ends) -> ResidualProgram:
         head=head_conv(model.head, slope) if head is None else head,
         blocks=tuple(_block(block, slope, packing(kernel)) for block in model.body),
         rows=rows,
-        tail=_ActiveTail(FloatConv(weight, biases, ends.dtype), active_tail(*tail, ends.dtype))
+        tail=_Tail(FloatConv(weight, biases, ends.dtype), ActiveTail(*tail, ends.dtype))
         if rows is None
         else None,
     )
@@ -71,10 +71,10 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return factors, norm.bias.detach() - norm.running_mean * factors
 
 
-class _ActiveTail(Tail):
+class _Tail(Tail):
     """The last convolution of the body and the tail, one after the other."""
 
-    def __init__(self, body_end: FloatConv, tail: nn.Module) -> None:
+    def __init__(self, body_end: FloatConv, tail: ActiveTail) -> None:
         self._body_end, self._tail = body_end, tail
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 A program holds packed weights; `cabm.engine.building` makes it of a trained backbone. ``plan`` binds the
 weights to a row of bits; `cabm.engine.integer` calls it once per row and caches the result. ``run``
-upscales a tile by a plan. Programs need PyTorch only where this CPU does not run them in compiled calls
+upscales a tile by a plan. Programs need PyTorch only where this CPU does not run them in compiled code
 alone: such a program has a ``tail`` instead of ``rows``, and layers that run one by one
 (`cabm.engine.layerwise`).
 """
@@ -40,7 +40,7 @@ class Convolution(Protocol):
 
 
 class Tail(Protocol):
-    """What follows the integer layers, where it is not one compiled call."""
+    """What follows the integer layers, where it is not compiled."""
 
     def __call__(self, hidden: np.ndarray, head: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the upscaled tile (h*scale,w*scale,3) float32.

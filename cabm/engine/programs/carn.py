@@ -9,6 +9,7 @@ import numpy as np
 
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.float_rows import Rows
+from cabm.engine.float_tail import FloatTail
 from cabm.engine.fused import FloatWeights, Kernel
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import AFTER, FIXED, JOIN, SINGLE_TO_BOTH, SLOPE, TO_CODES
@@ -54,7 +55,7 @@ class CarnProgram:
         blocks: the residual blocks of all cascades, in order.
         inner: the fusions of each cascade.
         outer: the fusions of the body, one behind each cascade.
-        rows: the tail, in one compiled call; None: ``tail``.
+        rows: the tail, compiled; None: ``tail``.
         tail: the same in PyTorch.
     """
 
@@ -64,7 +65,7 @@ class CarnProgram:
     blocks: tuple[CarnBlock, ...]
     inner: tuple[tuple[FloatWeights | Convolution, ...], ...]
     outer: tuple[FloatWeights | Convolution, ...]
-    rows: Rows | None
+    rows: Rows | FloatTail | None
     tail: Tail | None = None
 
     def plan(self, row: Row) -> Any:

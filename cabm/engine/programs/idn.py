@@ -11,6 +11,7 @@ from cabm.engine import layer_numbers as numbering
 from cabm.engine.bicubic_base import upscale
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.float_rows import Rows
+from cabm.engine.float_tail import FloatTail
 from cabm.engine.fused import FloatWeights, Kernel
 from cabm.engine.grid import Storage
 from cabm.engine.layer_numbers import (
@@ -87,7 +88,7 @@ class IdnProgram:
         entry: the two convolutions before the blocks.
         entry_quantizers: of what they read.
         blocks: the distillation blocks.
-        rows: the tail, in one compiled call; None: ``tail``.
+        rows: the tail, compiled; None: ``tail``.
         tail: the same in PyTorch.
     """
 
@@ -97,7 +98,7 @@ class IdnProgram:
     entry: tuple[PackedConv, PackedConv]
     entry_quantizers: tuple[Quantizer, Quantizer]
     blocks: tuple[DistillationParts, ...]
-    rows: Rows | None
+    rows: Rows | FloatTail | None
     tail: Tail | None = None
 
     def plan(self, row: Row) -> Any:

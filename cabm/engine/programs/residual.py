@@ -9,6 +9,7 @@ import numpy as np
 
 from cabm.engine.blocks import Block, BlockParts, residual_chain
 from cabm.engine.float_rows import Rows
+from cabm.engine.float_tail import FloatTail
 from cabm.engine.fused import Kernel
 from cabm.engine.packing import Row
 from cabm.engine.programs import Convolution, Tail
@@ -23,7 +24,7 @@ class ResidualProgram:
         mean: (3,) float32 subtracted from the image.
         head: the first convolution, with its activation.
         blocks: the residual blocks.
-        rows: the last convolution and the tail, in one compiled call; None: ``tail``.
+        rows: the last convolution and the tail, compiled; None: ``tail``.
         tail: the same in PyTorch.
     """
 
@@ -31,7 +32,7 @@ class ResidualProgram:
     mean: np.ndarray
     head: Convolution
     blocks: tuple[BlockParts, ...]
-    rows: Rows | None
+    rows: Rows | FloatTail | None
     tail: Tail | None = None
     # hundreds of rows combine a few widths per block
     _bound: dict[Any, Block] = field(default_factory=dict, init=False, repr=False)
