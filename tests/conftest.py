@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or the workers fight
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_models_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder without compiled models, which tests may fill; everything else is the user's."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = tmp_path_factory.mktemp("cache")
+    for name in ("cabm", "cabm/compiled"):
+        (own / name).mkdir(parents=True, exist_ok=True)
+    (folder / "cabm").mkdir()
+    (folder / "cabm" / "compiled").symlink_to(own / "cabm" / "compiled")
+    for path in own.iterdir():
+        if path.name != "cabm":
+            (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

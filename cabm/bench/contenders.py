@@ -131,20 +131,16 @@ def integer_run(work: Work, folder: Path) -> Callable[[], dict[str, Run]]:
     Compiling takes memory that only a first run needs, so it happens here and not in the contender.
     """
     model, table = work.load()
-    compiled = folder / "compiled"
-    if not write_model(compiled, compile_model(model)):
+    file = folder / "compiled"
+    if not write_model(file, compile_model(model)):
         return partial(integer, work)
     tiles = work.pixels()
     bits = work.bits(model, table, tiles)
     np.save(folder / "tiles.npy", tiles.numpy(), allow_pickle=False)
     if bits is not None:
         np.save(folder / "bits.npy", bits.numpy(), allow_pickle=False)
-    return partial(
-        engine.compiled,
-        CompiledWork(
-            compiled, folder / "tiles.npy", None if bits is None else folder / "bits.npy", work.threads
-        ),
-    )
+    names = folder / "tiles.npy", None if bits is None else folder / "bits.npy"
+    return partial(engine.runs_of_file, CompiledWork(file, *names, work.threads))
 
 
 def openvino_int8(work: Work, hint: str) -> dict[str, Run]:

@@ -34,7 +34,7 @@ class CompiledWork:
     threads: int
 
 
-def compiled(work: CompiledWork) -> dict[str, Run]:
+def runs_of_file(work: CompiledWork) -> dict[str, Run]:
     """Return the runs of `runs` for a compiled model that was written to a file."""
     bits = None if work.bits is None else np.load(work.bits, allow_pickle=False)
     tiles = np.load(work.tiles, allow_pickle=False)

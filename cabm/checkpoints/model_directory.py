@@ -20,6 +20,7 @@ from cabm.checkpoints.model_files import (
     PrecisionConfig,
     check_weights,
     read_config,
+    read_table,
 )
 from cabm.checkpoints.packed import pack_state, unpack_state
 from cabm.errors import InputError
@@ -107,10 +108,7 @@ def load_model(directory: str | Path) -> LoadedModel:
     _check_tensors(directory / WEIGHTS_FILE, tensors, expected)
     model = _build(directory, config)
     model.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
-    table = None
-    if config.precision.kind == "cabm":
-        table = EdgeToBitTable.load(directory / TABLE_FILE)
-        table.check(**model.table_fit)
+    table = read_table(directory, model.facts)
     return LoadedModel(model.eval(), table, config, directory)
 
 

@@ -1,4 +1,4 @@
-"""The files of a model directory: their names, ``config.json``, and the checksum of the weights."""
+"""The files of a model directory: their names, ``config.json``, the weights' checksum, and the table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cabm.errors import InputError, describe
 from cabm.files import read_json, sha256_file
-from cabm.models.facts import MAX_OPTION
+from cabm.models.facts import MAX_OPTION, ModelFacts
 from cabm.quant.kinds import Precision
+from cabm.tables.table import EdgeToBitTable
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -78,3 +79,16 @@ def check_weights(path: Path, sha256: str) -> None:
         raise InputError(
             f"{path}: SHA-256 {found[:12]}, but {CONFIG_FILE} says {sha256[:12]}; copy the model again"
         )
+
+
+def read_table(directory: Path, facts: ModelFacts) -> EdgeToBitTable | None:
+    """Return a model's table; None for kinds other than cabm.
+
+    Raises:
+        InputError: the table is missing or damaged, or belongs to another model.
+    """
+    if facts.precision.kind != "cabm":
+        return None
+    table = EdgeToBitTable.load(directory / TABLE_FILE)
+    table.check(**facts.table_fit)
+    return table

@@ -46,7 +46,7 @@ def import_checkpoint(
     loaded_table = None if table is None else EdgeToBitTable.load(table)
     model = import_released(backbone, kind.value, read_released_file(file), scale)
     if loaded_table is not None:
-        loaded_table.check(**model.table_fit)
+        loaded_table.check(**model.facts.table_fit)
     provenance = {"imported_from": file.name, "sha256": sha256_file(file)}
     save_model(output, model, table=loaded_table, provenance=provenance)
     typer.echo(f"wrote {output}: {backbone} x{scale}, {kind.value}, {model.options}")

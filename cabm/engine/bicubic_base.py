@@ -4,6 +4,8 @@ It is PyTorch's ``interpolate`` with ``mode="bicubic"`` and ``align_corners=Fals
 a = -0.75, without antialiasing; beyond the border lie the outermost pixels. Weights are rounded from
 float64; PyTorch's, of float32 coordinates, change levels 0..255 by up to 0.003 at scale 3.
 
+`cabm.imaging.bicubic` has the kernel of images, with a = -0.5, and rounds.
+
 Rows are interpolated first, so that columns, which are more numbers, are sums of whole rows.
 """
 

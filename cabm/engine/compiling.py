@@ -31,7 +31,7 @@ def compile_model(model: Backbone, *, float_dtype: torch.dtype | None = None) ->
 
     Args:
         model: a quantized backbone on the CPU with calibrated clip values. CADyQ models run at given
-            bits; their bit selectors are not used. It may change afterwards.
+            bits; their bit selectors are not used. It must not change afterwards.
         float_dtype: type of the float convolutions after the quantized ones; default: the fastest on this
             CPU, see `cabm.engine.ends`.
 

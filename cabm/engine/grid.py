@@ -74,6 +74,10 @@ class Grid:
 
         oneDNN's convolutions that write codes are given a step, and multiply by its reciprocal.
         """
-        candidates = (self.scale, np.nextafter(self.scale, np.float32(0)), np.nextafter(self.scale, np.inf))
+        candidates = (
+            self.scale,
+            np.nextafter(self.scale, np.float32(0)),
+            np.nextafter(self.scale, np.float32(np.inf)),
+        )
         exact = (candidate for candidate in candidates if np.float32(1) / candidate == self.inverse)
         return next(exact, None)

@@ -80,7 +80,8 @@ class IntegerModel:
 
     def _upscale(self, tile: np.ndarray, row: Row, out: np.ndarray) -> None:
         """Upscale a tile (3,h,w) at a row of bits into ``out`` (h*scale,w*scale,3)."""
-        x = np.ascontiguousarray(tile.transpose(1, 2, 0), np.float32)
+        # a copy: a read-only tile would have another type, and loops would be compiled for that
+        x = np.array(tile.transpose(1, 2, 0), np.float32, order="C")
         result = self.program.run(x, self._plan(row))
         if out.dtype == np.uint8:
             np.rint(result, out=result)

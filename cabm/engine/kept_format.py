@@ -1,13 +1,15 @@
 """How compiled models are written: a tree of values as JSON, then the bytes of its arrays, then a checksum.
 
-Only objects of classes that the reader names are read back; nothing in a file is executed.
+Only objects of classes that the reader names are read back; nothing in a file is executed. But compiled
+code trusts the sizes in it. The checksum finds damage, not malice: whoever can write to the folder could
+also replace the compiled code beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
@@ -15,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-ALIGNMENT = 64
-"""Of arrays in a file, in bytes: that of the widest registers."""
+from cabm.engine.arrays import LINE, empty
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -67,12 +68,12 @@ class Writer:
         tree, places, end = self.encode(value), [], 0
         for array in self._arrays:
             places.append([array.dtype.str, list(array.shape), end])
-            end += array.nbytes + -array.nbytes % ALIGNMENT
+            end += array.nbytes + -array.nbytes % LINE
         head = json.dumps({"value": tree, "arrays": places}).encode()
-        head += b" " * (-(len(head) + 8) % ALIGNMENT)
+        head += b" " * (-(len(head) + 8) % LINE)
         parts = [len(head).to_bytes(8, "little"), head]
         for array in self._arrays:
-            parts += [array.tobytes(), bytes(-array.nbytes % ALIGNMENT)]
+            parts += [array.tobytes(), bytes(-array.nbytes % LINE)]
         content = b"".join(parts)
         return content + hashlib.sha256(content).digest()
 
@@ -81,7 +82,7 @@ class Writer:
 
 
 def read(path: Path, kinds: dict[str, Callable[..., Any]]) -> Any:
-    """Return the value in a file. Its arrays are pages of the file, which the system reads when needed.
+    """Return the value in a file.
 
     Args:
         path: the file.
@@ -92,8 +93,8 @@ def read(path: Path, kinds: dict[str, Callable[..., Any]]) -> Any:
         ValueError: it is damaged.
     """
     with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    content = memoryview(pages)
+        memory = empty((os.fstat(file.fileno()).st_size,), np.uint8)
+        content = memoryview(memory)[: file.readinto(memory)]
     if len(content) < 8 + _DIGEST or hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
         raise ValueError(f"{path}: damaged")
     start = 8 + int.from_bytes(content[:8], "little")

@@ -15,6 +15,8 @@ from functools import cache
 
 import numpy as np
 
+from cabm.engine.arrays import with_margin
+from cabm.engine.reference import convolve, leaky
 from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
 from cabm.machine.cpu import compiler_features
 
@@ -85,10 +87,7 @@ def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
 
     outputs = len(weight)
     rows = weight.transpose(0, 3, 2, 1).reshape(outputs, -1)
-    rows = np.pad(rows, ((0, -outputs % lanes), (0, 0)))
-    most = pointwise.REGISTERS[lanes] * lanes
-    groups = [rows[first : first + most].T.ravel() for first in range(0, len(rows), most)]
-    return np.concatenate(groups).astype(np.float32)
+    return pointwise.pack(with_margin(rows, -outputs % lanes), lanes)
 
 
 @cache
@@ -221,9 +220,6 @@ def _tried(loop: Loop, lanes: int) -> bool:
     x = random.integers(-8, 9, (height, width, 3)).astype(np.float32)
     weight = random.integers(-8, 9, (outputs, 3, size, size)).astype(np.float32)
     biases = random.integers(-8, 9, outputs).astype(np.float32)
-    framed = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    taps = [(i, j) for i in range(size) for j in range(size)]
-    wanted = sum(framed[i : i + height, j : j + width] @ weight[:, :, i, j].T for i, j in taps) + biases
     out = np.empty((height, width, outputs), np.float32)
     loop(x, pack(weight, lanes), biases, size, np.float32(0.25), out)
-    return np.array_equal(out, np.where(wanted < 0, wanted * 0.25, wanted))
+    return np.array_equal(out, leaky(convolve(x, weight) + biases, 0.25))

@@ -51,7 +51,7 @@ def observe(
         backbone=model.name,
         scale=runner.scale,
         search_space=model.precision.search_space,
-        layers=model.layer_names,
+        layers=model.facts.layer_names,
         tile=tile,
         stride=stride,
         source_sha256=source_sha256,

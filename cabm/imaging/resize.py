@@ -175,7 +175,7 @@ def _filter_rows(rows: np.ndarray, kernel: Kernel) -> np.ndarray:
         for tap, weight in enumerate(kernel.numerators[phase].tolist()):
             if weight:
                 stop = tap + (outputs - 1) * kernel.stride + 1
-                np.multiply(rows[tap : stop : kernel.stride], dtype(weight), out=product)
+                np.multiply(rows[tap : stop : kernel.stride], weight, out=product, dtype=dtype)
                 total += product
         np.clip(total, 0, 255 * kernel.denominator, out=total)
         out[:, phase] = total // kernel.denominator

@@ -17,6 +17,15 @@ _ISAS_WITHOUT_BFLOAT16 = frozenset(
 )
 
 
+_PYTORCHS_NAMES = {
+    "amx-bf16": "amx_bf16",
+    "amx-int8": "amx_int8",
+    "avx512bf16": "avx512_bf16",
+    "avx512vnni": "avx512_vnni",
+    "avxvnni": "avx_vnni",
+}
+
+
 def environment(threads: int) -> dict[str, str]:
     """Return processor, number of threads and versions in words, to record beside measurements."""
     import torch
@@ -44,7 +53,7 @@ def architecture() -> str:
 def integer_units() -> list[str]:
     """Return the CPU's units for products of 8-bit numbers, fastest first; empty if it has none.
 
-    Names are LLVM's. Empty, too, where LLVM is missing or broken.
+    Names are LLVM's.
     """
     features = known_features()
     return [name for name in ("amx-int8", "avx512vnni", "avxvnni") if features.get(name)]
@@ -69,11 +78,14 @@ def compiler_features() -> dict[str, bool]:
 
 
 def known_features() -> dict[str, bool]:
-    """Return `compiler_features`; empty if LLVM is missing or broken."""
+    """Return `compiler_features` or, if LLVM is missing or broken, the few of them that PyTorch knows."""
     try:
         return compiler_features()
     except (ImportError, OSError):
-        return {}
+        import torch
+
+        found = torch.cpu.get_capabilities()
+        return {name: bool(found.get(known)) for name, known in _PYTORCHS_NAMES.items()}
 
 
 def _arm_multiplies_bytes() -> bool:
@@ -136,7 +148,7 @@ def cpu_threads(threads: int, processes: int = 1) -> int:
     """Return how many threads each of several processes on this machine computes with.
 
     Args:
-        threads: wanted number; 0: the available cores divided by ``processes``, at least 1.
+        threads: wanted number; 0: the available CPUs divided by ``processes``, at least 1.
         processes: how many processes share the machine.
     """
-    return threads or max(1, available_cores() // processes)
+    return threads or max(1, len(os.sched_getaffinity(0)) // processes)

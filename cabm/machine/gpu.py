@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
-DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-"""Files that Linux shows where a driver of a GPU runs: NVIDIA's, AMD's, and Windows' for its Linux."""
+DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+"""Files that Linux shows where a driver of a GPU runs: NVIDIA's, its boards', AMD's, and Windows' for its
+Linux."""
 
 
 def may_have_gpu() -> bool:
     """Return whether PyTorch may find a GPU; it takes half a second to ask it."""
-    system = platform.system()
-    if system == "Linux":
-        return any(Path(name).exists() for name in DRIVERS)
-    try:
-        return system != "Darwin" and not version("torch").endswith("+cpu")
-    except PackageNotFoundError:
+    if version("torch").endswith("+cpu"):
         return False
+    if platform.system() == "Linux":
+        return any(Path(name).exists() for name in DRIVERS)
+    return platform.system() != "Darwin"

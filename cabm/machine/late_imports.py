@@ -63,14 +63,6 @@ def imported_late(names: Collection[str]) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-def execute(names: Collection[str]) -> None:
-    """Execute those modules that are imported but still put off."""
-    for name in names:
-        module = sys.modules.get(name)
-        if isinstance(module, _LateModule):
-            module._execute()
-
-
 class _Finder:
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)

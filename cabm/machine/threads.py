@@ -49,7 +49,8 @@ def limited_threads(threads: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _LIMIT.set(limit)
+        if threads is not None:
+            _LIMIT.set(limit)
         if torch is not None:
             torch.set_num_threads(of_torch)
 

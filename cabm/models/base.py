@@ -136,16 +136,6 @@ class Backbone(nn.Module):
             receptive_field=self.receptive_field,
         )
 
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the adaptive layers, in the order of the table's columns."""
-        return self.facts.layer_names
-
-    @property
-    def table_fit(self) -> dict[str, Any]:
-        """See `ModelFacts.table_fit`."""
-        return self.facts.table_fit
-
     def forward(
         self,
         x: Tensor,

@@ -99,7 +99,7 @@ def build(stage: Stage, recipe: Recipe) -> Built:
         inputs["start"] = start.config.weights_sha256
         uncalibrated = _start_from(start.model, model, recalibrate=getattr(settings, "recalibrate", False))
     if recipe.table is not None:
-        recipe.table.check(**model.table_fit)
+        recipe.table.check(**model.facts.table_fit)
         # the constant keeps the fingerprint of tables from when whole tiles could be bypassed by score
         inputs["table"] = recipe.table.describe() | {"bypassed_below": 0.0}
     if teacher is not None:

@@ -54,42 +54,43 @@ def choose_runner(model: Backbone, *, engine: str = "auto", device: str = "auto"
     Raises:
         InputError: an unknown name, no GPU, or an integer engine that cannot run this model here.
     """
-    check_names(engine, device)
+    device = choose_device(engine, device)
     import torch
 
     from cabm.engine import compile_model
     from cabm.upscaling.torch_runners import HalfRunner, ModelRunner
 
-    card = gpu()
-    if device == "cuda" and card is None:
-        raise InputError("device cuda: PyTorch sees no GPU here; use --device cpu")
-    if device == "auto":
-        device = "cuda" if card is not None and engine != "int8" else "cpu"
-    if device == "cuda" and engine == "int8":
-        raise InputError("engine int8 runs on the CPU; use --device cpu, or --engine float on the GPU")
     reason = "" if engine == "float" else _why_not_integers(model, device)
     if engine == "int8" and reason:
         raise InputError(f"engine int8: {reason}; use engine float or auto")
     if engine != "float" and not reason:
         return ChosenRunner(compile_model(model), "int8", "cpu")
+    place = gpu() if device == "cuda" else torch.device("cpu")
     if device == "cuda" and HalfRunner.takes(model):
-        return ChosenRunner(HalfRunner(model, card), "float", device, reason)
-    place = card if device == "cuda" else torch.device("cpu")
+        return ChosenRunner(HalfRunner(model, place), "float", device, reason)
     return ChosenRunner(ModelRunner(model.to(place), collapse_tail=True), "float", device, reason)
 
 
-def check_names(engine: str, device: str) -> None:
-    """Refuse unknown names of engines and devices with an `InputError`."""
+def choose_device(engine: str, device: str) -> str:
+    """Return where to compute, ``cpu`` or ``cuda``; arguments and errors as of `choose_runner`.
+
+    PyTorch is asked only where a GPU is wanted, or may be there.
+    """
     if engine not in get_args(Engine):
         raise InputError(f"engine {engine!r} is not one of {', '.join(get_args(Engine))}")
     if device not in get_args(Device):
         raise InputError(f"device {device!r} is not one of {', '.join(get_args(Device))}")
+    if device == "auto":
+        return "cuda" if engine != "int8" and may_have_gpu() and gpu() is not None else "cpu"
+    if device == "cuda" and gpu() is None:
+        raise InputError("device cuda: PyTorch sees no GPU here; use --device cpu")
+    if device == "cuda" and engine == "int8":
+        raise InputError("engine int8 runs on the CPU; use --device cpu, or --engine float on the GPU")
+    return device
 
 
 def gpu() -> torch.device | None:
     """Return the GPU that PyTorch sees, or None."""
-    if not may_have_gpu():
-        return None
     import torch
 
     return torch.device("cuda") if torch.cuda.is_available() else None

@@ -1,17 +1,17 @@
-"""Load a model and what runs it: of a compiled model that was kept, without PyTorch."""
+"""Load a model and choose what runs it. A model that was kept compiled needs no PyTorch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from cabm.checkpoints.model_files import TABLE_FILE, WEIGHTS_FILE, ModelConfig, check_weights, read_config
+from cabm.checkpoints.model_files import WEIGHTS_FILE, ModelConfig, check_weights, read_config, read_table
 from cabm.engine import kept
 from cabm.engine.integer import IntegerModel
 from cabm.errors import require
 from cabm.models.facts import ModelFacts
 from cabm.tables.table import EdgeToBitTable
-from cabm.upscaling.engine_choice import ChosenRunner, check_names, choose_runner, gpu
+from cabm.upscaling.engine_choice import ChosenRunner, choose_device, choose_runner
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class RunnableModel:
 def load(directory: Path, *, engine: str = "auto", device: str = "auto") -> RunnableModel:
     """Load a model directory.
 
-    Where the integer engine runs the model, it is kept compiled for this CPU. The next process that loads
-    it does not import PyTorch.
+    A model that the integer engine runs is kept as it is compiled for this CPU, unless something in it runs
+    by PyTorch. The next process that loads it then does not import PyTorch.
 
     Args:
         directory: the model directory.
@@ -46,35 +46,22 @@ def load(directory: Path, *, engine: str = "auto", device: str = "auto") -> Runn
     Raises:
         InputError: damaged files, a table of another model, or see there.
     """
-    check_names(engine, device)
+    device = choose_device(engine, device)
     config = read_config(directory)
-    key = kept.key(config.model_dump(mode="json", exclude={"provenance"}))
-    on_cpu = device == "cpu" or (device == "auto" and (engine == "int8" or gpu() is None))
-    if engine != "float" and on_cpu:
+    key = None
+    if engine != "float" and device == "cpu":
+        key = kept.key_of(config.model_dump(mode="json", exclude={"provenance"}))
         found = kept.find(key)
         if found is not None:
             check_weights(directory / WEIGHTS_FILE, config.weights_sha256)
-            return RunnableModel(
-                found.facts,
-                _table(directory, found.facts),
-                config,
-                directory,
-                ChosenRunner(found, "int8", "cpu"),
-            )
+            table = read_table(directory, found.facts)
+            return RunnableModel(found.facts, table, config, directory, ChosenRunner(found, "int8", "cpu"))
     from cabm.checkpoints.model_directory import load_model
 
     loaded = load_model(directory)
     if config.precision.kind == "cadyq":
         require(f"{directory}: the selectors of a cadyq model", "kornia")
     chosen = choose_runner(loaded.model, engine=engine, device=device)
-    if isinstance(chosen.runner, IntegerModel):
+    if key is not None and isinstance(chosen.runner, IntegerModel):
         kept.keep(key, chosen.runner)
     return RunnableModel(loaded.model.facts, loaded.table, config, directory, chosen)
-
-
-def _table(directory: Path, facts: ModelFacts) -> EdgeToBitTable | None:
-    if facts.precision.kind != "cabm":
-        return None
-    table = EdgeToBitTable.load(directory / TABLE_FILE)
-    table.check(**facts.table_fit)
-    return table

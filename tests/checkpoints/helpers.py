@@ -17,7 +17,7 @@ def table_of(model: Backbone, thresholds: Sequence[float], rows: Sequence[Sequen
         backbone=model.name,
         scale=model.scale,
         search_space=model.precision.search_space,
-        layers=model.layer_names,
+        layers=model.facts.layer_names,
         tile=96,
         stride=94,
     )

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from cabm.engine import IntegerModel, compile_model, kept
+from cabm.engine import IntegerModel, byte_rows, compile_model, float_rows, kept
 from cabm.engine.ends import Ends
+from cabm.engine.float_rows import Rows
+from cabm.engine.float_winograd import WinogradConv
 from cabm.engine.kept_format import CannotBeKept, Writer, read
 from cabm.engine.packing import Quantizer
+from cabm.engine.pixel_conv import PixelConv
 
 from .helpers import BACKBONES, CHOICES, Engine, calibrated, photograph
 
@@ -102,7 +105,7 @@ def shape_without_torch(path: Path) -> str:
 
 def test_models_are_found_by_their_key(folder: Path, small: Path) -> None:
     model = kept.read_model(small)
-    key, other = kept.key({"weights": "a"}), kept.key({"weights": "b"})
+    key, other = kept.key_of({"weights": "a"}), kept.key_of({"weights": "b"})
     assert key != other
     assert kept.find(key) is None
     assert kept.keep(key, model)
@@ -111,13 +114,13 @@ def test_models_are_found_by_their_key(folder: Path, small: Path) -> None:
 
 
 def test_the_key_tells_the_cpu_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {kept.key({})}
+    keys = {kept.key_of({})}
     monkeypatch.setattr(kept, "known_features", lambda: {"avx2": True})
-    keys.add(kept.key({}))
+    keys.add(kept.key_of({}))
     monkeypatch.setattr(kept, "cpu_multiplies_bfloat16", lambda: "as it was not")
-    keys.add(kept.key({}))
+    keys.add(kept.key_of({}))
     monkeypatch.setattr(kept, "_version", lambda: "another")
-    keys.add(kept.key({}))
+    keys.add(kept.key_of({}))
     assert len(keys) == 4
 
 
@@ -174,13 +177,13 @@ def test_values_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_what_was_used_longest_ago_is_forgotten(folder: Path, small: Path) -> None:
     model = kept.read_model(small)
-    for number in range(kept.MOST):
+    for number in range(kept.MAX_MODELS):
         assert kept.keep(f"model{number}", model)
         os.utime(folder / f"model{number}", (1000 + number, 1000 + number))
     assert kept.find("model0") is not None  # used now
     assert kept.keep("another", model)
     left = {path.name for path in folder.iterdir()}
-    assert left == {"another", *(f"model{number}" for number in range(kept.MOST))} - {"model1"}
+    assert left == {"another", *(f"model{number}" for number in range(kept.MAX_MODELS))} - {"model1"}
 
 
 def test_a_folder_that_cannot_be_written_does_not_matter(
@@ -192,10 +195,46 @@ def test_a_folder_that_cannot_be_written_does_not_matter(
     assert kept.find("key") is None
 
 
-def test_a_form_that_does_not_run_here_is_not_used(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "compiled", lambda **_: None)
+def test_a_folder_that_can_only_be_read_is_used(
+    folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of another user."""
+    assert kept.keep("key", kept.read_model(small))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert kept.find("key") is not None
+
+
+def test_a_model_that_vanishes_while_others_are_forgotten_does_not_matter(
+    folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = kept.read_model(small)
+    folder.mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "gone")  # as if deleted after it was listed
+    assert kept.keep("key", model)
+    assert kept.find("key") is not None
+
+
+@pytest.mark.parametrize("part", ["the layers", "the head", "the tail"])
+def test_code_that_does_not_run_here_is_not_used(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = compile_model(calibrated("edsr", options=WIDE["edsr"]))
+    path = written(tmp_path / "model", compiled)
+    if part == "the layers":
+        monkeypatch.setattr(kept, "compiled", lambda **_: None)
+    elif part == "the head":
+        monkeypatch.setitem(kept.LOOPS, PixelConv, lambda lanes: None)
+    elif isinstance(compiled.program.rows, Rows):
+        for module in (byte_rows, float_rows):
+            monkeypatch.setattr(module, "compiled", lambda: None)
+    else:
+        monkeypatch.setitem(kept.LOOPS, WinogradConv, lambda lanes: None)
     with pytest.raises(ValueError, match="does not run"):
-        kept.read_model(small)
+        kept.read_model(path)
 
 
 def test_the_head_of_a_file_is_json(small: Path) -> None:

@@ -78,10 +78,11 @@ def test_processors_without_integer_units_fall_back(monkeypatch: pytest.MonkeyPa
     refused("no integer matrix units")
 
 
-def test_without_llvm_no_units_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+def test_without_llvm_it_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = onednn.available()
+    onednn.available.cache_clear()
     monkeypatch.setitem(sys.modules, "llvmlite", None)
-    refused("no integer matrix units")
+    assert onednn.available() == expected
 
 
 @pytest.fixture

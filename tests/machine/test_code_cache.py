@@ -293,8 +293,11 @@ def test_the_kept_loops_of_the_engine_load_without_scipy():
     """Code that refers to methods like ``max`` of an array makes numba import it, 0.3 s at every start."""
     script = (
         "import sys\n"
-        "from cabm.engine import byte_rows, float_conv, float_rows, fused\n"
-        "fused.compiled(), byte_rows.compiled(), float_rows.compiled(), float_conv.winograd()\n"
+        "from cabm.engine import bicubic_base, byte_rows, float_rows, float_winograd, fused\n"
+        "from cabm.engine import pixel_conv, tap_sums\n"
+        "fused.compiled(), byte_rows.compiled(), float_rows.compiled(), bicubic_base.compiled()\n"
+        "float_winograd.compiled(float_winograd.widest())\n"
+        "[module.compiled(pixel_conv.widest()) for module in (pixel_conv, tap_sums)]\n"
         "print([name for name in ('scipy.linalg', 'numba.np.arraymath') if name in sys.modules])\n"
     )
     for _ in range(2):  # the first process may compile, which imports everything

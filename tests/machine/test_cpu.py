@@ -18,10 +18,13 @@ def test_units_are_named_fastest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.integer_units() == ["avx512vnni", "avxvnni"]
 
 
-def test_without_llvm_no_units_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llvm_pytorch_tells_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llvmlite", None)
-    assert cpu.integer_units() == []
-    assert not cpu.multiplies_bfloat16(torch.device("cpu"))
+    found = {"avx512_vnni": True, "avx512_bf16": True, "amx_int8": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert cpu.integer_units() == ["avx512vnni"]
+    assert cpu.multiplies_bfloat16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,12 @@ def test_bfloat16_is_not_used_where_onednn_is_kept_from_its_units(monkeypatch, n
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    monkeypatch.setattr(cpu, "_core", lambda number: str(number // 2))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     assert [cpu.cpu_threads(0, processes) for processes in (1, 4, 8)] == [6, 1, 1]
     assert cpu.cpu_threads(3, processes=4) == 3
+
+
+def test_threads_of_one_core_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5})
+    monkeypatch.setattr(cpu, "_core", lambda number: str(number // 2))
+    assert cpu.available_cores() == 3

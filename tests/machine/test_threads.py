@@ -106,3 +106,17 @@ assert "torch" not in sys.modules
     if expected is None:
         expected = available_cores()
     assert found.stdout.split(maxsplit=1) == [str(expected), "[2, 2]\n"]
+
+
+def test_a_generator_that_is_closed_late_leaves_no_limit_behind() -> None:
+    """PyTorch's own number, which this would restore too late, is left out here."""
+    script = """
+from cabm.machine.threads import in_order, limited_threads, thread_count
+before = thread_count()
+with limited_threads(before + 1):
+    results = in_order(lambda index: index, 6)
+    next(results)
+results.close()
+assert thread_count() == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

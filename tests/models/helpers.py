@@ -151,7 +151,8 @@ def check_layers(model: Backbone) -> None:
     for hook in hooks:
         hook.remove()
     assert [(layer.name, layer.macs_per_pixel) for layer in model.layers] == ran
-    assert model.num_adaptive == sum(layer.adaptive for layer in model.layers) == len(model.layer_names)
+    adaptive = sum(layer.adaptive for layer in model.layers)
+    assert model.num_adaptive == adaptive == len(model.facts.layer_names)
 
 
 def check_adaptive_positions(model: Backbone) -> None:
@@ -168,7 +169,7 @@ def check_adaptive_positions(model: Backbone) -> None:
         conv.register_forward_pre_hook(note)
     with torch.no_grad():
         model(image(3, 6, 5), bits=bits)
-    for column, name in enumerate(model.layer_names):
+    for column, name in enumerate(model.facts.layer_names):
         assert torch.equal(seen[name], bits[:, column]), name
     for layer in model.layers:
         if not layer.adaptive:

@@ -34,7 +34,7 @@ def tiny_model(
             backbone="edsr",
             scale=scale,
             search_space=(4, 6, 8),
-            layers=model.layer_names,
+            layers=model.facts.layer_names,
             tile=TILE,
             stride=STRIDE,
             strategy="lowest",

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
 from cabm.engine.active_tail import ActiveTail, tail_layers
 from cabm.engine.building.head import head_conv
+from cabm.engine.building.tails import TorchTail
 from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.fused import FloatWeights, Kernel, kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.layerwise import OnTensors
 from cabm.engine.modules import array, pack_conv, quantizer
-from cabm.engine.programs import Tail
 from cabm.engine.programs.carn import CarnBlock, CarnProgram
-from cabm.engine.tensors import as_array, as_tensor
 from cabm.models.carn import CARN, ResidualBlock
 
 
@@ -39,7 +37,7 @@ def program(model: CARN, ends: Ends) -> CarnProgram:
         inner=tuple(_fusions(cascade.fusion, kernel) for cascade in cascades),
         outer=_fusions(model.body.fusion, kernel),
         rows=rows,
-        tail=_Tail(ActiveTail(*tail, ends.dtype, **output)) if rows is None else None,
+        tail=TorchTail(ActiveTail(*tail, ends.dtype, **output)) if rows is None else None,
     )
 
 
@@ -66,13 +64,3 @@ def _fusions(convs: nn.ModuleList, kernel: Kernel | None) -> tuple[FloatWeights 
         )
         for index, conv in enumerate(convs)
     )
-
-
-class _Tail(Tail):
-    def __init__(self, tail: ActiveTail) -> None:
-        self._tail = tail
-
-    @torch.inference_mode()
-    def __call__(self, hidden: np.ndarray, head: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """See `Tail`."""
-        return as_array(self._tail(as_tensor(hidden), as_tensor(x)))

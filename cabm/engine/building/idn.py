@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cabm.engine.bicubic_base import upscale
+from cabm.engine.building.tails import TorchTail
 from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.float_rows import Layer
@@ -16,7 +16,6 @@ from cabm.engine.grid import Storage
 from cabm.engine.layerwise import OnTensors
 from cabm.engine.modules import array, pack_conv, quantizer
 from cabm.engine.packing import PackedConv, Quantizer
-from cabm.engine.programs import Tail
 from cabm.engine.programs.idn import DistillationParts, IdnProgram
 from cabm.engine.tensors import as_array, as_tensor
 from cabm.models import idn
@@ -45,7 +44,7 @@ def program(model: IDN, ends: Ends) -> IdnProgram:
         entry_quantizers=reads,
         blocks=tuple(_block(block, kernel, packs) for block in model.body),
         rows=rows,
-        tail=_Tail(FloatConv(weight, bias, ends.dtype), model.scale) if rows is None else None,
+        tail=_torch_tail(FloatConv(weight, bias, ends.dtype), model.scale) if rows is None else None,
     )
 
 
@@ -56,9 +55,9 @@ def _block(block: idn.DistillationBlock, kernel: Kernel | None, packs: dict) -> 
     def packed(conv: nn.Module, quantizer: Quantizer, *outputs: int | None) -> PackedConv:
         return pack_conv(conv, quantizer, Storage.SHIFTED, outputs=slice(*outputs), **packs)
 
-    conv, kept, everything = block.compression, block.num_kept, (None,)
+    conv, kept = block.compression, block.num_kept
     n = conv.out_channels
-    outputs = (everything, everything, (kept,), everything, everything)
+    outputs = (None, None, kept, None, None)  # up to which channel
     convs = (block.conv1, block.conv2, block.conv3, block.conv4, block.conv5)
     if kernel is None:
         compression = OnTensors(FloatConv(conv.weight, conv.bias, torch.float32))
@@ -67,24 +66,19 @@ def _block(block: idn.DistillationBlock, kernel: Kernel | None, packs: dict) -> 
         compression = kernel.pack_floats(array(conv.weight)[:, :, 0, 0], array(conv.bias), parts)
     return DistillationParts(
         quantizers=reads,
-        convs=tuple(packed(*each[:2], *each[2]) for each in zip(convs, reads[:5], outputs, strict=True)),
+        convs=tuple(packed(*each) for each in zip(convs, reads[:5], outputs, strict=True)),
         distilling=packed(block.conv3, reads[2], kept, None),
         last=(packed(block.conv6, reads[5], n), packed(block.conv6, reads[5], n, None)),
         compression=compression,
     )
 
 
-class _Tail(Tail):
-    """The tail and the image, one after the other."""
+def _torch_tail(conv: FloatConv, scale: int) -> TorchTail:
+    def tail(feature: Tensor, image: Tensor) -> Tensor:
+        residual = F.pixel_shuffle(conv(feature).float(), scale)
+        return residual.add_(as_tensor(upscale(as_array(image), scale)))
 
-    def __init__(self, conv: FloatConv, scale: int) -> None:
-        self._conv, self._scale = conv, scale
-
-    @torch.inference_mode()
-    def __call__(self, hidden: np.ndarray, head: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """See `Tail`; ``head`` is not used."""
-        residual = F.pixel_shuffle(self._conv(as_tensor(hidden)).float(), self._scale)
-        return as_array(residual) + upscale(x, self._scale)
+    return TorchTail(tail)
 
 
 def as_convolution(deconv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:

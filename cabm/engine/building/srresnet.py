@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from cabm.engine.active_tail import ActiveTail, tail_layers
 from cabm.engine.blocks import BlockParts
 from cabm.engine.building.head import head_conv
+from cabm.engine.building.tails import TorchTail
 from cabm.engine.ends import Ends
 from cabm.engine.float_conv import FloatConv
 from cabm.engine.float_rows import Layer
 from cabm.engine.fused import kernel_for, packing
 from cabm.engine.grid import Storage
 from cabm.engine.modules import array, pack_conv, quantizer, skip_quantizer
-from cabm.engine.programs import Tail
 from cabm.engine.programs.residual import ResidualProgram
-from cabm.engine.tensors import as_array, as_tensor
 from cabm.models.srresnet import ResidualBlock, SRResNet
 
 
@@ -39,15 +37,14 @@ def program(model: SRResNet, ends: Ends) -> ResidualProgram:
     slopes = [float(prelu.weight) for prelu in model.upsample_prelu]
     tail = [*model.upsample, model.tail], model.factors, slopes
     rows = ends.rows([Layer(array(weight), array(biases)), *tail_layers(*tail, first_bytes=2)])
+    body_end = FloatConv(weight, biases, ends.dtype) if rows is None else None
     return ResidualProgram(
         kernel=kernel,
         mean=np.zeros(3, np.float32),
         head=head_conv(model.head, slope) if head is None else head,
         blocks=tuple(_block(block, slope, packing(kernel)) for block in model.body),
         rows=rows,
-        tail=_Tail(FloatConv(weight, biases, ends.dtype), ActiveTail(*tail, ends.dtype))
-        if rows is None
-        else None,
+        tail=None if rows is not None else TorchTail(ActiveTail(*tail, ends.dtype), body_end),
     )
 
 
@@ -69,16 +66,3 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return the factors and biases (C,) of a batch norm in evaluation mode."""
     factors = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
     return factors, norm.bias.detach() - norm.running_mean * factors
-
-
-class _Tail(Tail):
-    """The last convolution of the body and the tail, one after the other."""
-
-    def __init__(self, body_end: FloatConv, tail: ActiveTail) -> None:
-        self._body_end, self._tail = body_end, tail
-
-    @torch.inference_mode()
-    def __call__(self, hidden: np.ndarray, head: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """See `Tail`."""
-        feature = self._body_end(as_tensor(hidden)).float().add_(as_tensor(head))
-        return as_array(self._tail(feature, as_tensor(x)))

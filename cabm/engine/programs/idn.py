@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cabm.engine import layer_numbers as numbering
-from cabm.engine.bicubic_base import upscale
+from cabm.engine.bicubic_base import compiled, upscale
 from cabm.engine.chains import Chain, Place, own
 from cabm.engine.float_rows import Rows
 from cabm.engine.float_tail import FloatTail
@@ -100,6 +100,9 @@ class IdnProgram:
     blocks: tuple[DistillationParts, ...]
     rows: Rows | FloatTail | None
     tail: Tail | None = None
+
+    def __post_init__(self) -> None:
+        compiled()  # before threads need it
 
     def plan(self, row: Row) -> Any:
         """Return entry and blocks at the bits of ``row``."""
