@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cabm.engine.packing import Row
+from cabm.engine.pixels import compiled, to_pixels
 from cabm.engine.programs import Program
 from cabm.machine.memory import keep_freed_memory
 from cabm.machine.threads import in_order
@@ -40,6 +41,7 @@ class IntegerModel:
 
     def __init__(self, program: Program, facts: ModelFacts) -> None:
         keep_freed_memory()
+        compiled()  # before threads need it
         self.program, self.facts = program, facts
         self.scale = facts.scale
         self._kind = facts.precision.kind
@@ -84,9 +86,9 @@ class IntegerModel:
         x = np.array(tile.transpose(1, 2, 0), np.float32, order="C")
         result = self.program.run(x, self._plan(row))
         if out.dtype == np.uint8:
-            np.rint(result, out=result)
-            np.clip(result, 0, 255, out=result)
-        out[...] = result
+            to_pixels(result, out)
+        else:
+            out[...] = result
 
     def __call__(
         self, tiles: np.ndarray, bits: np.ndarray | None, *, inside: bool = False
