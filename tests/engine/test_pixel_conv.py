@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,21 @@ def test_it_equals_the_direct_sums(lanes: int, size: tuple[int, int], kernel: in
         assert found.shape == wanted.shape
         assert found.dtype == np.float32 and found.flags.c_contiguous
         assert np.abs(found - wanted).max() <= 2e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere PyTorch has no oneDNN")
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("kernel", [3, 9])
+@pytest.mark.parametrize("size", [(7, 5), (22, 22), (72, 72), (96, 96)], ids=str)
+def test_it_has_the_bits_of_onednn(lanes: int, size: tuple[int, int], kernel: int, with_bias: bool) -> None:
+    """As the simulation runs it, with channels last."""
+    x, weight, bias = 60 * numbers(*size, 3), numbers(64, 3, kernel, kernel), numbers(64)
+    conv = pack_pixel_conv(weight, bias if with_bias else None, lanes=lanes)
+    image = torch.from_numpy(x).permute(2, 0, 1)[None]
+    filters = torch.from_numpy(weight).contiguous(memory_format=torch.channels_last)
+    offset = torch.from_numpy(bias) if with_bias else None
+    wanted = F.conv2d(image, filters, offset, padding=kernel // 2)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(conv(x), wanted)
 
 
 def test_stored_fields_make_the_same_convolution(lanes: int) -> None:
