@@ -14,13 +14,13 @@ from functools import cache
 
 import numpy as np
 
+from cabm.engine import registers
 from cabm.engine.arrays import aligned, empty, with_margin
 from cabm.engine.reference import convolve
-from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
-from cabm.machine.cpu import compiler_features
+from cabm.engine.registers import loop_for
+from cabm.machine.compiled import Loop, jit, none_if_numba_fails
 
-FEATURES = {16: ("avx512f",), 8: ("fma", "neon")}
-"""By float32 per register, widest first, the instruction sets one of which it needs, by LLVM's names."""
+FEATURES: registers.Features = {16: ("avx512f",), 8: ("fma", "neon")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,13 @@ class WinogradConv:
     lanes: int
 
     def __call__(
-        self, x: np.ndarray, first: int = 0, last: int | None = None, *, out: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        first: int = 0,
+        last: int | None = None,
+        *,
+        out: np.ndarray | None = None,
+        loop: Loop | None = None,
     ) -> np.ndarray:
         """Convolve (h,w,I r^2) float32, channels side by side in memory.
 
@@ -57,6 +63,7 @@ class WinogradConv:
             x: the input.
             first, last: rows of the result to compute; default: all.
             out: memory for them, from `memory_for`; default: new memory.
+            loop: compiled for ``lanes``; default: from `compiled`.
 
         Returns:
             (last-first,w r,O) float32, a part of ``out``.
@@ -64,21 +71,7 @@ class WinogradConv:
         Raises:
             RuntimeError: this CPU runs no loop for these weights.
         """
-        loop = compiled(self.lanes)
-        if loop is None:
-            raise RuntimeError(f"no compiled convolution with {self.lanes} numbers per register runs here")
-        return self.by(loop, x, first, last, out=out)
-
-    def by(
-        self,
-        loop: Loop,
-        x: np.ndarray,
-        first: int = 0,
-        last: int | None = None,
-        *,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Convolve by a loop that is compiled for ``lanes``; the rest as above."""
+        loop = loop or loop_for(compiled, self.lanes)
         height, width, channels = x.shape
         row, pixel = (stride // x.itemsize for stride in x.strides[:2])
         numbers = (height - 1) * row + (width - 1) * pixel + channels
@@ -171,8 +164,7 @@ def kernel_matrix(size: int) -> np.ndarray:
 @none_if_numba_fails
 def widest() -> int | None:
     """Return the most float32 per register for which a loop compiles on this CPU; None: there is none."""
-    features = compiler_features()
-    return next((lanes for lanes, any_of in FEATURES.items() if any(map(features.get, any_of))), None)
+    return registers.widest(FEATURES)
 
 
 @cache
@@ -186,7 +178,7 @@ def compiled(lanes: int) -> Loop | None:
     Raises:
         ArithmeticError: it computes wrong results.
     """
-    if not compiles_for_this_cpu() or not any(map(compiler_features().get, FEATURES[lanes])):
+    if not registers.compiles(FEATURES, lanes):
         return None
     from cabm.engine.float_winograd_loops import convolution_loop
 
@@ -202,7 +194,7 @@ def _tried(loop: Loop, lanes: int) -> bool:
         weight = random.standard_normal((20, 18, size, size), np.float32)
         x = random.standard_normal((5, 9, 18), np.float32)
         wanted = convolve(x, weight)
-        error = np.abs(_packed(weight, None, 1, 1.0, False, lanes).by(loop, x) - wanted).max()
+        error = np.abs(_packed(weight, None, 1, 1.0, False, lanes)(x, loop=loop) - wanted).max()
         if not error <= 1e-4 * np.abs(wanted).max():
             return False
     return True

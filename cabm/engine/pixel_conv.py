@@ -17,16 +17,16 @@ from functools import cache
 
 import numpy as np
 
+from cabm.engine import registers
 from cabm.engine.arrays import with_margin
 from cabm.engine.reference import convolve, leaky
-from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
-from cabm.machine.cpu import compiler_features
+from cabm.engine.registers import loop_for
+from cabm.machine.compiled import Loop, jit, none_if_numba_fails
 
 BAND = 16
 """Rows of results that are computed together, so that what they read stays in the cache."""
 
-FEATURES = {16: ("avx512f",), 8: ("fma",), 4: ("neon", "fma")}
-"""By float32 per register, widest first, the instruction sets one of which it needs, by LLVM's names."""
+FEATURES: registers.Features = {16: ("avx512f",), 8: ("fma",), 4: ("neon", "fma")}
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class PixelConv:
         Raises:
             RuntimeError: this CPU runs no loop for these weights.
         """
-        loop = compiled(self.lanes)
-        if loop is None:
-            raise RuntimeError(f"no compiled convolution with {self.lanes} numbers per register runs here")
+        loop = loop_for(compiled, self.lanes)
         out = np.empty((*x.shape[:2], len(self.biases)), np.float32)
         slope = np.float32(self.slope)
         loop(np.ascontiguousarray(x, np.float32), self.weights, self.biases, self.size, slope, out)
@@ -99,8 +97,7 @@ def pack(weight: np.ndarray, lanes: int) -> np.ndarray:
 @none_if_numba_fails
 def widest() -> int | None:
     """Return the most float32 per register for which a loop compiles on this CPU; None: there is none."""
-    features = compiler_features()
-    return next((lanes for lanes, any_of in FEATURES.items() if any(map(features.get, any_of))), None)
+    return registers.widest(FEATURES)
 
 
 @cache
@@ -114,7 +111,7 @@ def compiled(lanes: int) -> Loop | None:
     Raises:
         ArithmeticError: it computes wrong results.
     """
-    if not compiles_for_this_cpu() or not any(map(compiler_features().get, FEATURES[lanes])):
+    if not registers.compiles(FEATURES, lanes):
         return None
     loop = jit(convolution_loop(lanes))
     if not _tried(loop, lanes):

@@ -11,11 +11,11 @@ from functools import cache
 
 import numpy as np
 
-from cabm.engine import pixel_conv
+from cabm.engine import pixel_conv, registers
 from cabm.engine.arrays import aligned, empty, with_margin
 from cabm.engine.reference import convolve
-from cabm.machine.compiled import Loop, compiles_for_this_cpu, jit, none_if_numba_fails
-from cabm.machine.cpu import compiler_features
+from cabm.engine.registers import loop_for
+from cabm.machine.compiled import Loop, jit, none_if_numba_fails
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,13 @@ class TapConv:
     lanes: int
 
     def __call__(
-        self, x: np.ndarray, first: int = 0, last: int | None = None, *, out: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        first: int = 0,
+        last: int | None = None,
+        *,
+        out: np.ndarray | None = None,
+        loop: Loop | None = None,
     ) -> np.ndarray:
         """Convolve (h,w,I r^2) float32, channels side by side in memory.
 
@@ -48,6 +54,7 @@ class TapConv:
             x: the input; beyond its rows and columns are zeros.
             first, last: rows of ``x`` whose results are wanted; default: all.
             out: contiguous memory for them; default: new memory.
+            loop: compiled for ``lanes``; default: from `compiled`.
 
         Returns:
             ``out``, ((last-first) r,w r,O) float32.
@@ -55,21 +62,7 @@ class TapConv:
         Raises:
             RuntimeError: this CPU runs no loop for these weights.
         """
-        loop = compiled(self.lanes)
-        if loop is None:
-            raise RuntimeError(f"no compiled sum of taps with {self.lanes} numbers per register runs here")
-        return self.by(loop, x, first, last, out=out)
-
-    def by(
-        self,
-        loop: Loop,
-        x: np.ndarray,
-        first: int = 0,
-        last: int | None = None,
-        *,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Convolve by a loop that is compiled for ``lanes``; the rest as above."""
+        loop = loop or loop_for(compiled, self.lanes)
         (height, width, _), factor = x.shape, self.shuffle
         rows = (height if last is None else last) - first
         out = empty((rows * factor, width * factor, len(self.biases))) if out is None else out
@@ -124,8 +117,7 @@ def compiled(lanes: int) -> Loop | None:
     Raises:
         ArithmeticError: it computes wrong results.
     """
-    features = pixel_conv.FEATURES[lanes]
-    if not compiles_for_this_cpu() or not any(map(compiler_features().get, features)):
+    if not registers.compiles(pixel_conv.FEATURES, lanes):
         return None
     from cabm.engine.tap_sums_loops import taps_loop
 
@@ -141,5 +133,5 @@ def _tried(loop: Loop, lanes: int) -> bool:
     x, weight, bias = (
         random.integers(-8, 9, shape).astype(np.float32) for shape in ((4, 9, 10), (3, 10, 5, 5), (3,))
     )
-    found = _packed(weight, bias, 1, lanes).by(loop, x)
+    found = _packed(weight, bias, 1, lanes)(x, loop=loop)
     return np.array_equal(found, convolve(x, weight) + bias)

@@ -13,8 +13,7 @@ Linux."""
 
 def may_have_gpu() -> bool:
     """Return whether PyTorch may find a GPU; it takes half a second to ask it."""
-    if version("torch").endswith("+cpu"):
+    system = platform.system()
+    if system == "Darwin" or (system == "Linux" and not any(Path(name).exists() for name in DRIVERS)):
         return False
-    if platform.system() == "Linux":
-        return any(Path(name).exists() for name in DRIVERS)
-    return platform.system() != "Darwin"
+    return not version("torch").endswith("+cpu")  # asked last: it looks through all packages

@@ -20,6 +20,7 @@ from cabm.engine.float_rows import Layer
 from cabm.engine.fused import FloatWeights, Kernel
 from cabm.engine.integer import IntegerModel
 from cabm.engine.packing import Scaling
+from cabm.engine.registers import Features
 from cabm.engine.tensors import as_array, as_tensor
 from cabm.machine import cpu
 from cabm.models import Backbone, build_model
@@ -70,6 +71,14 @@ def layer_of(weight: Tensor, bias: Tensor, **ends: Any) -> Layer:
 def weights_of(layer: Layer) -> tuple[Tensor, Tensor]:
     """Return the weights and biases of a layer as float64."""
     return torch.from_numpy(layer.weight).double(), torch.from_numpy(layer.bias).double()
+
+
+def require_registers(features: Features, lanes: int) -> int:
+    """Return ``lanes``, or skip the test if this CPU has no registers of so many float32."""
+    known = cpu.compiler_features()
+    if not any(map(known.get, features[lanes])):
+        pytest.skip(f"this CPU has no {' or '.join(features[lanes])}")
+    return lanes
 
 
 def photograph(height: int, width: int, *, count: int = 1, seed: int = 0) -> Tensor:

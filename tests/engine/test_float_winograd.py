@@ -8,15 +8,13 @@ from torch.nn import functional as F
 from cabm.engine import float_conv, float_winograd
 from cabm.engine.float_rows import pixels_together
 from cabm.engine.float_winograd import FEATURES, pack_winograd
-from cabm.machine import cpu
+
+from .helpers import require_registers
 
 
 @pytest.fixture(params=sorted(FEATURES))
 def lanes(request: pytest.FixtureRequest) -> int:
-    features = cpu.compiler_features()
-    if not any(map(features.get, FEATURES[request.param])):
-        pytest.skip(f"this CPU has no {' or '.join(FEATURES[request.param])}")
-    return request.param
+    return require_registers(FEATURES, request.param)
 
 
 def numbers(*shape: int) -> np.ndarray:

@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cabm.engine import pixel_conv
+from cabm.engine import pixel_conv, registers
 from cabm.engine.pixel_conv import FEATURES, PixelConv, pack_pixel_conv
-from cabm.machine import compiled, cpu
+from cabm.machine import compiled
+
+from .helpers import require_registers
 
 SIZES = [(1, 1), (1, 7), (5, 3), (22, 22), (96, 96)]
 
 
 @pytest.fixture(params=sorted(FEATURES))
 def lanes(request: pytest.FixtureRequest) -> int:
-    features = cpu.compiler_features()
-    if not any(map(features.get, FEATURES[request.param])):
-        pytest.skip(f"this CPU has no {' or '.join(FEATURES[request.param])}")
-    return request.param
+    return require_registers(FEATURES, request.param)
 
 
 def numbers(*shape: int) -> np.ndarray:
@@ -93,7 +92,7 @@ def test_the_widest_registers_are_the_default() -> None:
 def test_the_cpu_chooses_the_registers(
     features: dict[str, bool], expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixel_conv, "compiler_features", lambda: features)
+    monkeypatch.setattr(registers, "compiler_features", lambda: features)
     assert pixel_conv.widest.__wrapped__() == expected
 
 

@@ -9,17 +9,14 @@ from cabm.engine import tap_sums
 from cabm.engine.float_rows import pixels_together
 from cabm.engine.pixel_conv import FEATURES
 from cabm.engine.tap_sums import pack_taps
-from cabm.machine import cpu
 
+from .helpers import require_registers
 from .test_float_winograd import direct, numbers, shuffled
 
 
 @pytest.fixture(params=sorted(FEATURES))
 def lanes(request: pytest.FixtureRequest) -> int:
-    features = cpu.compiler_features()
-    if not any(map(features.get, FEATURES[request.param])):
-        pytest.skip(f"this CPU has no {' or '.join(FEATURES[request.param])}")
-    return request.param
+    return require_registers(FEATURES, request.param)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 2), (22, 31)], ids=str)
